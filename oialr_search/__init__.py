@@ -1,0 +1,1 @@
+"""The search: breeding, launching, storing and reporting; never imports torch."""

@@ -1,0 +1,140 @@
+"""The leaderboard, the status and the whole story of one individual, as plain rows."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from oialr_search.storage import (
+    EvaluationRecord,
+    IndividualRecord,
+    SearchRecord,
+    Status,
+    Storage,
+    StorageError,
+)
+
+Row = dict[str, Any]
+
+
+def choose_search(storage: Storage, name: str | None) -> SearchRecord:
+    """The search of that name, or the one launched last.
+
+    Raises:
+        StorageError: when there is none.
+    """
+    searches = storage.searches()
+    if not searches:
+        raise StorageError("the database holds no search yet")
+    if name is None:
+        return searches[0]
+    found = storage.find_search(name)
+    if found is None:
+        known = ", ".join(search.name for search in searches)
+        raise StorageError(f"no search named {name!r} in the database; it holds {known}")
+    return found
+
+
+def leaderboard(storage: Storage, search: SearchRecord, top: int | None) -> list[Row]:
+    """Completed individuals, the fittest first."""
+    individuals = storage.individuals(
+        search.id, status=Status.COMPLETED, limit=top, order="fitness"
+    )
+    return [_row(place, individual) for place, individual in enumerate(individuals, start=1)]
+
+
+def status(storage: Storage, search: SearchRecord) -> list[Row]:
+    """One row an island: what is done, what runs, the best so far."""
+    individuals = storage.individuals(search.id)
+    running = storage.progress(search.id).running
+    rows = []
+    for island in sorted({individual.island for individual in individuals}):
+        own = [individual for individual in individuals if individual.island == island]
+        fitness = [i.fitness for i in own if i.fitness is not None]
+        rows.append(
+            {
+                "island": island,
+                "individuals": len(own),
+                **{
+                    name.value: sum(1 for i in own if i.status is name)
+                    for name in Status
+                    if name is not Status.QUEUED
+                },
+                "best_fitness": min(fitness, default=None),
+                "now": ", ".join(
+                    f"individual {e.individual_id} at epoch {e.last_epoch or 0} on {e.hostname} "
+                    f"since {_seconds_ago(e.started_at):.0f} s"
+                    for e in running
+                    if e.island == island
+                ),
+            }
+        )
+    return rows
+
+
+def story(storage: Storage, individual_id: int) -> Row:
+    """All that is known of one individual.
+
+    Raises:
+        StorageError: when there is none of that number.
+    """
+    individual = storage.individual(individual_id)
+    if individual is None:
+        raise StorageError(f"no individual {individual_id} in the database")
+    return {
+        "individual": individual.id,
+        "status": individual.status.value,
+        "fitness": individual.fitness,
+        "island": individual.island,
+        "island_rank": individual.island_rank,
+        "generation": individual.generation,
+        "origin": individual.origin,
+        "parents": list(individual.parents),
+        "hyperparameters": dict(individual.hyperparameters),
+        "evaluations": [
+            _evaluation(storage, evaluation) for evaluation in storage.evaluations(individual.id)
+        ],
+    }
+
+
+def _row(place: int, individual: IndividualRecord) -> Row:
+    evaluation = individual.evaluation
+    assert evaluation is not None
+    return {
+        "place": place,
+        "individual": individual.id,
+        "fitness": individual.fitness,
+        **{k: v for k, v in evaluation.metrics.items() if k.startswith("validation_")},
+        "trainable_percent": evaluation.trainable_percent,
+        "compression_percent": evaluation.compression_percent,
+        **individual.hyperparameters,
+        "island": individual.island,
+        "generation": individual.generation,
+        "duration_s": evaluation.duration_s,
+    }
+
+
+def _evaluation(storage: Storage, evaluation: EvaluationRecord) -> Row:
+    inner_ranks: Row = {}
+    for update in storage.rank_updates(evaluation.id):
+        history = inner_ranks.setdefault(update.layer, [update.full_inner_rank])
+        history.append(update.inner_rank)
+    return {
+        "attempt": evaluation.attempt,
+        "status": evaluation.status.value,
+        "reason": evaluation.reason,
+        "exit_code": evaluation.exit_code,
+        "exit_signal": evaluation.exit_signal,
+        "host": evaluation.hostname,
+        "device": evaluation.device,
+        "started_at": evaluation.started_at.isoformat(timespec="seconds"),
+        "duration_s": evaluation.duration_s,
+        "epochs": evaluation.last_epoch,
+        "metrics": dict(evaluation.metrics),
+        "inner_ranks": inner_ranks,
+        "log": evaluation.log_path,
+    }
+
+
+def _seconds_ago(at: datetime) -> float:
+    return (datetime.now(UTC) - at).total_seconds()

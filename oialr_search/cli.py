@@ -1,0 +1,379 @@
+"""The commands, thin: arguments in, one call, rows out. Heavy imports are inside the commands."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from oialr_search.rows import Format, print_rows
+from oialr_search.storage import StorageError, open_storage
+from workers.config import ConfigError
+
+if TYPE_CHECKING:
+    from oialr_search.storage import SearchRecord, Storage
+    from workers.protocol import Event
+
+EXIT_INTERNAL, EXIT_CONFIG = 70, 78
+# Rank of this process in a launch, as the launchers announce it before MPI is initialised.
+WORLD_RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Search the hyperparameters of OIALR low-rank training, and train the best.",
+)
+
+SearchFileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="Search file (YAML).")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="PATH=VALUE",
+        help="Override a value of the file, e.g. `epochs=2`; repeatable. Setting a searched "
+        "hyperparameter takes it out of the space; `space.oialr.delay_steps.low=5` moves a bound.",
+    ),
+]
+SearchDirOption = Annotated[
+    Path,
+    typer.Option(help="Folder of the SQLite database `search.db` and of all evaluations."),
+]
+DatabaseOption = Annotated[
+    str | None,
+    typer.Option(
+        "--db",
+        envvar="OIALR_SEARCH_DB",
+        show_envvar=True,
+        metavar="URL",
+        help="sqlite:///PATH or postgresql://...; by default `search.db` in the search folder.",
+    ),
+]
+DataDirOption = Annotated[
+    Path | None,
+    typer.Option(envvar="OIALR_DATA", show_envvar=True, help="Folder of the data sets."),
+]
+SearchOption = Annotated[
+    str | None,
+    typer.Option("--search", help="Name of the search; by default the one launched last."),
+]
+FormatOption = Annotated[Format, typer.Option("--format", help="How to print.")]
+SEARCH_DIR = Path("searches")
+
+
+@app.command()
+def run(
+    file: SearchFileArgument,
+    db: DatabaseOption = None,
+    search_dir: SearchDirOption = SEARCH_DIR,
+    data_dir: DataDirOption = None,
+    evaluations: Annotated[
+        int | None, typer.Option(min=1, help="Individuals in total, over all ranks.")
+    ] = None,
+    islands: Annotated[int | None, typer.Option(min=1, help="Number of islands.")] = None,
+    time_limit: Annotated[
+        str | None,
+        typer.Option(metavar="T", help="Stop after e.g. `90s`, `30m`, `2h`, `1:30:00`; exit 75."),
+    ] = None,
+    assignments: SetOption = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the search.")] = None,
+) -> None:
+    """Run a search, or go on with it: one rank, or under mpiexec as many as you like.
+
+    Example: `mpiexec -n 4 oialr-search run search_spaces/minivit_digits.yaml --islands 2`
+    """
+    from oialr_search.config import load_search
+
+    given = {"evaluations": evaluations, "islands": islands, "seed": seed}
+    changed = {key: value for key, value in given.items() if value is not None}
+    search_file = load_search(file, assignments or (), changed)
+    limit_s = None if time_limit is None else parse_duration(time_limit)
+    if is_first_rank():
+        for name in search_file.pinned:
+            print(f"`{name}` is set, and no longer searched", flush=True)
+    from oialr_search.controller import LaunchSettings
+    from oialr_search.controller import run as run_rank
+
+    exit_code = run_rank(
+        search_file,
+        LaunchSettings(
+            database_url=database_url(db, search_dir),
+            search_dir=search_dir,
+            data_dir=str(data_dir) if data_dir else None,
+            time_limit_s=limit_s,
+            environment=dict(os.environ),
+        ),
+    )
+    raise typer.Exit(exit_code)
+
+
+@app.command()
+def leaderboard(
+    db: DatabaseOption = None,
+    search_dir: SearchDirOption = SEARCH_DIR,
+    search: SearchOption = None,
+    top: Annotated[int, typer.Option(min=1, help="So many individuals.")] = 10,
+    output: FormatOption = Format.TABLE,
+) -> None:
+    """Print the best individuals; works while the search runs.
+
+    Example: `oialr-search leaderboard --top 5 --format csv`
+    """
+    from oialr_search.analysis import leaderboard as analysis
+
+    with _open(db, search_dir) as storage:
+        chosen = analysis.choose_search(storage, search)
+        rows = analysis.leaderboard(storage, chosen, top)
+    print_rows(rows, output, title=f"{chosen.name}: {chosen.task}, {chosen.metric}")
+
+
+@app.command()
+def status(
+    db: DatabaseOption = None,
+    search_dir: SearchDirOption = SEARCH_DIR,
+    search: SearchOption = None,
+    output: FormatOption = Format.TABLE,
+) -> None:
+    """Print what is done, what runs and what failed, island by island.
+
+    Example: `oialr-search status --search minivit_digits`
+    """
+    from oialr_search.analysis import leaderboard as analysis
+
+    with _open(db, search_dir) as storage:
+        chosen = analysis.choose_search(storage, search)
+        rows = analysis.status(storage, chosen)
+        progress = storage.progress(chosen.id)
+    done = sum(progress.counts.values())
+    title = f"{chosen.name}: {done} of {progress.total} individuals begun"
+    print_rows(rows, output, title=title)
+
+
+@app.command()
+def show(
+    individual: Annotated[int, typer.Argument(help="Number of the individual.")],
+    db: DatabaseOption = None,
+    search_dir: SearchDirOption = SEARCH_DIR,
+    output: FormatOption = Format.TABLE,
+) -> None:
+    """Print all that is known of one individual: genes' origin, training, failure, log.
+
+    Example: `oialr-search show 7`
+    """
+    from oialr_search.analysis import leaderboard as analysis
+
+    with _open(db, search_dir) as storage:
+        story = analysis.story(storage, individual)
+    # A story is nested: as a table it reads best as YAML, as CSV it is one row.
+    print_rows([story], Format.YAML if output is Format.TABLE else output)
+
+
+@app.command()
+def export(
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="File to write; by default, print.")
+    ] = None,
+    individual: Annotated[
+        int | None, typer.Option(help="Number of the individual; by default the best.")
+    ] = None,
+    db: DatabaseOption = None,
+    search_dir: SearchDirOption = SEARCH_DIR,
+    search: SearchOption = None,
+) -> None:
+    """Write an individual's complete training configuration as YAML.
+
+    Example: `oialr-search export -o best.yaml`
+    """
+    from oialr_search import export as exporting
+    from oialr_search.analysis.leaderboard import choose_search
+
+    with _open(db, search_dir) as storage:
+        chosen, record = choose_search(storage, search), None
+        if individual is not None:
+            record = storage.individual(individual)
+            if record is None:
+                raise StorageError(f"no individual {individual} in the database")
+            chosen = _search_of(storage, record.search_id)
+        record = record or exporting.best_individual(storage, chosen)
+        text = exporting.export(storage, chosen, record)
+    if output is None:
+        print(text, end="")
+        return
+    try:
+        exporting.write_aside(output, text)
+    except OSError as error:
+        raise ConfigError(f"cannot write {output}: {error.strerror}") from None
+    print(f"individual {record.id} (fitness {record.fitness}) written to {output}")
+
+
+@app.command()
+def train(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Training configuration, e.g. an exported one.")
+    ],
+    seeds: Annotated[int, typer.Option(min=1, help="Train with so many seeds in a row.")] = 1,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder of logs, metrics and checkpoints; by default trainings/FILE."),
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    data_dir: DataDirOption = None,
+    assignments: SetOption = None,
+    output_format: FormatOption = Format.TABLE,
+) -> None:
+    """Train a configuration; print mean and standard deviation over the seeds.
+
+    Example: `oialr-search train best.yaml --seeds 3`
+    """
+    from oialr_search import launcher, trainer
+    from workers.config import load_training
+
+    overrides = [*(assignments or ()), *([f"device={device}"] if device is not None else ())]
+    config = load_training(file, overrides)
+    try:
+        gpu = launcher.choose_gpu(config.device, launcher.visible_gpus(os.environ), 0)
+    except LookupError as error:
+        raise ConfigError(f"{error} ({file})") from None
+    settings = launcher.WorkerSettings(gpu=gpu, num_threads=len(launcher.affinity()))
+    folder = output or Path("trainings") / file.stem
+    results = []
+    for seed in range(config.seed, config.seed + seeds):
+        report = _epoch_printer(f"seed {seed}", config.epochs)
+        results.append(
+            trainer.train(
+                config.model_copy(update={"seed": seed}),
+                folder=folder / f"seed-{seed}",
+                data_dir=str(data_dir) if data_dir else None,
+                settings=settings,
+                report=report,
+            )
+        )
+    print_rows(trainer.summary(results), output_format, title=f"{file}: {seeds} seed(s)")
+
+
+@app.command()
+def validate(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Search file or training configuration.")
+    ],
+    assignments: SetOption = None,
+) -> None:
+    """Check a search file or a training configuration without running it.
+
+    Example: `oialr-search validate search_spaces/minivit_cifar10.yaml --set epochs=2`
+    """
+    from oialr_search.config import load_search
+    from workers.config import load_training, read_yaml
+
+    content = read_yaml(file)
+    if "search" in content or "space" in content:
+        search_file = load_search(file, assignments or ())
+        size = len(search_file.space.hyperparameters)
+        print(
+            f"{file}: search {search_file.search.name!r} of {size} hyperparameters, "
+            f"{search_file.search.evaluations} evaluations of {search_file.training.task} "
+            f"on {search_file.search.islands} islands"
+        )
+    else:
+        training = load_training(file, assignments or ())
+        print(f"{file}: training of {training.task}, {training.epochs} epochs")
+
+
+def database_url(db: str | None, search_dir: Path) -> str:
+    """The database asked for, or the SQLite file in the search folder."""
+    return db or f"sqlite:///{(search_dir / 'search.db').absolute()}"
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of `90`, `90s`, `30m`, `2h`, `1d`, `30:00`, `1:30:00` or Slurm's `1-12:00:00`.
+
+    Raises:
+        typer.BadParameter: when it is none of these.
+    """
+    units = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+    if match := re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text):
+        return float(match[1]) * units[match[2]]
+    if match := re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", text):
+        days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+        return ((days * 24 + hours) * 60 + minutes) * 60.0 + seconds
+    raise typer.BadParameter(f"a duration such as 90s, 30m, 2h or 1:30:00, got {text!r}")
+
+
+def is_first_rank() -> bool:
+    """Is this process alone, or rank 0 of its launch? Known before MPI is initialised."""
+    ranks = (os.environ[name] for name in WORLD_RANK_VARIABLES if name in os.environ)
+    return next(ranks, "0") == "0"
+
+
+def main() -> NoReturn:
+    """Run a command; the user's mistakes end in one line each and the exit code of their kind."""
+    try:
+        code = app(standalone_mode=False)
+    except (ConfigError, StorageError) as error:
+        code = _complain(error, EXIT_CONFIG)
+    except KeyboardInterrupt:
+        code = 130
+    except Exception as error:
+        code = _complain_of_usage(error)
+    sys.exit(code or 0)
+
+
+def _complain(error: Exception, code: int) -> int:
+    if is_first_rank():
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+    return code
+
+
+def _complain_of_usage(error: Exception) -> int:
+    """Typer's own errors show themselves; all others are ours."""
+    from oialr_search.trainer import TrainingFailed
+
+    if isinstance(error, TrainingFailed):
+        return _complain(error, EXIT_INTERNAL)
+    show, code = getattr(error, "show", None), getattr(error, "exit_code", None)
+    if show is None or code is None:
+        traceback.print_exception(error)
+        return EXIT_INTERNAL
+    if is_first_rank():
+        show()
+    return int(code)
+
+
+def _open(db: str | None, search_dir: Path) -> Storage:
+    return open_storage(database_url(db, search_dir), read_only=True)
+
+
+def _search_of(storage: Storage, search_id: int) -> SearchRecord:
+    return next(search for search in storage.searches() if search.id == search_id)
+
+
+def _epoch_printer(name: str, epochs: int) -> Any:
+    """Prints a line an epoch, to standard error: standard output is for the result."""
+    from workers.protocol import Epoch, Started
+
+    def report(event: Event) -> None:
+        match event:
+            case Started():
+                for warning in event.warnings:
+                    print(f"warning: {warning}", file=sys.stderr)
+            case Epoch():
+                shown = _shown(event.metrics)
+                print(f"{name} epoch {event.epoch}/{epochs}  {shown}", file=sys.stderr, flush=True)
+
+    return report
+
+
+def _shown(metrics: Mapping[str, float]) -> str:
+    return "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,224 @@
+"""Starts, feeds, watches and kills worker processes; chooses their device and CPU threads."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pynvml
+
+from workers.protocol import Event, Message, ProtocolError, decode, encode
+
+# A worker that inherits these believes to be an MPI rank, or a part of the launch.
+LAUNCHER_VARIABLES = (
+    "OMPI_", "PMIX_", "PMI", "PRTE_", "HYDRA_", "HYDI_", "MPIR_", "I_MPI_", "MV2_", "SLURM_",
+)  # fmt: skip
+READ_BYTES = 1 << 16
+LOG_TAIL_BYTES = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSettings:
+    """What all workers of one controller rank share."""
+
+    gpu: str | None
+    """Index, UUID or MIG name of the one visible GPU; None: train on the CPU."""
+    num_threads: int
+
+
+class WorkerDied(Exception):  # noqa: N818  (an event of the worker's life, not a mistake of ours)
+    """The worker process ended, or spoke nonsense, without a result."""
+
+    def __init__(self, reason: str, exit_code: int | None = None) -> None:
+        super().__init__(reason)
+        self.exit_code = exit_code if exit_code is not None and exit_code >= 0 else None
+        self.exit_signal = -exit_code if exit_code is not None and exit_code < 0 else None
+
+
+class Worker:
+    """One worker process, from its start to its death; it trains one evaluation."""
+
+    def __init__(self, settings: WorkerSettings, log_path: Path) -> None:
+        self.log_path = log_path
+        self._buffer = b""
+        self._events, events_for_worker = os.pipe()
+        os.set_blocking(self._events, False)
+        command = [sys.executable, "-P", "-m", "workers"]
+        command += ["--events", str(events_for_worker), "--parent", str(os.getpid())]
+        with log_path.open("ab") as log:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=worker_environment(os.environ, settings),
+                pass_fds=(events_for_worker,),
+                start_new_session=True,
+            )
+        os.close(events_for_worker)
+
+    @property
+    def pid(self) -> int:
+        """Process id, which is also that of the worker's group."""
+        return self._process.pid
+
+    def send(self, message: Message) -> None:
+        """Hand the worker a message; one that is dead already says so in `receive`."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(encode(message))
+            self._process.stdin.flush()
+
+    def receive(self, timeout_s: float) -> list[Event]:
+        """The events that have come, after waiting at most `timeout_s` for the first.
+
+        Raises:
+            WorkerDied: when the process is dead and all that it said has been received.
+        """
+        if b"\n" not in self._buffer:
+            select.select([self._events], [], [], timeout_s)
+            try:
+                chunk = os.read(self._events, READ_BYTES)
+                closed = not chunk
+                self._buffer += chunk
+            except BlockingIOError:
+                closed = self._process.poll() is not None
+            if closed and b"\n" not in self._buffer:
+                exit_code = self._process.wait()
+                raise WorkerDied(self._reason_of_death(exit_code), exit_code)
+        *lines, self._buffer = self._buffer.split(b"\n")
+        try:
+            return [decode(line) for line in lines]
+        except ProtocolError as error:
+            self.kill()
+            raise WorkerDied(f"garbage on the worker's pipe: {error}") from None
+
+    def dead(self) -> bool:
+        """Has the process ended?"""
+        return self._process.poll() is not None
+
+    def move_log(self, path: Path) -> None:
+        """Give the log, into which the process goes on writing, its place."""
+        self.log_path = self.log_path.rename(path)
+
+    def kill(self) -> None:
+        """Kill the process and its children at once; harmless when they are dead."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._close()
+
+    def release(self) -> None:
+        """Let a worker that has sent its result end in its own time."""
+        _ending.append(self)
+        _ending[:] = [worker for worker in _ending if not worker._ended()]
+
+    def _ended(self) -> bool:
+        if not self.dead():
+            return False
+        self._close()
+        return True
+
+    def _close(self) -> None:
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+        if self._events >= 0:
+            os.close(self._events)
+            self._events = -1
+
+    def _reason_of_death(self, exit_code: int) -> str:
+        if exit_code >= 0:
+            last = self.log_tail().strip().splitlines()[-1:]
+            return f"the worker ended with exit code {exit_code}" + "".join(f": {x}" for x in last)
+        name = signal.Signals(-exit_code).name
+        hint = ", perhaps out of memory" if name == "SIGKILL" else ""
+        return f"the worker was killed by {name}{hint}"
+
+    def log_tail(self) -> str:
+        """The end of the worker's log."""
+        with self.log_path.open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
+            return log.read().decode(errors="replace")
+
+
+_ending: list[Worker] = []
+
+
+def kill_ending_workers(grace_s: float = 2.0) -> None:
+    """Wait shortly for the released workers, then kill those still there."""
+    deadline = time.monotonic() + grace_s
+    for worker in _ending:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            worker._process.wait(max(0.0, deadline - time.monotonic()))
+        worker.kill()
+    _ending.clear()
+
+
+def worker_environment(environment: Mapping[str, str], settings: WorkerSettings) -> dict[str, str]:
+    """The environment of a worker: no MPI, no batch system, one visible GPU or none."""
+    kept = {k: v for k, v in environment.items() if not k.startswith(LAUNCHER_VARIABLES)}
+    threads = str(settings.num_threads)
+    return kept | {
+        "CUDA_VISIBLE_DEVICES": settings.gpu or "",
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def visible_gpus(environment: Mapping[str, str]) -> list[str]:
+    """The GPUs that this process may use, by index, UUID or MIG name, as they were given."""
+    listed = environment.get("CUDA_VISIBLE_DEVICES")
+    if listed is not None:
+        return [name.strip() for name in listed.split(",") if name.strip() not in ("", "-1")]
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return []
+    try:
+        return [str(index) for index in range(pynvml.nvmlDeviceGetCount())]
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def choose_gpu(device: str, gpus: Sequence[str], local_rank: int) -> str | None:
+    """The GPU of the rank with this node-local number; ranks share when there are too few.
+
+    Raises:
+        LookupError: when a GPU is asked for and none is visible.
+    """
+    if device == "cuda" and not gpus:
+        raise LookupError(f"no GPU is visible on {socket.gethostname()} for `device`, got 'cuda'")
+    return gpus[local_rank % len(gpus)] if gpus and device != "cpu" else None
+
+
+def affinity() -> frozenset[int]:
+    """The CPU cores that this process may run on."""
+    return frozenset(os.sched_getaffinity(0))
+
+
+def threads_per_rank(own: frozenset[int], on_node: Sequence[frozenset[int]]) -> int:
+    """CPU threads of one rank's trainings: its cores, shared with the ranks bound to the same.
+
+    `on_node` lists the cores of all ranks of the node, this one's among them.
+    """
+    return max(1, len(own) // sum(1 for cores in on_node if cores & own))
+
+
+def as_request(training: Mapping[str, Any], num_threads: int) -> dict[str, Any]:
+    """The training configuration with its number of threads decided."""
+    decided = dict(training)
+    if decided.get("num_threads") is None:
+        decided["num_threads"] = num_threads
+    return decided

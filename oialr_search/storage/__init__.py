@@ -1,0 +1,72 @@
+"""The database of searches: what was asked for, what ran, what came out.
+
+`open_storage` gives a `Storage`; records and errors are plain Python (see `contract`).
+"""
+
+from __future__ import annotations
+
+from oialr_search.storage.contract import (
+    Claim,
+    EpochRecord,
+    EvaluationRecord,
+    IndividualRecord,
+    JsonValue,
+    LaunchRecord,
+    MigrationRecord,
+    NewEvaluation,
+    NewLaunch,
+    NewSearch,
+    Outcome,
+    Progress,
+    Proposal,
+    RankUpdate,
+    RunningEvaluation,
+    SearchRecord,
+    Status,
+    Storage,
+    StorageError,
+    utc_now,
+)
+
+__all__ = [
+    "Claim",
+    "EpochRecord",
+    "EvaluationRecord",
+    "IndividualRecord",
+    "JsonValue",
+    "LaunchRecord",
+    "MigrationRecord",
+    "NewEvaluation",
+    "NewLaunch",
+    "NewSearch",
+    "Outcome",
+    "Progress",
+    "Proposal",
+    "RankUpdate",
+    "RunningEvaluation",
+    "SearchRecord",
+    "Status",
+    "Storage",
+    "StorageError",
+    "open_storage",
+    "upgrade_storage",
+    "utc_now",
+]
+
+
+def open_storage(url: str, *, create: bool = False, read_only: bool = False) -> Storage:
+    """Open the database at a path, an `sqlite:///` URL or a `postgresql://` URL.
+
+    With `create` a missing one is made; any number of processes may do so at once.
+    """
+    from oialr_search.storage.engine import open_engine
+    from oialr_search.storage.sql import SqlStorage
+
+    return SqlStorage(open_engine(url, create=create, read_only=read_only))
+
+
+def upgrade_storage(url: str) -> None:
+    """Bring a database written by an older version to this one's schema."""
+    from oialr_search.storage.engine import upgrade
+
+    upgrade(url)

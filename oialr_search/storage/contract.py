@@ -1,0 +1,332 @@
+"""What the rest of the package knows of the database: records, the `Storage` protocol, its error.
+
+Everything here is plain Python. Records are frozen, times are timezone-aware UTC datetimes, and
+whatever goes wrong in a database arrives as one `StorageError` without a password in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Literal, Protocol, TypeAlias
+
+JsonValue: TypeAlias = (
+    "bool | int | float | str | Sequence[JsonValue] | Mapping[str, JsonValue] | None"
+)
+
+
+class StorageError(Exception):
+    """A database that cannot be used as asked; its text is one line for the user."""
+
+
+class Status(StrEnum):
+    """How far an individual or one of its evaluations has come."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    PRUNED = "pruned"
+    FAILED = "failed"
+    TIMED_OUT = "timed_out"
+    LOST = "lost"
+
+
+def utc_now() -> datetime:
+    """Return the current time the way every record here carries it."""
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewSearch:
+    """A search to be created; its hyperparameters and metrics become leaderboard columns."""
+
+    name: str
+    task: str
+    metric: str  # the validation metric that the fitness is made of
+    settings: Mapping[str, JsonValue]  # the complete search file after overrides
+    space: Sequence[Mapping[str, JsonValue]]  # {"name", "kind": float|int|bool|choice, ...} each
+    metric_names: Sequence[str]  # final metrics to show in the leaderboard
+    seed: int
+    evaluations_total: int  # individuals the search will have in the end
+    version: str  # of oialr_search
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchRecord(NewSearch):
+    """A stored search."""
+
+    id: int
+    created_at: datetime
+    last_launch_at: datetime | None  # None before the first launch
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewLaunch:
+    """One `mpirun` about to work on a search."""
+
+    search_id: int
+    world_size: int
+    num_islands: int
+    hostname: str
+    command_line: str  # credentials in URLs are blanked before it is stored
+    versions: Mapping[str, str]  # package -> version
+    git_revision: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchRecord(NewLaunch):
+    """A stored launch."""
+
+    id: int
+    started_at: datetime
+    ended_at: datetime | None  # None while it runs, and for ever when it was killed
+    exit_code: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposal:
+    """A bred individual that has no number yet."""
+
+    island: int
+    island_rank: int
+    generation: int
+    parents: Sequence[int]  # ids of individuals
+    origin: str  # how it came about: "random", "bred"
+    genes: Mapping[str, float]  # each in [0, 1]
+    hyperparameters: Mapping[str, JsonValue]  # decoded
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewEvaluation:
+    """One execution of a worker for an individual, about to start."""
+
+    individual_id: int
+    attempt: int
+    hostname: str
+    device: str | None
+    world_rank: int
+    seed: int
+    folder: str
+    log_path: str
+    started_at: datetime = field(default_factory=utc_now)  # when the request was sent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How an evaluation ended; the fitness is given exactly when it completed."""
+
+    status: Status
+    reason: str | None = None  # one line, None when all went well
+    exit_code: int | None = None
+    exit_signal: int | None = None
+    fitness: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)  # final values; inf reads as NaN
+    trainable_percent: float | None = None  # of the full-rank model's parameters
+    compression_percent: float | None = None  # total parameters, same reference
+    finished_at: datetime = field(default_factory=utc_now)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationRecord(NewEvaluation):
+    """A stored evaluation; what it has not come to yet is None."""
+
+    id: int
+    status: Status
+    reason: str | None
+    exit_code: int | None
+    exit_signal: int | None
+    training_started_at: datetime | None  # first training step
+    finished_at: datetime | None
+    finish_number: int | None  # it was the n-th evaluation of its search to finish
+    last_epoch: int | None
+    fitness: float | None
+    metrics: Mapping[str, float]
+    trainable_percent: float | None
+    compression_percent: float | None
+
+    @property
+    def duration_s(self) -> float | None:
+        """Seconds from the request to the end."""
+        if self.finished_at is None:
+            return None
+        return (self.finished_at - self.started_at).total_seconds()
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndividualRecord(Proposal):
+    """A stored individual with its latest evaluation."""
+
+    id: int
+    search_id: int
+    launch_id: int  # the launch that bred it; a later one may have repeated it
+    status: Status
+    fitness: float | None  # None unless completed
+    created_at: datetime
+    finished_at: datetime | None
+    evaluation: EvaluationRecord | None  # the latest attempt
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """An individual that the caller, and nobody else, is to evaluate now."""
+
+    individual: IndividualRecord
+    attempt: int  # 1 for a new individual
+    repeated: bool  # lost earlier: the proposal was not used
+    remaining: int  # claims left after this one, lost individuals included
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochRecord:
+    """The metrics of one epoch."""
+
+    epoch: int
+    step: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankUpdate:
+    """The inner rank of one layer after a basis update."""
+
+    step: int
+    layer: str
+    inner_rank: int
+    full_inner_rank: int
+    stability: float | None  # Eq. (4); None at the conversion
+
+
+@dataclass(frozen=True, kw_only=True)
+class MigrationRecord:
+    """An individual accepted by another island."""
+
+    id: int
+    search_id: int
+    individual_id: int
+    source_island: int
+    target_island: int
+    accepted_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunningEvaluation:
+    """What one controller rank is waiting for."""
+
+    evaluation_id: int
+    individual_id: int
+    attempt: int
+    island: int
+    island_rank: int
+    world_rank: int
+    hostname: str
+    device: str | None
+    started_at: datetime
+    last_epoch: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a search stands."""
+
+    total: int
+    counts: Mapping[Status, int]  # individuals; every status is there
+    best_fitness: float | None
+    best_individual_id: int | None
+    running: Sequence[RunningEvaluation]
+
+
+class Storage(AbstractContextManager["Storage"], Protocol):
+    """The database of searches. Each method is one transaction; any number of processes may call.
+
+    Every method raises `StorageError` where the database cannot do it.
+    """
+
+    def create_search(self, search: NewSearch) -> int:
+        """Store a search, give the leaderboard its columns and return the search's id."""
+
+    def set_evaluations_total(self, search_id: int, total: int) -> None:
+        """Change how many individuals a search will have: a resumed search may ask for more."""
+
+    def find_search(self, name: str) -> SearchRecord | None:
+        """Return the search of that name."""
+
+    def searches(self) -> list[SearchRecord]:
+        """Return all searches, the most recently launched first."""
+
+    def start_launch(self, launch: NewLaunch) -> int:
+        """Store a launch and return its id; what earlier launches left unfinished becomes lost."""
+
+    def end_launch(self, launch_id: int, exit_code: int) -> None:
+        """Note that a launch ended by itself."""
+
+    def launches(self, search_id: int) -> list[LaunchRecord]:
+        """Return a search's launches, oldest first."""
+
+    def claim(self, search_id: int, launch_id: int, proposal: Proposal, total: int) -> Claim | None:
+        """Hand out the oldest lost individual, else the proposal, else None at `total`.
+
+        Atomic over all processes: no individual is handed out twice, and no more than `total`
+        ever exist.
+        """
+
+    def start_evaluation(self, evaluation: NewEvaluation) -> int:
+        """Store a running evaluation and return its id."""
+
+    def mark_training_started(self, evaluation_id: int, at: datetime) -> None:
+        """Note the time of the first training step."""
+
+    def add_epoch(
+        self, evaluation_id: int, epoch: int, step: int, metrics: Mapping[str, float]
+    ) -> None:
+        """Store the metrics of one epoch; what is already there stays."""
+
+    def add_rank_updates(self, evaluation_id: int, updates: Sequence[RankUpdate]) -> None:
+        """Store inner ranks after a basis update; what is already there stays."""
+
+    def finish_evaluation(self, evaluation_id: int, outcome: Outcome) -> bool:
+        """Close an evaluation and its individual; False if it had been closed before.
+
+        The status `lost` leaves the individual to be claimed again.
+        """
+
+    def record_migration(
+        self, search_id: int, individual_id: int, source_island: int, target_island: int
+    ) -> bool:
+        """Note that an island accepted an individual; False if it had done so before."""
+
+    def progress(self, search_id: int) -> Progress:
+        """Return where a search stands."""
+
+    def individuals(
+        self,
+        search_id: int,
+        *,
+        status: Status | None = None,
+        limit: int | None = None,
+        order: Literal["fitness", "id"] = "id",
+    ) -> list[IndividualRecord]:
+        """Return a search's individuals; by fitness means best first, those without one last."""
+
+    def individual(self, individual_id: int) -> IndividualRecord | None:
+        """Return one individual."""
+
+    def evaluations(self, individual_id: int) -> list[EvaluationRecord]:
+        """Return an individual's evaluations, first attempt first."""
+
+    def epochs(self, evaluation_id: int) -> list[EpochRecord]:
+        """Return an evaluation's epochs in order; a metric that was not a number reads as NaN."""
+
+    def rank_updates(self, evaluation_id: int) -> list[RankUpdate]:
+        """Return an evaluation's inner ranks by step and layer."""
+
+    def migrations(self, search_id: int) -> list[MigrationRecord]:
+        """Return a search's accepted migrations, oldest first."""
+
+    def finished_since(self, search_id: int, finish_number: int = 0) -> list[EvaluationRecord]:
+        """Return evaluations that finished after the one with that number, in that order."""
+
+    def close(self) -> None:
+        """Let go of the database; closing twice is fine."""

@@ -1,0 +1,249 @@
+"""From a database URL to an engine on a database that is ours and up to date.
+
+A new SQLite file is made complete beside its place and then linked there, so that nobody ever
+sees half of one; a PostgreSQL database is filled in one transaction behind an advisory lock.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sqlite3
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import sqlalchemy as sa
+from sqlalchemy.engine import URL, make_url
+
+from oialr_search.storage.contract import StorageError
+from oialr_search.storage.leaderboard import create_leaderboard, drop_leaderboard
+from oialr_search.storage.schema import REVISION, REVISION_TABLE
+
+BUSY_TIMEOUT_S = 60
+CONNECT_TIMEOUT_S = 10
+ADVISORY_LOCK = 0x6F69616C72  # "oialr"
+NETWORK_FILE_SYSTEMS = re.compile(
+    r"(fuse\.)?(nfs4?|cifs|smb3|9p|lustre|gpfs|beegfs|ceph|glusterfs|afs|panfs|sshfs|juicefs)"
+)
+
+
+def parse_url(text: str) -> URL:
+    """Turn a path, an SQLite URL or a PostgreSQL URL into the URL to connect to."""
+    try:
+        is_path = "://" not in text
+        url = URL.create("sqlite", database=text) if is_path else make_url(text)
+        backend = url.get_backend_name()
+    except (sa.exc.ArgumentError, ValueError):
+        raise StorageError(
+            "not a database URL: use sqlite:///path/search.db or postgresql://user@host/name"
+        ) from None
+    if backend == "sqlite" and url.database and url.database != ":memory:":
+        return URL.create("sqlite", database=str(Path(url.database).expanduser().absolute()))
+    if backend in ("postgresql", "postgres"):
+        query = {"connect_timeout": str(CONNECT_TIMEOUT_S)} | dict(url.query)
+        return url.set(drivername="postgresql+psycopg", query=query)
+    raise StorageError(
+        f"`{url.drivername}` is no database we can use: give sqlite:///path/search.db "
+        "or postgresql://user@host/name"
+    )
+
+
+def display_name(url: URL) -> str:
+    """Return a database's name for messages: a path, or a URL without its password."""
+    if url.get_backend_name() == "sqlite":
+        return str(url.database)
+    shown = url.set(drivername="postgresql").difference_update_query(
+        ["password", "sslpassword", "connect_timeout"]
+    )
+    return shown.render_as_string(hide_password=True)
+
+
+@contextmanager
+def storage_errors(url: URL) -> Iterator[None]:
+    """Turn whatever the database raises into one line without the password."""
+    try:
+        yield
+    except sa.exc.SQLAlchemyError as error:
+        cause = error.orig if isinstance(error, sa.exc.DBAPIError) else error
+        text = " ".join(str(cause).partition("DETAIL:")[0].split())
+        for secret in (url.password, url.query.get("password"), url.query.get("sslpassword")):
+            text = text.replace(str(secret), "***") if secret else text
+        raise StorageError(f"{display_name(url)}: {text}") from error
+    except OSError as error:
+        text = f"{error.strerror} ({error.filename})"
+        raise StorageError(f"{display_name(url)}: {text}") from error
+
+
+def open_engine(text: str, *, create: bool, read_only: bool) -> sa.Engine:
+    """Connect to a database that is ours and up to date, or make it first if asked to."""
+    url = parse_url(text)
+    if create:
+        with storage_errors(url):
+            _create(url)
+    engine = _engine(url, read_only=read_only)
+    with storage_errors(url), engine.connect() as connection:
+        _check(_revision(connection), url)
+    return engine
+
+
+def upgrade(text: str) -> None:
+    """Bring an older database of ours to the schema of this version."""
+    url = parse_url(text)
+    engine = _engine(url)
+    with storage_errors(url), begin_immediate(engine) as connection:
+        lock_schema(connection)
+        revision = _revision(connection)
+        if revision is None or revision > REVISION:
+            _check(revision, url)
+        _upgrade(connection)
+    engine.dispose()
+
+
+@contextmanager
+def begin_immediate(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """Begin a transaction that means to write, so that SQLite waits for its turn at once."""
+    with engine.execution_options(sqlite_begin="IMMEDIATE").begin() as connection:
+        yield connection
+
+
+def lock_schema(connection: sa.Connection) -> None:
+    """Keep others from changing the schema till the transaction ends; SQLite does by itself."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(ADVISORY_LOCK)))
+
+
+def _engine(url: URL, *, read_only: bool = False) -> sa.Engine:
+    if url.get_backend_name() == "postgresql":
+        try:
+            engine = sa.create_engine(
+                url, pool_size=1, max_overflow=1, pool_pre_ping=True, hide_parameters=True
+            )
+        except ImportError:
+            raise StorageError(
+                "PostgreSQL needs psycopg: run pip install 'psycopg[binary]'"
+            ) from None
+        return engine.execution_options(postgresql_readonly=True) if read_only else engine
+
+    path = Path(str(url.database))
+    if not path.is_file():
+        raise StorageError(f"no database at {path}: start a search first, or name one with --db")
+    query = {"mode": "ro" if read_only else "rw", "uri": "true"}
+    if read_only and not os.access(path.parent, os.W_OK) and not Path(f"{path}-wal").exists():
+        query["immutable"] = "1"  # a read-only medium: SQLite cannot make its shared memory there
+    engine = sa.create_engine(
+        url.set(database=path.as_uri(), query=query),
+        connect_args={"timeout": BUSY_TIMEOUT_S},
+        hide_parameters=True,
+    )
+    sa.event.listen(engine, "connect", _prepare_sqlite)
+    sa.event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _record: object) -> None:
+    connection.isolation_level = None  # we say BEGIN ourselves
+    connection.execute("PRAGMA foreign_keys = ON")
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    mode = connection.get_execution_options().get("sqlite_begin", "DEFERRED")
+    connection.exec_driver_sql(f"BEGIN {mode}")
+
+
+def _create(url: URL) -> None:
+    if url.get_backend_name() == "postgresql":
+        engine = _engine(url)
+        with engine.begin() as connection:
+            lock_schema(connection)
+            if _revision(connection) is None:
+                if sa.inspect(connection).get_table_names():
+                    _foreign_database(url)
+                _upgrade(connection)
+        engine.dispose()
+        return
+
+    path = Path(str(url.database))
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
+        draft = Path(folder, path.name)
+        with closing(sqlite3.connect(draft)) as connection:
+            connection.execute(f"PRAGMA journal_mode = {_journal_mode(path.parent)}")
+        engine = _engine(url.set(database=str(draft)))
+        with begin_immediate(engine) as connection:
+            _upgrade(connection)
+        engine.dispose()
+        try:
+            os.link(draft, path)
+        except FileExistsError:
+            return  # another process was faster: its file is as good
+
+
+def _journal_mode(folder: Path) -> str:
+    """Choose write-ahead logging, which needs memory shared by all who open the file."""
+    file_system = _file_system(folder)
+    if not NETWORK_FILE_SYSTEMS.fullmatch(file_system):
+        return "WAL"
+    warnings.warn(
+        f"{folder} is on a network file system ({file_system}): SQLite is slow and fragile there; "
+        "use a local disk for one node, PostgreSQL for several",
+        stacklevel=2,
+    )
+    return "DELETE"
+
+
+def _file_system(folder: Path) -> str:
+    """Return the type of file system a folder is on, "" where the system does not tell."""
+    mounts = Path("/proc/mounts")
+    if not mounts.exists():
+        return ""
+    types = {f[1]: f[2] for f in map(str.split, mounts.read_text().splitlines())}
+    folder = folder.resolve()
+    return next((types[str(f)] for f in (folder, *folder.parents) if str(f) in types), "")
+
+
+def _revision(connection: sa.Connection) -> str | None:
+    """Return the schema's revision, "" for one taken down to nothing, None if it is not ours."""
+    if not sa.inspect(connection).has_table(REVISION_TABLE):
+        return None
+    found = connection.exec_driver_sql(f"SELECT version_num FROM {REVISION_TABLE}").scalar()
+    return str(found or "")
+
+
+def _check(revision: str | None, url: URL) -> None:
+    name = display_name(url)
+    if revision is None:
+        _foreign_database(url)
+    if revision < REVISION:
+        raise StorageError(
+            f"{name} was written by an older oialr-search: run `oialr-search upgrade --db {name}`"
+        )
+    if revision > REVISION:
+        raise StorageError(
+            f"{name} was written by a newer oialr-search (revision {revision}, known {REVISION}): "
+            "run `pip install --upgrade oialr-search`"
+        )
+
+
+def _foreign_database(url: URL) -> NoReturn:
+    raise StorageError(
+        f"{display_name(url)} is not a database of oialr-search: name another one with --db"
+    )
+
+
+def _upgrade(connection: sa.Connection) -> None:
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    folder = Path(__file__).with_name("migrations")
+    config.set_main_option("script_location", str(folder).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    drop_leaderboard(connection)
+    command.upgrade(config, "head")
+    create_leaderboard(connection)

@@ -1,0 +1,156 @@
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from workers.oialr import OIALR, LowRankLinear, OIALRSettings
+from workers.oialr.basis_update import update_basis
+from workers.oialr.decomposition import decompose
+
+
+def slow_first(moment: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """m_ab = sum over i, j of L_ia m_ij R_jb"""
+    return torch.einsum("ia,ij,jb->ab", left, moment, right)
+
+
+def slow_second(moment: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    return torch.einsum("ia,ia,ij,jb,jb->ab", left, left, moment, right, right)
+
+
+def make_settings(**changes: object) -> OIALRSettings:
+    values = {"delay_steps": 3, "update_frequency": 1000, "cutoff_fraction": 0.0}
+    return OIALRSettings(**(values | changes))
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 1) -> None:
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(torch.randn(12, 4, dtype=torch.float64)).sin().square().sum().backward()
+        optimizer.step()
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+OPTIMIZERS = {
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.01),
+    "amsgrad": lambda p: torch.optim.Adam(p, lr=0.01, amsgrad=True),
+    "fused": lambda p: torch.optim.AdamW(p, lr=0.01, fused=True),
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.01),
+    "momentum": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.9, centered=True),
+}
+FIRST = {"exp_avg", "momentum_buffer", "grad_avg"}
+SECOND = {"exp_avg_sq", "max_exp_avg_sq", "square_avg"}
+
+
+def check_followed(
+    old: dict[str, object], new: dict[str, object], left: Tensor, right: Tensor
+) -> None:
+    assert set(old) == set(new)
+    for key, value in old.items():
+        if key in FIRST:
+            torch.testing.assert_close(new[key], slow_first(value, left, right))
+        elif key in SECOND:
+            torch.testing.assert_close(new[key], slow_second(value, left, right))
+            assert (new[key] >= 0).all()
+        else:
+            assert key == "step"
+            assert new[key] == value
+            assert new[key] is not value
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_moments_follow_conversion_and_update(name: str) -> None:
+    model = nn.Sequential(nn.Linear(4, 7, dtype=torch.float64))
+    optimizer = OPTIMIZERS[name](model.parameters())
+    train(model, optimizer, steps=3)
+    dense_state = copy.deepcopy(optimizer.state[model[0].weight])
+    bias_state = optimizer.state[model[0].bias]
+    oialr = OIALR(model, optimizer, make_settings(delay_steps=0))
+    layer = oialr.low_rank_layers["0"]
+    check_followed(dense_state, optimizer.state[layer.sigma], layer.basis, layer.cobasis.mT)
+    assert optimizer.state[layer.bias] is bias_state
+
+    train(model, optimizer, steps=2)
+    sigma, basis, cobasis = layer.sigma, layer.basis, layer.cobasis
+    sigma_state = copy.deepcopy(optimizer.state[sigma])
+    update_basis(layer, optimizer, make_settings(cutoff_fraction=0.9))
+    assert layer.inner_rank == 2
+    # U' and V' up to sign, out of the bases before and after
+    left, right = basis.mT @ layer.basis, cobasis @ layer.cobasis.mT
+    check_followed(sigma_state, optimizer.state[layer.sigma], left, right)
+    assert sigma not in optimizer.state
+    train(model, optimizer, steps=2)
+
+
+def test_blocks_apart_take_their_rows_of_the_moments() -> None:
+    model = nn.ModuleDict({"qkv": nn.Linear(4, 12, dtype=torch.float64)})
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    train(model["qkv"], optimizer, steps=3)
+    before = copy.deepcopy(optimizer.state[model["qkv"].weight])
+    OIALR(model, optimizer, make_settings(delay_steps=0, fused_projections="apart"))
+    for i, weight in enumerate(model["qkv"].weights):
+        rows = slice(4 * i, 4 * i + 4)
+        block = {key: value[rows] if value.ndim else value for key, value in before.items()}
+        check_followed(block, optimizer.state[weight.sigma], weight.basis, weight.cobasis.mT)
+    steps = [optimizer.state[weight.sigma]["step"] for weight in model["qkv"].weights]
+    train(model["qkv"], optimizer)
+    assert [step.item() for step in steps] == [4, 4, 4]  # each has its own count
+
+
+def test_a_constant_second_moment_stays_constant() -> None:
+    weight = torch.randn(7, 5, dtype=torch.float64)
+    layer = LowRankLinear(decompose(weight), None)
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=0.01)
+    layer.sigma.grad = torch.randn_like(layer.sigma)
+    optimizer.step()
+    optimizer.state[layer.sigma]["exp_avg_sq"].fill_(0.25)
+    update_basis(layer, optimizer, make_settings(cutoff_fraction=0.9))
+    second = optimizer.state[layer.sigma]["exp_avg_sq"]
+    assert len(second) < 5
+    torch.testing.assert_close(second, torch.full_like(second, 0.25))
+
+
+def test_an_adamw_step_with_constant_v_does_not_notice_the_update() -> None:
+    weight = torch.randn(7, 5, dtype=torch.float64)
+    layer = LowRankLinear(decompose(weight), None)
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=0.01, betas=(0.9, 1 - 1e-12))
+    layer.sigma.grad = torch.randn_like(layer.sigma)
+    optimizer.step()
+    state = optimizer.state[layer.sigma]
+    state["exp_avg_sq"].fill_(1e-12)
+    other, gradient = copy.deepcopy((layer, optimizer.state_dict())), torch.randn_like(weight)
+    twin, twin_optimizer = other[0], torch.optim.AdamW(other[0].parameters())
+    twin_optimizer.load_state_dict(other[1])
+    update_basis(layer, optimizer, make_settings())
+    for stepped, its_optimizer in ((layer, optimizer), (twin, twin_optimizer)):
+        its_optimizer.zero_grad()
+        (stepped.weight * gradient * 1e-9).sum().backward()
+        its_optimizer.step()
+    torch.testing.assert_close(layer.weight, twin.weight, atol=1e-8, rtol=1e-6)
+
+
+def test_no_loss_spike_at_conversion() -> None:
+    inputs = torch.randn(256, 16)
+    targets = (inputs @ torch.randn(16, 8)).tanh()
+    model = nn.Sequential(
+        nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 8)
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    delay = 300
+    oialr = OIALR(model, optimizer, make_settings(delay_steps=delay))
+    losses = []
+    for _ in range(delay + 20):
+        loss = nn.functional.mse_loss(model(inputs), targets)
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        oialr.step()
+    assert oialr.converted
+    assert losses[delay - 1] < 0.1 * losses[0]
+    assert max(losses[delay:]) < 1.05 * losses[delay - 1]

@@ -1,0 +1,95 @@
+"""Records to fill a database with; each test changes what it is about."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from oialr_search.storage import NewEvaluation, NewLaunch, NewSearch, Proposal, Storage
+
+SPACE = [
+    {"name": "optimizer.lr", "kind": "float", "low": 1e-5, "high": 1e-1, "log": True},
+    {"name": "oialr.delay_steps", "kind": "int", "low": 0, "high": 1000},
+    {"name": "oialr.full_rank_first", "kind": "bool"},
+    {"name": "optimizer.name", "kind": "choice", "choices": ["adamw", "sgd"]},
+]
+HYPERPARAMETERS = {
+    "optimizer.lr": 0.001,
+    "oialr.delay_steps": 100,
+    "oialr.full_rank_first": True,
+    "optimizer.name": "adamw",
+}
+
+
+def new_search(**changes: Any) -> NewSearch:
+    """Make a search named digits of three individuals."""
+    values: dict[str, Any] = {
+        "name": "digits",
+        "task": "minivit_digits",
+        "metric": "top1",
+        "settings": {"task": "minivit_digits", "search": {"evaluations": 3}},
+        "space": SPACE,
+        "metric_names": ["val.top1", "val.loss"],
+        "seed": 2**40,
+        "evaluations_total": 3,
+        "version": "0.1.0",
+    }
+    return NewSearch(**values | changes)
+
+
+def new_launch(search_id: int, **changes: Any) -> NewLaunch:
+    """Make a launch of four ranks on two islands."""
+    values: dict[str, Any] = {
+        "search_id": search_id,
+        "world_size": 4,
+        "num_islands": 2,
+        "hostname": "node1",
+        "command_line": "oialr-search run digits.yaml",
+        "versions": {"torch": "2.9"},
+        "git_revision": None,
+    }
+    return NewLaunch(**values | changes)
+
+
+def new_proposal(generation: int = 0, **changes: Any) -> Proposal:
+    """Make a proposal of one rank's generation."""
+    values: dict[str, Any] = {
+        "island": 1,
+        "island_rank": 0,
+        "generation": generation,
+        "parents": [],
+        "origin": "random",
+        "genes": {name: 0.5 for name in HYPERPARAMETERS},
+        "hyperparameters": HYPERPARAMETERS,
+    }
+    return Proposal(**values | changes)
+
+
+def new_evaluation(individual_id: int, attempt: int = 1, **changes: Any) -> NewEvaluation:
+    """Make an evaluation on the first GPU of node1."""
+    values: dict[str, Any] = {
+        "individual_id": individual_id,
+        "attempt": attempt,
+        "hostname": "node1",
+        "device": "GPU-0",
+        "world_rank": 2,
+        "seed": 7,
+        "folder": "/tmp/evaluation",
+        "log_path": "/tmp/evaluation/worker.log",
+    }
+    return NewEvaluation(**values | changes)
+
+
+def launched_search(storage: Storage, **changes: Any) -> tuple[int, int]:
+    """Create and launch a search; return the ids of both."""
+    search_id = storage.create_search(new_search(**changes))
+    return search_id, storage.start_launch(new_launch(search_id))
+
+
+def started_evaluation(
+    storage: Storage, search_id: int, launch_id: int, generation: int = 0, **changes: Any
+) -> tuple[int, int]:
+    """Claim a new individual and start evaluating it; return the ids of both."""
+    claim = storage.claim(search_id, launch_id, new_proposal(generation, **changes), total=100)
+    assert claim is not None
+    evaluation_id = storage.start_evaluation(new_evaluation(claim.individual.id, claim.attempt))
+    return claim.individual.id, evaluation_id

@@ -1,0 +1,388 @@
+"""What `Storage` promises, on both databases."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from storage_examples import (
+    HYPERPARAMETERS,
+    launched_search,
+    new_evaluation,
+    new_launch,
+    new_proposal,
+    new_search,
+    started_evaluation,
+)
+
+from oialr_search.storage import (
+    Outcome,
+    RankUpdate,
+    Status,
+    Storage,
+    StorageError,
+    open_storage,
+    utc_now,
+)
+
+COMPLETED = Outcome(status=Status.COMPLETED, fitness=0.25, metrics={"val.top1": 0.75})
+LOST = Outcome(status=Status.LOST, reason="the worker's node went away")
+
+
+class TestSearches:
+    def test_a_search_is_read_back_as_it_was_written(self, storage: Storage) -> None:
+        search = new_search()
+        search_id = storage.create_search(search)
+
+        found = storage.find_search("digits")
+
+        assert found is not None
+        assert (found.id, found.last_launch_at) == (search_id, None)
+        assert {name: getattr(found, name) for name in vars(search)} == vars(search)
+        assert abs(utc_now() - found.created_at) < timedelta(minutes=1)
+        assert storage.find_search("other") is None
+
+    def test_a_name_is_taken_once(self, storage: Storage) -> None:
+        storage.create_search(new_search())
+        with pytest.raises(StorageError, match="a search named `digits` exists: resume it"):
+            storage.create_search(new_search(seed=1))
+        assert len(storage.searches()) == 1
+
+    def test_the_most_recently_launched_comes_first(self, storage: Storage) -> None:
+        first, second, third = (storage.create_search(new_search(name=n)) for n in "abc")
+        storage.start_launch(new_launch(second))
+        storage.start_launch(new_launch(first))
+        assert [search.id for search in storage.searches()] == [first, second, third]
+
+    def test_the_total_can_grow(self, storage: Storage) -> None:
+        search_id = storage.create_search(new_search(evaluations_total=3))
+        storage.set_evaluations_total(search_id, 8)
+        assert storage.progress(search_id).total == 8
+        assert storage.searches()[0].evaluations_total == 8
+
+    def test_passwords_are_not_stored(self, storage: Storage) -> None:
+        url = "postgresql://me:s3cret@host/db"
+        search_id = storage.create_search(new_search(settings={"db": url, "x": ["a@b", 1]}))
+        storage.start_launch(
+            new_launch(search_id, command_line=f"run --db '{url}?password=s3cret' mail@host")
+        )
+
+        [search], [launch] = storage.searches(), storage.launches(search_id)
+        assert search.settings == {"db": "postgresql://me:***@host/db", "x": ["a@b", 1]}
+        assert launch.command_line == (
+            "run --db 'postgresql://me:***@host/db?password=***' mail@host"
+        )
+
+
+class TestLaunches:
+    def test_a_launch_is_read_back_and_ended(self, storage: Storage) -> None:
+        launch = new_launch(storage.create_search(new_search()), git_revision="abc")
+        launch_id = storage.start_launch(launch)
+        [running] = storage.launches(launch.search_id)
+        assert {name: getattr(running, name) for name in vars(launch)} == vars(launch)
+        assert (running.id, running.ended_at, running.exit_code) == (launch_id, None, None)
+
+        storage.end_launch(launch_id, 75)
+
+        [ended] = storage.launches(launch.search_id)
+        assert ended.exit_code == 75
+        assert ended.ended_at is not None
+        assert ended.ended_at >= ended.started_at
+
+    def test_a_new_launch_gives_up_what_the_earlier_one_left(self, storage: Storage) -> None:
+        search_id, launch_id = launched_search(storage)
+        done, done_evaluation = started_evaluation(storage, search_id, launch_id, 0)
+        storage.finish_evaluation(done_evaluation, COMPLETED)
+        left, left_evaluation = started_evaluation(storage, search_id, launch_id, 1)
+        other_search, other_launch = launched_search(storage, name="other")
+        other, _ = started_evaluation(storage, other_search, other_launch)
+
+        storage.start_launch(new_launch(search_id))
+
+        statuses = [individual.status for individual in storage.individuals(search_id)]
+        assert statuses == [Status.COMPLETED, Status.LOST]
+        [evaluation] = storage.evaluations(left)
+        assert (evaluation.id, evaluation.status) == (left_evaluation, Status.LOST)
+        assert evaluation.reason
+        assert storage.evaluations(done)[0].status is Status.COMPLETED
+        assert storage.evaluations(other)[0].status is Status.RUNNING
+
+    def test_a_launch_given_up_cannot_finish_any_more(self, storage: Storage) -> None:
+        search_id, launch_id = launched_search(storage)
+        individual_id, evaluation_id = started_evaluation(storage, search_id, launch_id)
+        storage.start_launch(new_launch(search_id))
+
+        assert storage.finish_evaluation(evaluation_id, COMPLETED) is False
+
+        individual = storage.individual(individual_id)
+        assert individual is not None
+        assert (individual.status, individual.fitness) == (Status.LOST, None)
+
+
+class TestClaims:
+    def test_a_proposal_becomes_an_individual(self, storage: Storage) -> None:
+        search_id, launch_id = launched_search(storage)
+        proposal = new_proposal(3, parents=[1, 2], origin="bred")
+
+        claim = storage.claim(search_id, launch_id, proposal, total=3)
+
+        assert claim is not None
+        assert (claim.attempt, claim.repeated, claim.remaining) == (1, False, 2)
+        individual = claim.individual
+        assert {name: getattr(individual, name) for name in vars(proposal)} == vars(proposal)
+        assert (individual.search_id, individual.launch_id) == (search_id, launch_id)
+        assert (individual.status, individual.fitness) == (Status.RUNNING, None)
+        assert (individual.evaluation, individual.finished_at) == (None, None)
+        assert storage.individual(individual.id) == individual
+
+    def test_no_more_than_the_total(self, storage: Storage) -> None:
+        search_id, launch_id = launched_search(storage)
+        other_search, other_launch = launched_search(storage, name="other")
+        for generation in range(2):
+            assert storage.claim(search_id, launch_id, new_proposal(generation), total=2)
+        assert storage.claim(search_id, launch_id, new_proposal(2), total=2) is None
+        assert storage.claim(search_id, launch_id, new_proposal(2), total=1) is None
+        assert len(storage.individuals(search_id)) == 2
+        assert storage.claim(other_search, other_launch, new_proposal(0), total=1)
+
+    def test_the_oldest_lost_individual_goes_first(self, storage: Storage) -> None:
+        search_id, launch_id = launched_search(storage)
+        first, first_evaluation = started_evaluation(storage, search_id, launch_id, 0)
+        second, second_evaluation = started_evaluation(storage, search_id, launch_id, 1)
+        for evaluation_id in (second_evaluation, first_evaluation):
+            assert storage.finish_evaluation(evaluation_id, LOST)
+
+        claims = [storage.claim(search_id, launch_id, new_proposal(9), total=3) for _ in "1234"]
+
+        assert claims[3] is None
+        found = [(c.individual.id, c.attempt, c.repeated, c.remaining) for c in claims if c]
+        assert found[:2] == [(first, 2, True, 2), (second, 2, True, 1)]
+        assert found[2][1:] == (1, False, 0)
+        again = claims[0]
+        assert again
+        assert again.individual.generation == 0
+        assert again.individual.status is Status.RUNNING
+        assert again.individual.finished_at is None
+        assert again.individual.evaluation
+        assert again.individual.evaluation.id == first_evaluation
+
+        storage.start_evaluation(new_evaluation(first, attempt=2))
+        assert [e.attempt for e in storage.evaluations(first)] == [1, 2]
+
+    def test_an_individual_lost_before_its_evaluation_began(self, storage: Storage) -> None:
+        search_id, launch_id = launched_search(storage)
+        storage.claim(search_id, launch_id, new_proposal(), total=1)
+        launch_id = storage.start_launch(new_launch(search_id))
+
+        claim = storage.claim(search_id, launch_id, new_proposal(1), total=1)
+
+        assert claim is not None
+        assert (claim.attempt, claim.repeated, claim.remaining) == (1, True, 0)
+
+    def test_a_generation_is_bred_once(self, storage: Storage) -> None:
+        search_id, launch_id = launched_search(storage)
+        storage.claim(search_id, launch_id, new_proposal(0), total=3)
+        with pytest.raises(StorageError, match=r"(?i)unique"):
+            storage.claim(search_id, launch_id, new_proposal(0), total=3)
+        storage.claim(search_id, launch_id, new_proposal(0, island_rank=1), total=3)
+        assert len(storage.individuals(search_id)) == 2
+
+
+class TestEvaluations:
+    def test_an_evaluation_from_start_to_end(self, storage: Storage) -> None:
+        search_id, launch_id = launched_search(storage)
+        claim = storage.claim(search_id, launch_id, new_proposal(), total=1)
+        assert claim
+        start = datetime(2025, 3, 1, 14, 0, 0, 250000, tzinfo=timezone(timedelta(hours=2)))
+        request = new_evaluation(claim.individual.id, started_at=start)
+
+        evaluation_id = storage.start_evaluation(request)
+        [running] = storage.evaluations(claim.individual.id)
+        assert {name: getattr(running, name) for name in vars(request)} == vars(request)
+        assert (running.status, running.fitness, running.metrics) == (Status.RUNNING, None, {})
+        assert running.duration_s is None
+        assert running.started_at.tzinfo is UTC
+
+        storage.mark_training_started(evaluation_id, start + timedelta(seconds=5))
+        outcome = replace(
+            COMPLETED,
+            metrics={"val.top1": 0.75, "val.loss": math.nan, "grad": math.inf},
+            exit_code=0,
+            trainable_percent=12.5,
+            compression_percent=101.0,
+            finished_at=start + timedelta(minutes=2),
+        )
+        assert storage.finish_evaluation(evaluation_id, outcome) is True
+        assert storage.finish_evaluation(evaluation_id, LOST) is False
+
+        individual = storage.individual(claim.individual.id)
+        assert individual is not None
+        assert (individual.status, individual.fitness) == (Status.COMPLETED, 0.25)
+        assert individual.finished_at == outcome.finished_at
+        done = individual.evaluation
+        assert done is not None
+        assert storage.evaluations(individual.id) == [done]
+        assert done.metrics["val.top1"] == 0.75
+        assert math.isnan(done.metrics["val.loss"])
+        assert math.isnan(done.metrics["grad"])
+        assert done.training_started_at == start + timedelta(seconds=5)
+        assert (done.duration_s, done.finish_number, done.exit_code) == (120.0, 1, 0)
+        assert (done.trainable_percent, done.compression_percent) == (12.5, 101.0)
+
+    def test_a_failure_has_a_reason_and_no_fitness(self, storage: Storage) -> None:
+        search_id, launch_id = launched_search(storage)
+        individual_id, evaluation_id = started_evaluation(storage, search_id, launch_id)
+        failed = Outcome(status=Status.FAILED, reason="CUDA out of memory", exit_signal=9)
+
+        with pytest.raises(StorageError, match="fitness_is_for_completed"):
+            storage.finish_evaluation(evaluation_id, replace(failed, fitness=1.0))
+        with pytest.raises(StorageError, match="fitness_is_for_completed"):
+            storage.finish_evaluation(evaluation_id, Outcome(status=Status.COMPLETED))
+        assert storage.finish_evaluation(evaluation_id, failed)
+
+        individual = storage.individual(individual_id)
+        assert individual
+        assert individual.evaluation
+        assert (individual.status, individual.fitness) == (Status.FAILED, None)
+        assert individual.evaluation.reason == "CUDA out of memory"
+        assert individual.evaluation.exit_signal == 9
+        assert storage.claim(search_id, launch_id, new_proposal(1), total=1) is None
+
+    def test_epochs_can_be_sent_twice(self, storage: Storage) -> None:
+        search_id, launch_id = launched_search(storage)
+        individual_id, evaluation_id = started_evaluation(storage, search_id, launch_id)
+
+        storage.add_epoch(evaluation_id, 2, 200, {"loss": math.inf, "top1": math.nan})
+        storage.add_epoch(evaluation_id, 1, 100, {"loss": 2.5, "top1": 0.5})
+        storage.add_epoch(evaluation_id, 1, 100, {"loss": 9.9, "top1": 0.5, "lr": 0.1})
+        storage.add_epoch(evaluation_id, 3, 300, {})
+
+        first, second = storage.epochs(evaluation_id)
+        assert (first.epoch, first.step) == (1, 100)
+        assert first.metrics == {"loss": 2.5, "lr": 0.1, "top1": 0.5}
+        assert (second.epoch, second.step, second.metrics["loss"]) == (2, 200, math.inf)
+        assert math.isnan(second.metrics["top1"])
+        assert storage.evaluations(individual_id)[0].last_epoch == 3
+
+    def test_rank_updates_can_be_sent_twice(self, storage: Storage) -> None:
+        search_id, launch_id = launched_search(storage)
+        _, evaluation_id = started_evaluation(storage, search_id, launch_id)
+        updates = [
+            RankUpdate(step=step, layer=layer, inner_rank=8, full_inner_rank=64, stability=s)
+            for step, s in ((100, None), (200, 0.5))
+            for layer in ("blocks.0", "blocks.1")
+        ]
+
+        storage.add_rank_updates(evaluation_id, updates[:3])
+        storage.add_rank_updates(evaluation_id, [replace(updates[0], inner_rank=1), updates[3]])
+        storage.add_rank_updates(evaluation_id, [])
+
+        assert storage.rank_updates(evaluation_id) == updates
+
+    def test_migrations_are_recorded_once_for_each_island(self, storage: Storage) -> None:
+        search_id, launch_id = launched_search(storage)
+        individual_id, _ = started_evaluation(storage, search_id, launch_id)
+
+        accepted = [storage.record_migration(search_id, individual_id, 1, t) for t in (0, 0, 2)]
+
+        assert accepted == [True, False, True]
+        migrations = storage.migrations(search_id)
+        assert [(m.source_island, m.target_island) for m in migrations] == [(1, 0), (1, 2)]
+        assert {m.individual_id for m in migrations} == {individual_id}
+
+    def test_unknown_ids_are_refused(self, storage: Storage) -> None:
+        with pytest.raises(StorageError):
+            storage.start_evaluation(new_evaluation(individual_id=12))
+        with pytest.raises(StorageError):
+            storage.add_epoch(12, 1, 1, {"loss": 1.0})
+        with pytest.raises(StorageError):
+            storage.finish_evaluation(12, COMPLETED)
+        assert storage.individual(12) is None
+
+
+class TestProgress:
+    def test_counts_best_and_running(self, storage: Storage) -> None:
+        search_id, launch_id = launched_search(storage, evaluations_total=10)
+        for generation, fitness in enumerate((0.5, 0.1, 0.1)):
+            _, evaluation_id = started_evaluation(storage, search_id, launch_id, generation)
+            storage.finish_evaluation(evaluation_id, replace(COMPLETED, fitness=fitness))
+        running, evaluation_id = started_evaluation(storage, search_id, launch_id, 3)
+        storage.add_epoch(evaluation_id, 4, 400, {"loss": 1.0})
+        other_search, other_launch = launched_search(storage, name="other")
+        started_evaluation(storage, other_search, other_launch)
+
+        progress = storage.progress(search_id)
+
+        assert progress.total == 10
+        assert {s: n for s, n in progress.counts.items() if n} == {
+            Status.COMPLETED: 3,
+            Status.RUNNING: 1,
+        }
+        assert set(progress.counts) == set(Status)
+        best = storage.individual(progress.best_individual_id or 0)
+        assert best
+        assert (progress.best_fitness, best.generation) == (0.1, 1)
+        [entry] = progress.running
+        assert (entry.individual_id, entry.evaluation_id) == (running, evaluation_id)
+        assert (entry.island, entry.island_rank, entry.world_rank) == (1, 0, 2)
+        assert (entry.last_epoch, entry.attempt, entry.device) == (4, 1, "GPU-0")
+
+    def test_an_empty_search_has_no_best(self, storage: Storage) -> None:
+        search_id = storage.create_search(new_search())
+        progress = storage.progress(search_id)
+        assert (progress.best_fitness, progress.best_individual_id) == (None, None)
+        assert not any(progress.counts.values())
+        assert not progress.running
+
+    def test_finished_evaluations_arrive_in_order_of_finishing(self, storage: Storage) -> None:
+        search_id, launch_id = launched_search(storage)
+        other_search, other_launch = launched_search(storage, name="other")
+        ids = [started_evaluation(storage, search_id, launch_id, g)[1] for g in range(4)]
+        _, other = started_evaluation(storage, other_search, other_launch)
+        storage.finish_evaluation(other, COMPLETED)
+        for evaluation_id in (ids[2], ids[0]):
+            storage.finish_evaluation(evaluation_id, COMPLETED)
+
+        seen = storage.finished_since(search_id)
+        assert [(e.id, e.finish_number) for e in seen] == [(ids[2], 1), (ids[0], 2)]
+        storage.finish_evaluation(ids[1], LOST)
+        assert [e.id for e in storage.finished_since(search_id, 2)] == [ids[1]]
+
+    def test_individuals_are_chosen_and_ordered(self, storage: Storage) -> None:
+        search_id, launch_id = launched_search(storage)
+        ids = []
+        for generation, fitness in enumerate((0.5, 0.1, 0.3, None)):
+            individual_id, evaluation_id = started_evaluation(
+                storage, search_id, launch_id, generation
+            )
+            ids.append(individual_id)
+            if fitness:
+                storage.finish_evaluation(evaluation_id, replace(COMPLETED, fitness=fitness))
+
+        def order_of(**how: Any) -> list[int]:
+            return [ids.index(i.id) for i in storage.individuals(search_id, **how)]
+
+        assert order_of() == [0, 1, 2, 3]
+        assert order_of(order="fitness") == [1, 2, 0, 3]
+        assert order_of(order="fitness", limit=2) == [1, 2]
+        assert order_of(status=Status.RUNNING) == [3]
+
+
+def test_what_one_writes_another_reads(storage: Storage, database_url: str) -> None:
+    """A reader sees each commit at once and cannot write."""
+    search_id, launch_id = launched_search(storage)
+    with open_storage(database_url, read_only=True) as reader:
+        assert reader.individuals(search_id) == []
+        started_evaluation(storage, search_id, launch_id)
+        [individual] = reader.individuals(search_id)
+        assert individual.hyperparameters == HYPERPARAMETERS
+        with pytest.raises(StorageError, match=r"read-?only"):
+            reader.set_evaluations_total(search_id, 5)
+
+
+def test_closing_twice_is_fine(storage: Storage) -> None:
+    storage.close()
+    storage.close()

@@ -1,0 +1,164 @@
+"""The worker process: `python -m workers --events FD --parent PID`.
+
+It waits for messages on its standard input, trains one evaluation and ends. It never outlives the
+process that started it: end-of-file on its input or the death of its parent kills its whole group.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workers.config import AnyTraining, ConfigError, validate_training
+from workers.protocol import Evaluate, Event, Failed, Prepare, Ready, decode, encode, write_result
+
+if TYPE_CHECKING:
+    from workers.data import LoadSettings, Splits
+    from workers.training import Training
+
+PR_SET_PDEATHSIG = 1
+CHECKPOINT_FILE = "checkpoint.safetensors"
+
+
+class Worker:
+    """The state of one worker process: what it has loaded, and its pipe to the controller."""
+
+    def __init__(self, events_fd: int) -> None:
+        self._events_fd = events_fd
+        self._data_key: object = None
+        self._load: Callable[[LoadSettings], Splits] | None = None
+
+    def report(self, event: Event) -> None:
+        """Write one event to the pipe."""
+        line = encode(event)
+        while line:
+            line = line[os.write(self._events_fd, line) :]
+
+    def prepare(self, message: Prepare) -> None:
+        """Import everything, load the data and train one step, so that an evaluation starts warm.
+
+        Reports `Ready`, or `Failed` when the configuration or the data are wrong.
+        """
+        from workers.data import DataError
+        from workers.oialr import OIALRError
+        from workers.training import DeviceError
+
+        self._data_dir = Path(message.data_dir) if message.data_dir else None
+        try:
+            config = _training_config(message.config)
+            self._warm_up(self._set_up(config))
+        except (ConfigError, DataError, DeviceError, OIALRError) as error:
+            self.report(Failed(reason=str(error), at=time.time(), configuration=True))
+            sys.exit(1)
+        self.report(Ready())
+
+    def evaluate(self, message: Evaluate) -> None:
+        """Train; the result is written to the evaluation's folder, then reported."""
+        from workers.data import DataError
+        from workers.oialr import OIALRError
+        from workers.training import DivergedError, train
+
+        folder = Path(message.folder)
+        result: Event
+        try:
+            training = self._set_up(_training_config(message.config))
+            result = train(training, self.report, evaluate_test=message.evaluate_test)
+            if message.save_checkpoint:
+                _save_checkpoint(training, folder / CHECKPOINT_FILE)
+        except (ConfigError, DataError, OIALRError) as error:
+            result = Failed(reason=str(error), at=time.time(), configuration=True)
+        except DivergedError as error:
+            result = Failed(reason=str(error), at=time.time())
+        except Exception as error:  # whatever a training raises is that evaluation's result
+            traceback.print_exc()
+            result = Failed(reason=_one_line(error), at=time.time())
+        write_result(folder, result)
+        self.report(result)
+
+    def _set_up(self, config: AnyTraining) -> Training:
+        import torch
+
+        from workers.tasks import task_of
+        from workers.training import set_up
+
+        if config.num_threads is not None:
+            torch.set_num_threads(config.num_threads)
+        task = task_of(config)
+        data_key = (config.task, config.data, config.validation)
+        if self._load is None or data_key != self._data_key:
+            self._load, self._data_key = task.load_data(self._data_dir), data_key
+        return set_up(config, task, self._load)
+
+    @staticmethod
+    def _warm_up(training: Training) -> None:
+        """One tiny step and one SVD: the first of each loads libraries and starts threads."""
+        import torch
+
+        inputs, targets = next(iter(training.splits.train.epoch(0)))
+        training.task.criterion(training.model(inputs[:2]), targets[:2]).backward()
+        training.optimizer.step()
+        torch.linalg.svd(torch.rand(4, 4, device=training.device))
+
+
+def _training_config(content: Any) -> AnyTraining:
+    return validate_training(content, "request")
+
+
+def _save_checkpoint(training: Training, path: Path) -> None:
+    from safetensors.torch import save_file
+
+    aside = path.with_suffix(f".{os.getpid()}")
+    save_file({k: v.contiguous() for k, v in training.model.state_dict().items()}, aside)
+    os.replace(aside, path)
+
+
+def _one_line(error: Exception) -> str:
+    first, *_ = str(error).splitlines() or [""]
+    return f"{type(error).__name__}: {first}"
+
+
+def _die_with_parent(parent: int) -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit("the parent process is gone")
+
+
+def _read_messages(messages: queue.SimpleQueue[bytes]) -> None:
+    """Pass on standard input line by line; its end kills this process and its children."""
+    for line in sys.stdin.buffer:
+        messages.put(line)
+    os.killpg(0, signal.SIGKILL)
+
+
+def main() -> None:
+    """Serve one `Prepare` (optional) and one `Evaluate`."""
+    parser = argparse.ArgumentParser(prog="python -m workers", description=__doc__)
+    parser.add_argument("--events", type=int, required=True, help="descriptor of the event pipe")
+    parser.add_argument("--parent", type=int, required=True, help="process id of the starter")
+    arguments = parser.parse_args()
+    _die_with_parent(arguments.parent)
+    os.set_inheritable(arguments.events, False)
+    messages: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    threading.Thread(target=_read_messages, args=(messages,), daemon=True).start()
+    worker = Worker(arguments.events)
+    while True:
+        match decode(messages.get()):
+            case Prepare() as message:
+                worker.prepare(message)
+            case Evaluate() as message:
+                worker.evaluate(message)
+                return
+
+
+if __name__ == "__main__":
+    main()

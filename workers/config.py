@@ -1,0 +1,393 @@
+"""The training configuration, typed and validated; free of torch, so that the search reads it too.
+
+A configuration is a YAML file whose keys are the fields below; a search overrides them by dotted
+path (`optimizer.lr`). `TASKS` maps each task to its configuration class.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+C = TypeVar("C", bound=BaseModel)
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Pair = Annotated[tuple[float, float], Field(strict=False)]
+
+
+class ConfigError(Exception):
+    """The user's configuration is wrong; the message has one line for each mistake."""
+
+
+class Config(BaseModel):
+    """Base of every section: immutable, no unknown keys, no silent conversion of types."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class MiniViTModel(Config):
+    """timm's VisionTransformer, small (supplementary, Table 3)."""
+
+    image_size: Annotated[int, Field(gt=0)]
+    """Height and width of the input in pixels."""
+    patch_size: Annotated[int, Field(gt=0)]
+    """Height and width of a patch in pixels."""
+    in_channels: Annotated[int, Field(gt=0)] = 3
+    embed_dim: Annotated[int, Field(gt=0)]
+    depth: Annotated[int, Field(gt=0)]
+    num_heads: Annotated[int, Field(gt=0)]
+    mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
+    qkv_bias: bool = False
+    drop_path_rate: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        if self.embed_dim % self.num_heads:
+            raise ValueError(
+                f"`num_heads` must divide `embed_dim`, "
+                f"got num_heads={self.num_heads}, embed_dim={self.embed_dim}"
+            )
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"`patch_size` must divide `image_size`, "
+                f"got patch_size={self.patch_size}, image_size={self.image_size}"
+            )
+        return self
+
+
+class HeldOutData(Config):
+    """What every data set has: a validation part held out of the training set."""
+
+    validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    """Part of the (sub)set of training samples held out for validation."""
+    split_seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the split, apart from `seed` so that repeated trainings share their split."""
+    train_subset: Annotated[int, Field(ge=2)] | None = None
+    """Use so many training samples only (validation included); null: all."""
+    test_subset: Annotated[int, Field(ge=1)] | None = None
+    """Use so many test samples only; null: all."""
+
+
+class CIFAR10Data(HeldOutData):
+    """CIFAR-10 through timm's data sets and transforms."""
+
+    auto_augment: str | None = "rand-m9-mstd0.5-inc1"
+    """timm's policy string; null: none."""
+    random_erasing: Fraction = 0.25
+    random_erasing_mode: Literal["const", "rand", "pixel"] = "pixel"
+    interpolation: Literal["random", "bilinear", "bicubic"] = "random"
+    crop_scale: Pair = (0.8, 1.0)
+    """Area of the random crop relative to the image: (smallest, largest)."""
+    horizontal_flip: Fraction = 0.5
+    num_loader_processes: Annotated[int, Field(ge=0)] | None = None
+    """Processes that decode and augment; null: one per CPU thread of the evaluation, none on a CPU
+    device. The images do not depend on it: every sample has a random seed of its own."""
+
+
+class DigitsData(HeldOutData):
+    """scikit-learn's digits: 1,797 grey 8×8 images that come with the package."""
+
+    validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
+    test_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
+    """Part of all samples that only `oialr-search train` looks at."""
+
+
+class OptimizerConfig(Config):
+    """AdamW (Loshchilov & Hutter 2019)."""
+
+    name: Literal["adamw"] = "adamw"
+    lr: Annotated[float, Field(gt=0.0)]
+    """Learning rate after the warm-up."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+    betas: Pair = (0.9, 0.999)
+    eps: Annotated[float, Field(gt=0.0)] = 1e-8
+
+    @model_validator(mode="after")
+    def _betas_in_range(self) -> Self:
+        if not all(0.0 <= beta < 1.0 for beta in self.betas):
+            raise ValueError(f"`betas` must lie in [0, 1), got {self.betas}")
+        return self
+
+
+class SchedulerConfig(Config):
+    """timm's cosine schedule with warm-up and k-decay, stepped per update.
+
+    `min_lr` may exceed the learning rate: the paper's tuned mini-ViT rises after its warm-up.
+    """
+
+    name: Literal["cosine"] = "cosine"
+    min_lr: Annotated[float, Field(ge=0.0)]
+    """Learning rate at the end of training."""
+    warmup_lr: Annotated[float, Field(ge=0.0)]
+    """Learning rate at the first update."""
+    warmup_epochs: Annotated[int, Field(ge=0)]
+    lr_k_decay: Annotated[float, Field(gt=0.0)] = 1.0
+    """Exponent of k-decay (Zhang & Li 2020); 1 is the plain cosine."""
+
+
+class CriterionConfig(Config):
+    """Cross-entropy; the validation loss has no label smoothing."""
+
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+
+
+class OIALRConfig(Config):
+    """OIALR's hyperparameters; `workers.oialr.OIALRSettings` explains each at length."""
+
+    delay_steps: Annotated[int, Field(ge=0)]
+    """d: optimiser steps of full-rank training before the conversion."""
+    update_frequency: Annotated[int, Field(ge=1)]
+    """ν: optimiser steps between basis updates ("stability frequency" in the supplementary)."""
+    cutoff_fraction: Annotated[float, Field(ge=0.0, lt=1.0)]
+    """β: singular values under this fraction of the largest are cut."""
+    layer_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
+    """α: each update takes this fraction of the layers more, from the last one on."""
+    full_rank_warmup: bool = True
+    """False: the network is low-rank from the first step, whatever the delay."""
+    full_rank_first_layer: bool = False
+    full_rank_last_layer: bool = False
+    last_layer: Literal["last_converted", "classifier"] = "last_converted"
+    """What "last layer" means; the paper's printed figures fit `last_converted`."""
+    fused_projections: Literal["together", "apart"] = "together"
+    """Decompose a fused q, k, v weight as one matrix (the authors) or as three."""
+    min_dim: Annotated[int, Field(ge=1)] = 2
+    """Layers whose smaller dimension is under it stay dense."""
+    max_aspect_ratio: Annotated[float, Field(gt=1.0)] = 10.0
+    """Layers at least this elongated stay dense."""
+    max_cut_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    """At most this part of the inner rank is cut in one update."""
+    min_inner_rank_fraction: Fraction = 0.01
+    """The inner rank never falls under this fraction of the full rank."""
+
+
+class TrainingConfig(Config):
+    """What a worker needs to train once. Subclasses add `task`, `model` and `data`."""
+
+    metrics: ClassVar[Mapping[str, Literal["lower", "higher"]]]
+    """Validation metrics of the task, and which way is better."""
+
+    task: str
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
+    """Seed of the weights, the order of the samples, augmentation and dropout."""
+    epochs: Annotated[int, Field(ge=1)]
+    batch_size: Annotated[int, Field(ge=1)]
+    validation: Literal["held_out", "test"] = "held_out"
+    """Which samples the validation metrics are measured on; `test` as in the paper."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    autocast: Literal["auto", "off", "bfloat16"] = "auto"
+    """auto: bfloat16 on a GPU, off on a CPU."""
+    num_threads: Annotated[int, Field(ge=1)] | None = None
+    """CPU threads of one training; null: the node's cores shared among its trainings."""
+    optimizer: OptimizerConfig
+    scheduler: SchedulerConfig
+    criterion: CriterionConfig = CriterionConfig()
+    oialr: OIALRConfig | None
+    """null: train at full rank (the baseline)."""
+    provenance: dict[str, Any] | None = None
+    """Where an exported configuration comes from; training ignores it."""
+
+
+CLASSIFICATION_METRICS: Mapping[str, Literal["lower", "higher"]] = {
+    "validation_loss": "lower",
+    "validation_top1": "higher",
+    "validation_top5": "higher",
+}
+
+
+class MiniViTCIFAR10(TrainingConfig):
+    """The paper's mini-ViT on CIFAR-10."""
+
+    metrics = CLASSIFICATION_METRICS
+    task: Literal["minivit_cifar10"]
+    model: MiniViTModel
+    data: CIFAR10Data = CIFAR10Data()
+
+
+class MiniViTDigits(TrainingConfig):
+    """A mini-ViT on scikit-learn's digits: the search that runs anywhere."""
+
+    metrics = CLASSIFICATION_METRICS
+    task: Literal["minivit_digits"]
+    model: MiniViTModel
+    data: DigitsData = DigitsData()
+
+
+AnyTraining = MiniViTCIFAR10 | MiniViTDigits
+TASKS: dict[str, type[AnyTraining]] = {
+    "minivit_cifar10": MiniViTCIFAR10,
+    "minivit_digits": MiniViTDigits,
+}
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads `1e-3` as a number, as YAML 1.2 does, and refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key `{key}` is given twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """Parse YAML safely.
+
+    Raises:
+        ConfigError: when `text` is no YAML or gives a key twice; names `source` and the line.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        where = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(f"not valid YAML: {error.problem} ({source}{where})") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"not valid YAML: {' '.join(str(error).split())} ({source})") from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping from a file.
+
+    Raises:
+        ConfigError: when the file cannot be read or holds something else.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a UTF-8 text file"
+        raise ConfigError(f"cannot read {path}: {reason}") from None
+    content = parse_yaml(text, str(path))
+    if not isinstance(content, dict):
+        raise ConfigError(f"a mapping of keys to values is expected, got {content!r:.60} ({path})")
+    return content
+
+
+def apply_override(content: dict[str, Any], path: str, value: Any) -> None:
+    """Set the value at a dotted path in nested mappings, in place.
+
+    A key that itself contains dots (those of a search space) is matched as a whole.
+    """
+    keys = path.split(".")
+    while len(keys) > 1:
+        if not isinstance(content, dict):
+            break
+        known = next((n for n in range(len(keys), 0, -1) if ".".join(keys[:n]) in content), 1)
+        if known == len(keys):
+            break
+        child = content.setdefault(".".join(keys[:known]), {})
+        if child is None:
+            child = content[".".join(keys[:known])] = {}
+        content, keys = child, keys[known:]
+    if not isinstance(content, dict):
+        raise ConfigError(f"no such key to set: `{path}` (--set)")
+    content[".".join(keys)] = value
+
+
+def parse_assignment(assignment: str) -> tuple[str, Any]:
+    """Split `path=value`, the value being YAML.
+
+    Raises:
+        ConfigError: when there is no `=`, no path, or the value is no YAML.
+    """
+    path, equals, value = assignment.partition("=")
+    if not equals or not path.strip():
+        raise ConfigError(f"`path=value` is expected, got {assignment!r} (--set)")
+    return path.strip(), parse_yaml(value, f"--set {assignment}")
+
+
+def validate(model: type[C], content: Any, source: str, prefix: str = "") -> C:
+    """Build a section from parsed YAML.
+
+    Raises:
+        ConfigError: with a line for each mistake: key, rule, value and `source`.
+    """
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        lines = [_explain(model, dict(mistake), prefix) for mistake in error.errors()]
+        raise ConfigError("\n".join(f"{line} ({source})" for line in lines)) from None
+
+
+def validate_training(content: Mapping[str, Any], source: str) -> AnyTraining:
+    """Build the training configuration of the task that `content` names.
+
+    Raises:
+        ConfigError: see `validate`; also when the task is missing or unknown.
+    """
+    task = content.get("task")
+    if task is None:
+        raise ConfigError(f"`task` is missing; one of {', '.join(TASKS)} ({source})")
+    if not isinstance(task, str) or task not in TASKS:
+        raise ConfigError(f"unknown task {task!r} for `task`{nearest(str(task), TASKS)} ({source})")
+    return validate(TASKS[task], content, source)
+
+
+def load_training(path: Path, assignments: Sequence[str] = ()) -> AnyTraining:
+    """Read a training configuration from a YAML file, with `path=value` overrides.
+
+    Raises:
+        ConfigError: when the file cannot be read or is wrong.
+    """
+    content = read_yaml(path)
+    for assignment in assignments:
+        apply_override(content, *parse_assignment(assignment))
+    if "space" in content or "search" in content:
+        raise ConfigError(
+            "this is a search file, not a training configuration: "
+            f"start it with `oialr-search run`, then `oialr-search export` ({path})"
+        )
+    return validate_training(content, str(path))
+
+
+def nearest(word: str, known: Sequence[str] | Mapping[str, Any]) -> str:
+    """The hint that names the nearest valid name, or all of them."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean `{close[0]}`?" if close else f"; one of {', '.join(known)}"
+
+
+def _explain(model: type[BaseModel], mistake: dict[str, Any], prefix: str) -> str:
+    """One mistake that pydantic found, in one line."""
+    parts = [str(part) for part in mistake["loc"]]
+    key = f"`{prefix}{'.'.join(parts)}`"
+    match mistake["type"]:
+        case "extra_forbidden":
+            return f"unknown key {key}{nearest(parts[-1], _fields(model, parts[:-1]))}"
+        case "missing":
+            return f"{key} is missing"
+        case "value_error":
+            where = f" in {key}" if parts else ""
+            return f"{mistake['ctx']['error']}{where}"
+        case _:
+            rule = str(mistake["msg"]).removeprefix("Input ")
+            return f"{key} {rule}, got {mistake['input']!r:.80}"
+
+
+def _fields(model: type[BaseModel], path: Sequence[str]) -> Mapping[str, Any]:
+    """The field names of the section at `path`."""
+    for part in path:
+        field = model.model_fields.get(part)
+        annotation = field.annotation if field else None
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        sections = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        if not sections:
+            return {}
+        model = sections[0]
+    return model.model_fields

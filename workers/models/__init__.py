@@ -1,0 +1,1 @@
+"""Architectures; they know nothing of OIALR."""

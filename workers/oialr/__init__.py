@@ -1,0 +1,47 @@
+"""OIALR: orthogonality-informed adaptive low-rank training, for any PyTorch training loop.
+
+After Coquelin et al., "Harnessing Orthogonality to Train Low-Rank Neural Networks": a weight is
+held as U Σ Vᵀ, only the small Σ trains, and now and then an SVD of Σ refreshes the bases and cuts
+the inner rank.
+
+    oialr = OIALR(model, optimizer, OIALRSettings(
+        delay_steps=1000, update_frequency=500, cutoff_fraction=0.1))
+    for inputs, targets in loader:
+        optimizer.zero_grad()
+        criterion(model(inputs), targets).backward()
+        optimizer.step()
+        for update in oialr.step():
+            print(update.layer, update.inner_rank, update.stability)
+
+To save, keep the `state_dict()` of all three; to continue, build all three afresh and load
+`oialr`'s first, then the model's and the optimiser's.
+"""
+
+from workers.oialr.basis_update import BasisUpdate
+from workers.oialr.errors import OIALRError
+from workers.oialr.layers import (
+    LowRankLayer,
+    LowRankLinear,
+    LowRankMultiheadAttention,
+    LowRankWeight,
+    StackedLowRankLinear,
+)
+from workers.oialr.metrics import ParameterCounts, stability
+from workers.oialr.oialr import OIALR
+from workers.oialr.products import low_rank_linear
+from workers.oialr.settings import OIALRSettings
+
+__all__ = [
+    "OIALR",
+    "BasisUpdate",
+    "LowRankLayer",
+    "LowRankLinear",
+    "LowRankMultiheadAttention",
+    "LowRankWeight",
+    "OIALRError",
+    "OIALRSettings",
+    "ParameterCounts",
+    "StackedLowRankLinear",
+    "low_rank_linear",
+    "stability",
+]

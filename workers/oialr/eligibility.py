@@ -1,0 +1,142 @@
+"""Which layers conversion takes, and why the others stay dense (Coquelin et al.)."""
+
+import difflib
+import logging
+from collections import Counter
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from workers.oialr.errors import OIALRError
+from workers.oialr.settings import OIALRSettings
+
+logger = logging.getLogger(__name__)
+
+PROJECTION_NAMES = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+
+
+@dataclass(frozen=True)
+class EligibleLayer:
+    """A dense layer that conversion takes, and its weights, each `num_blocks` matrices high."""
+
+    name: str
+    module: nn.Linear | nn.MultiheadAttention
+    weights: tuple[nn.Parameter, ...]
+    num_blocks: int
+
+
+def survey(
+    model: nn.Module, optimizer: Optimizer, settings: OIALRSettings
+) -> tuple[list[EligibleLayer], dict[str, str]]:
+    """List the layers to convert in registration order, and by name why the others stay dense."""
+    candidates = [
+        EligibleLayer(name, module, weights_of(module), num_blocks(name, module, settings))
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.MultiheadAttention)
+    ]
+    refuse_unknown_names(settings.keep_dense, [layer.name for layer in candidates])
+    trained = {
+        parameter
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        if parameter.requires_grad
+    }
+    num_owners = Counter(
+        parameter
+        for module in model.modules()
+        for parameter in module._parameters.values()
+        if parameter is not None
+    )
+    reasons = {layer.name: why_dense(layer, trained, num_owners, settings) for layer in candidates}
+    eligible = [layer for layer in candidates if not reasons[layer.name]]
+    reasons |= kept_at_full_rank(eligible, candidates, settings)
+    return (
+        [layer for layer in eligible if not reasons[layer.name]],
+        {name: reason for name, reason in reasons.items() if reason},
+    )
+
+
+def why_dense(
+    layer: EligibleLayer,
+    trained: set[nn.Parameter],
+    num_owners: Counter[nn.Parameter],
+    settings: OIALRSettings,
+) -> str:
+    """Say what keeps a layer from converting; nothing, if it is eligible."""
+    kind = nn.Linear if isinstance(layer.module, nn.Linear) else nn.MultiheadAttention
+    if layer.name in settings.keep_dense:
+        return "named in keep_dense"
+    if type(layer.module).forward is not kind.forward:
+        return f"{type(layer.module).__name__} has a forward of its own"
+    if not layer.weights:
+        return "its weight is computed from other parameters"
+    if any(num_owners[weight] > 1 for weight in layer.weights):
+        return "its weight is shared with another layer"
+    if not trained.issuperset(layer.weights):
+        return "its weight is not trained by the optimizer"
+    return next(
+        (
+            reason
+            for weight in layer.weights
+            for block in weight.chunk(layer.num_blocks)
+            if (reason := unfit_shape(block, settings))
+        ),
+        "",
+    )
+
+
+def unfit_shape(weight: Tensor, settings: OIALRSettings) -> str:
+    """Say why a matrix is too small or too narrow to convert; nothing, if it is fit."""
+    num_rows, num_columns = weight.shape
+    short, long = sorted(weight.shape)
+    if short < settings.min_dim:
+        return f"{num_rows}x{num_columns} is smaller than min_dim={settings.min_dim}"
+    if long >= settings.max_aspect_ratio * short:
+        return f"{num_rows}x{num_columns} reaches max_aspect_ratio={settings.max_aspect_ratio:g}"
+    return ""
+
+
+def kept_at_full_rank(
+    eligible: list[EligibleLayer], candidates: list[EligibleLayer], settings: OIALRSettings
+) -> dict[str, str]:
+    """Name the layers that full_rank_first_layer and full_rank_last_layer keep dense."""
+    kept: dict[str, str] = {}
+    if settings.full_rank_first_layer:
+        kept |= {layer.name: "full_rank_first_layer" for layer in eligible[:1]}
+    if settings.full_rank_last_layer and settings.last_layer == "last_converted":
+        kept |= {layer.name: "full_rank_last_layer" for layer in eligible[-1:]}
+    elif settings.full_rank_last_layer:
+        linears = [layer for layer in candidates if isinstance(layer.module, nn.Linear)]
+        if linears and linears[-1] in eligible:
+            kept[linears[-1].name] = "full_rank_last_layer"
+        else:
+            logger.warning("full_rank_last_layer has no effect: the classifier never converts")
+    return kept
+
+
+def weights_of(module: nn.Linear | nn.MultiheadAttention) -> tuple[nn.Parameter, ...]:
+    """The weights that U Σ Vᵀ would replace; none where a parametrization computes them."""
+    names = ("weight",) if isinstance(module, nn.Linear) else PROJECTION_NAMES
+    parameters = dict(module.named_parameters(recurse=False))
+    return tuple(parameters[name] for name in names if name in parameters)
+
+
+def num_blocks(
+    name: str, module: nn.Linear | nn.MultiheadAttention, settings: OIALRSettings
+) -> int:
+    """How many matrices to make of each weight: three for a fused one taken apart."""
+    if isinstance(module, nn.Linear):
+        is_qkv = name.rpartition(".")[2] == "qkv"
+        fused = is_qkv and module.out_features == 3 * module.in_features
+    else:
+        fused = module._qkv_same_embed_dim
+    return 3 if fused and settings.fused_projections == "apart" else 1
+
+
+def refuse_unknown_names(names: tuple[str, ...], known: list[str]) -> None:
+    """Refuse a name that no layer bears, and offer the nearest."""
+    for name in names:
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+            raise OIALRError(f"keep_dense names no layer: {name!r}; nearest: {nearest}")

@@ -1,0 +1,141 @@
+"""What a controller and its worker process say to each other: one JSON object a line.
+
+Messages go to the worker's standard input; events come back on a pipe of their own, so that nothing
+that a library prints can break them. Standard library only: both sides import it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+RESULT_FILE = "result.json"
+
+
+class ProtocolError(Exception):
+    """A line that is no message of this protocol."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepare:
+    """To the worker: import, load the data and run one step of this configuration, then wait."""
+
+    config: Mapping[str, Any]
+    data_dir: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """To the worker: train this configuration, then end."""
+
+    config: Mapping[str, Any]
+    folder: str
+    """Existing folder of the evaluation; the worker writes its result there."""
+    evaluate_test: bool = False
+    """Also measure the trained network on the test set."""
+    save_checkpoint: bool = False
+    """Write the trained network as safetensors."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    """Everything is imported and loaded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started:
+    """The first training step begins."""
+
+    at: float
+    """Seconds since the epoch (UTC)."""
+    total_steps: int
+    parameters: int
+    """Trainable parameters of the full-rank network."""
+    warnings: list[str] = field(default_factory=list)
+    """Settings that have no effect in this training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankUpdate:
+    """One layer's basis update."""
+
+    step: int
+    layer: str
+    inner_rank: int
+    full_inner_rank: int
+    stability: float | None
+    """Eq. (4), before against after the update."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epoch:
+    """One epoch of training and its validation."""
+
+    epoch: int
+    step: int
+    metrics: Mapping[str, float]
+    rank_updates: list[RankUpdate] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        updates = [u if isinstance(u, RankUpdate) else RankUpdate(**u) for u in self.rank_updates]
+        object.__setattr__(self, "rank_updates", updates)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completed:
+    """The training reached its end."""
+
+    metrics: Mapping[str, float]
+    trainable_percent: float
+    compression_percent: float
+    device: str
+    duration_s: float
+    at: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed:
+    """The training cannot go on."""
+
+    reason: str
+    at: float
+    configuration: bool = False
+    """The configuration or the data are at fault: no other attempt can succeed."""
+
+
+Message = Prepare | Evaluate
+Event = Ready | Started | Epoch | Completed | Failed
+_TYPES: dict[str, type[Any]] = {
+    kind.__name__.lower(): kind
+    for kind in (Prepare, Evaluate, Ready, Started, Epoch, Completed, Failed)
+}
+
+
+def encode(message: Message | Event) -> bytes:
+    """One line of JSON that ends in a newline."""
+    content = {"type": type(message).__name__.lower(), **asdict(message)}
+    return json.dumps(content).encode() + b"\n"
+
+
+def decode(line: bytes | str) -> Any:
+    """The message or event of one line.
+
+    Raises:
+        ProtocolError: when the line holds something else.
+    """
+    try:
+        content = json.loads(line)
+        return _TYPES[content.pop("type")](**content)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ProtocolError(f"no message of this protocol: {line!r:.200} ({error})") from None
+
+
+def write_result(folder: Path, result: Completed | Failed) -> None:
+    """Put the result into the evaluation's folder: whole or not at all."""
+    aside = folder / f"{RESULT_FILE}.{os.getpid()}"
+    aside.write_bytes(encode(result))
+    os.replace(aside, folder / RESULT_FILE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import platform
 import socket
 import subprocess
@@ -43,10 +44,11 @@ def start_search(storage: Storage, search_file: SearchFile, world_size: int) -> 
     else:
         search_id = stored.id
         training = search_file.as_json()["training"]
+        # Through JSON, where there are no tuples.
         for what, old, new in (
             ("task", stored.task, search_file.training.task),
             ("metric", stored.metric, search.metric),
-            ("space", _plain(stored.space), _plain(space)),
+            ("space", json.loads(json.dumps(stored.space)), json.loads(json.dumps(space))),
             ("training configuration", stored.settings["training"], training),
         ):
             if old != new:
@@ -111,11 +113,3 @@ def git_revision() -> str | None:
         return None
     return result.stdout.strip() or None
 
-
-def _plain(space: object) -> object:
-    """JSON has no tuples."""
-    if isinstance(space, (list, tuple)):
-        return [_plain(item) for item in space]
-    if isinstance(space, dict):
-        return {key: _plain(value) for key, value in space.items()}
-    return space

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from workers.training import Training
 
 PR_SET_PDEATHSIG = 1
+READ_BYTES = 1 << 16
 CHECKPOINT_FILE = "checkpoint.safetensors"
 
 
@@ -134,9 +135,15 @@ def _die_with_parent(parent: int) -> None:
 
 
 def _read_messages(messages: queue.SimpleQueue[bytes]) -> None:
-    """Pass on standard input line by line; its end kills this process and its children."""
-    for line in sys.stdin.buffer:
-        messages.put(line)
+    """Pass on standard input line by line; its end kills this process and its children.
+
+    Read without Python's buffer, whose lock aborts an interpreter that ends meanwhile.
+    """
+    buffer = b""
+    while chunk := os.read(sys.stdin.fileno(), READ_BYTES):
+        *lines, buffer = (buffer + chunk).split(b"\n")
+        for line in lines:
+            messages.put(line)
     os.killpg(0, signal.SIGKILL)
 
 

@@ -155,6 +155,8 @@ class OIALRConfig(Config):
     full_rank_last_layer: bool = False
     last_layer: Literal["last_converted", "classifier"] = "last_converted"
     """What "last layer" means; the paper's printed figures fit `last_converted`."""
+    keep_dense: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Names of further layers that stay dense."""
     fused_projections: Literal["together", "apart"] = "together"
     """Decompose a fused q, k, v weight as one matrix (the authors) or as three."""
     min_dim: Annotated[int, Field(ge=1)] = 2

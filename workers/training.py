@@ -202,20 +202,28 @@ def _train_epoch(training: Training, epoch: int) -> tuple[float, list[RankUpdate
         loss.backward()
         training.optimizer.step()
         total_loss += loss.detach()
-        if training.oialr:
-            updates += [
-                RankUpdate(
-                    step=update.step,
-                    layer=update.layer,
-                    inner_rank=update.inner_rank,
-                    full_inner_rank=update.full_inner_rank,
-                    stability=update.stability,
-                )
-                for update in training.oialr.step()
-            ]
         num_updates += 1
+        if training.oialr:
+            updates += _oialr_step(training.oialr, num_updates)
         training.scheduler.step_update(num_updates)
     return total_loss.item() / training.splits.train.num_batches, updates
+
+
+def _oialr_step(oialr: OIALR, num_updates: int) -> list[RankUpdate]:
+    try:
+        return [
+            RankUpdate(
+                step=update.step,
+                layer=update.layer,
+                inner_rank=update.inner_rank,
+                full_inner_rank=update.full_inner_rank,
+                stability=update.stability,
+            )
+            for update in oialr.step()
+        ]
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        # The SVD of a matrix that is no longer finite.
+        raise DivergedError(f"diverged: step {num_updates}: {error}") from None
 
 
 def _evaluate(training: Training, batches: Batches) -> dict[str, float]:

@@ -6,6 +6,7 @@ sees half of one; a PostgreSQL database is filled in one transaction behind an a
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sqlite3
@@ -13,6 +14,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -67,8 +69,8 @@ def storage_errors(url: URL) -> Iterator[None]:
     """Turn whatever the database raises into one line without the password."""
     try:
         yield
-    except sa.exc.SQLAlchemyError as error:
-        cause = error.orig if isinstance(error, sa.exc.DBAPIError) else error
+    except (sa.exc.SQLAlchemyError, sqlite3.Error) as error:
+        cause = getattr(error, "orig", None) or error
         text = " ".join(str(cause).partition("DETAIL:")[0].split())
         for secret in (url.password, url.query.get("password"), url.query.get("sslpassword")):
             text = text.replace(str(secret), "***") if secret else text
@@ -85,22 +87,23 @@ def open_engine(text: str, *, create: bool, read_only: bool) -> sa.Engine:
         with storage_errors(url):
             _create(url)
     engine = _engine(url, read_only=read_only)
-    with storage_errors(url), engine.connect() as connection:
-        _check(_revision(connection), url)
+    try:
+        with storage_errors(url), engine.connect() as connection:
+            _check(_revision(connection), url)
+    except StorageError:
+        engine.dispose()
+        raise
     return engine
 
 
 def upgrade(text: str) -> None:
     """Bring an older database of ours to the schema of this version."""
     url = parse_url(text)
-    engine = _engine(url)
-    with storage_errors(url), begin_immediate(engine) as connection:
-        lock_schema(connection)
+    with storage_errors(url), _changing_schema(url) as connection:
         revision = _revision(connection)
         if revision is None or revision > REVISION:
             _check(revision, url)
         _upgrade(connection)
-    engine.dispose()
 
 
 @contextmanager
@@ -114,6 +117,17 @@ def lock_schema(connection: sa.Connection) -> None:
     """Keep others from changing the schema till the transaction ends; SQLite does by itself."""
     if connection.dialect.name == "postgresql":
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(ADVISORY_LOCK)))
+
+
+@contextmanager
+def _changing_schema(url: URL) -> Iterator[sa.Connection]:
+    engine = _engine(url)
+    try:
+        with begin_immediate(engine) as connection:
+            lock_schema(connection)
+            yield connection
+    finally:
+        engine.dispose()
 
 
 def _engine(url: URL, *, read_only: bool = False) -> sa.Engine:
@@ -137,6 +151,7 @@ def _engine(url: URL, *, read_only: bool = False) -> sa.Engine:
     engine = sa.create_engine(
         url.set(database=path.as_uri(), query=query),
         connect_args={"timeout": BUSY_TIMEOUT_S},
+        json_serializer=partial(json.dumps, allow_nan=False),  # PostgreSQL refuses NaN by itself
         hide_parameters=True,
     )
     sa.event.listen(engine, "connect", _prepare_sqlite)
@@ -156,14 +171,11 @@ def _begin_sqlite(connection: sa.Connection) -> None:
 
 def _create(url: URL) -> None:
     if url.get_backend_name() == "postgresql":
-        engine = _engine(url)
-        with engine.begin() as connection:
-            lock_schema(connection)
+        with _changing_schema(url) as connection:
             if _revision(connection) is None:
                 if sa.inspect(connection).get_table_names():
                     _foreign_database(url)
                 _upgrade(connection)
-        engine.dispose()
         return
 
     path = Path(str(url.database))
@@ -172,12 +184,10 @@ def _create(url: URL) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
         draft = Path(folder, path.name)
-        with closing(sqlite3.connect(draft)) as connection:
-            connection.execute(f"PRAGMA journal_mode = {_journal_mode(path.parent)}")
-        engine = _engine(url.set(database=str(draft)))
-        with begin_immediate(engine) as connection:
+        with closing(sqlite3.connect(draft)) as plain:
+            plain.execute(f"PRAGMA journal_mode = {_journal_mode(path.parent)}")
+        with _changing_schema(url.set(database=str(draft))) as connection:
             _upgrade(connection)
-        engine.dispose()
         try:
             os.link(draft, path)
         except FileExistsError:

@@ -284,7 +284,7 @@ class SqlStorage(Storage):
                 sa.select(searches.c.evaluations_total).where(searches.c.id == search_id)
             ).scalar_one()
             counts = connection.execute(
-                sa.select(individuals.c.status, sa.func.count())
+                sa.select(individuals.c.status, sa.func.count().label("number"))
                 .where(of_search)
                 .group_by(individuals.c.status)
             )
@@ -296,7 +296,7 @@ class SqlStorage(Storage):
             ).one_or_none()
             return Progress(
                 total=total,
-                counts=dict.fromkeys(Status, 0) | {status: n for status, n in counts},
+                counts=dict.fromkeys(Status, 0) | {row.status: row.number for row in counts},
                 best_fitness=best and best.fitness,
                 best_individual_id=best and best.id,
                 running=[RunningEvaluation(**r) for r in connection.execute(running).mappings()],
@@ -380,6 +380,7 @@ class SqlStorage(Storage):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        """Close on the way out."""
         self.close()
 
 

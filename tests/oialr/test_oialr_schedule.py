@@ -41,6 +41,7 @@ def test_window_against_exact_arithmetic() -> None:
 def test_window_where_floats_are_fuzzy() -> None:
     assert 6 * 0.1 * 5 > 3
     assert window_size(6, 0.1, 5) == 3
+    assert window_size(6, 1e-12, 5) == 1
 
 
 def make_training(**settings: object) -> tuple[nn.Module, OIALR]:

@@ -58,7 +58,7 @@ def new_proposal(generation: int = 0, **changes: Any) -> Proposal:
         "generation": generation,
         "parents": [],
         "origin": "random",
-        "genes": {name: 0.5 for name in HYPERPARAMETERS},
+        "genes": dict.fromkeys(HYPERPARAMETERS, 0.5),
         "hyperparameters": HYPERPARAMETERS,
     }
     return Proposal(**values | changes)

@@ -182,6 +182,14 @@ class TestClaims:
         assert claim is not None
         assert (claim.attempt, claim.repeated, claim.remaining) == (1, True, 0)
 
+    def test_a_hyperparameter_that_json_cannot_hold_is_refused(self, storage: Storage) -> None:
+        search_id, launch_id = launched_search(storage)
+        for value in (math.nan, -math.inf):
+            proposal = new_proposal(hyperparameters={"optimizer.lr": value})
+            with pytest.raises(StorageError, match=r"(?i)json"):
+                storage.claim(search_id, launch_id, proposal, total=3)
+        assert storage.individuals(search_id) == []
+
     def test_a_generation_is_bred_once(self, storage: Storage) -> None:
         search_id, launch_id = launched_search(storage)
         storage.claim(search_id, launch_id, new_proposal(0), total=3)

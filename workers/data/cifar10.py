@@ -211,7 +211,9 @@ def _open_images(root: Path) -> Any:
         images = create_dataset("", root=str(root), search_split=False)
     except (RuntimeError, OSError, ValueError) as error:
         raise DataError(f"cannot read the images in {root}: {error}") from None
-    num_classes = len(images.reader.class_to_idx)
+    # timm's reader of folders and its reader of tar files have different names for it.
+    reader = images.reader
+    num_classes = len(getattr(reader, "class_to_idx", None) or reader.class_name_to_idx)
     if num_classes != NUM_CLASSES:
         raise DataError(f"{NUM_CLASSES} class folders are expected in {root}, got {num_classes}")
     return images

@@ -13,7 +13,7 @@ def conversion_step(settings: OIALRSettings) -> int:
 def update_number(settings: OIALRSettings, step: int) -> int:
     """Which basis update u = 1, 2, ... falls on this step; 0 when none does."""
     steps_since_delay = step - settings.delay_steps
-    if step == 0 or steps_since_delay < 0 or steps_since_delay % settings.update_frequency:
+    if steps_since_delay < 0 or steps_since_delay % settings.update_frequency:
         return 0
     return steps_since_delay // settings.update_frequency + (settings.delay_steps > 0)
 

@@ -1,0 +1,151 @@
+"""What several test folders share: data, commands, and one small search that really ran."""
+
+from __future__ import annotations
+
+import lzma
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared"
+BIN = Path(sys.executable).parent
+SEARCH_SPACES = ROOT / "search_spaces"
+DIGITS = SEARCH_SPACES / "minivit_digits.yaml"
+CIFAR10 = SEARCH_SPACES / "minivit_cifar10.yaml"
+
+# A digits training of about a second that converts, updates and truncates.
+TINY = {
+    "epochs": "3",
+    "model.depth": "1",
+    "model.embed_dim": "32",
+    "space.oialr.delay_steps": "{low: 10, high: 20}",
+    "space.oialr.update_frequency": "{low: 10, high: 20}",
+    "space.scheduler.warmup_epochs": "{low: 1, high: 2}",
+    "search.population_size": "2",
+    "search.migration_probability": "1.0",
+}
+# Any hyperparameter gives the same machine-independent shape on CIFAR-10.
+SMALL_CIFAR10 = {
+    "data.train_subset": "600",
+    "data.test_subset": "200",
+    "epochs": "3",
+    "batch_size": "64",
+    "model.embed_dim": "48",
+    "model.depth": "1",
+    "model.num_heads": "3",
+    "space.oialr.delay_steps": "{low: 4, high: 8}",
+    "space.oialr.update_frequency": "{low: 4, high: 8}",
+    "space.scheduler.warmup_epochs": "{low: 1, high: 2}",
+    "search.population_size": "2",
+    "search.migration_probability": "1.0",
+}
+
+
+def settings(values: dict[str, str]) -> list[str]:
+    """`--set` options."""
+    return [part for path, value in values.items() for part in ("--set", f"{path}={value}")]
+
+
+@dataclass(frozen=True)
+class Command:
+    """`oialr-search` as a user runs it, in a folder of its own."""
+
+    folder: Path
+    environment: dict[str, str]
+
+    def __call__(
+        self, *arguments: str | Path, ranks: int = 0, check: bool = True
+    ) -> subprocess.CompletedProcess[str]:
+        """Run to the end; under mpiexec when `ranks` are given."""
+        result = subprocess.run(
+            self.line(*arguments, ranks=ranks),
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=400,
+        )
+        if check:
+            assert result.returncode == 0, result.stdout + result.stderr
+        return result
+
+    def start(self, *arguments: str | Path, ranks: int = 0) -> subprocess.Popen[str]:
+        """Start and go on."""
+        return subprocess.Popen(
+            self.line(*arguments, ranks=ranks),
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def line(self, *arguments: str | Path, ranks: int) -> list[str]:
+        """The command line."""
+        launcher = [*mpiexec(), "-n", str(ranks)] if ranks else []
+        return [*launcher, str(BIN / "oialr-search"), *map(str, arguments)]
+
+
+def mpiexec() -> list[str]:
+    """The machine's mpiexec, else the wheel's, with what Open MPI needs to be told."""
+    found = shutil.which("mpiexec") or str(BIN / "mpiexec")
+    version = subprocess.run([found, "--version"], capture_output=True, text=True, check=True)
+    if not any(name in version.stdout for name in ("Open MPI", "OpenRTE", "PRRTE")):
+        return [found]
+    as_root = ["--allow-run-as-root"] if os.getuid() == 0 else []
+    return [found, "--oversubscribe", *as_root]
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Command:
+    """Commands in an empty folder."""
+    return make_command(tmp_path)
+
+
+def make_command(folder: Path) -> Command:
+    """Commands that see no variable of this project."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("OIALR_")}
+    return Command(folder, environment | {"COLUMNS": "200"})
+
+
+@dataclass(frozen=True)
+class FinishedSearch:
+    """A search that ran to its end."""
+
+    command: Command
+    output: str
+
+    @property
+    def database(self) -> Path:
+        """Its SQLite file."""
+        return self.command.folder / "searches" / "search.db"
+
+
+@pytest.fixture(scope="session")
+def digits_search(tmp_path_factory: pytest.TempPathFactory) -> FinishedSearch:
+    """6 tiny digits evaluations on 2 islands of one rank each; shared, so read it only."""
+    command = make_command(tmp_path_factory.mktemp("digits"))
+    arguments: Sequence[str | Path] = ["run", DIGITS, "--evaluations", "6", *settings(TINY)]
+    result = command(*arguments, ranks=2)
+    return FinishedSearch(command, result.stdout)
+
+
+@pytest.fixture(scope="session")
+def cifar10_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real CIFAR-10 as two tar files."""
+    packed = SHARED / "data" / "cifar10"
+    if not packed.is_dir():
+        pytest.skip(f"no CIFAR-10 in {packed}")
+    folder = tmp_path_factory.mktemp("cifar10")
+    for name in ("train", "test"):
+        source = lzma.open(packed / f"{name}.tar.xz")
+        with source, (folder / f"{name}.tar").open("wb") as target:
+            shutil.copyfileobj(source, target)
+    return folder

@@ -1,0 +1,102 @@
+"""The search file and its overrides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from oialr_search.config import load_search
+from workers.config import TASKS, ConfigError, load_training
+
+from ..conftest import CIFAR10, DIGITS, SEARCH_SPACES
+
+
+@pytest.mark.parametrize("path", sorted(SEARCH_SPACES.glob("*.yaml")), ids=lambda p: p.stem)
+def test_the_search_files_are_valid(path: Path) -> None:
+    assert load_search(path).space.hyperparameters
+
+
+@pytest.mark.parametrize(
+    "path", sorted((SEARCH_SPACES / "training").glob("*.yaml")), ids=lambda p: p.stem
+)
+def test_the_training_configurations_are_valid(path: Path) -> None:
+    assert load_training(path).task in TASKS
+
+
+def test_the_paper_space_is_that_of_the_supplementary() -> None:
+    """Table 4; the same numbers stand in the issue that this file answers."""
+    bounds = {h.name: (h.low, h.high) for h in load_search(CIFAR10).space.hyperparameters}
+    assert bounds == {
+        "optimizer.lr": (5e-5, 1e-3),
+        "scheduler.min_lr": (5e-6, 1e-3),
+        "scheduler.warmup_lr": (5e-6, 2e-4),
+        "scheduler.lr_k_decay": (0.1, 2.0),
+        "scheduler.warmup_epochs": (1, 20),
+        "oialr.cutoff_fraction": (0.01, 0.9),
+        "oialr.update_frequency": (200, 1000),
+        "oialr.delay_steps": (1000, 10000),
+    }
+
+
+def test_an_override_reaches_every_section() -> None:
+    file = load_search(
+        DIGITS,
+        ["epochs=2", "model.embed_dim=96", "search.islands=3", "space.optimizer.lr.low=1e-3"],
+        {"evaluations": 5},
+    )
+    assert (file.training.epochs, file.training.model.embed_dim) == (2, 96)
+    assert (file.search.islands, file.search.evaluations) == (3, 5)
+    assert next(h for h in file.space.hyperparameters if h.name == "optimizer.lr").low == 1e-3
+
+
+def test_setting_a_searched_hyperparameter_takes_it_out_of_the_space() -> None:
+    file = load_search(DIGITS, ["oialr.delay_steps=33"])
+    assert file.pinned == ("oialr.delay_steps",)
+    assert file.training.oialr is not None
+    assert file.training.oialr.delay_steps == 33
+    assert "oialr.delay_steps" not in {h.name for h in file.space.hyperparameters}
+
+
+@pytest.mark.parametrize(
+    ("assignment", "words"),
+    [
+        ("search.metric=validation_tp1", ["`search.metric`", "validation_top1"]),
+        ("search.island=3", ["`search.island`", "`islands`"]),
+        ("search.islands=0", ["`search.islands`", "got 0"]),
+        ("search.name=../x", ["`search.name`"]),
+        ("task=minivit", ["`task`", "'minivit'"]),
+        ("device=tpu", ["`device`", "'tpu'"]),
+        ("epochs=ten", ["`epochs`", "integer", "'ten'"]),
+        ("epochs", ["`path=value`", "'epochs'"]),
+        ("epochs=[1", ["not valid YAML", "epochs=[1"]),
+        ("epochs.x=1", ["epochs.x"]),
+        ("model.num_heads=5", ["`num_heads` must divide `embed_dim`", "num_heads=5"]),
+    ],
+)
+def test_a_wrong_override_is_one_clear_line(assignment: str, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_search(DIGITS, [assignment])
+    assert "\n" not in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_number_without_a_dot_is_a_number(tmp_path: Path) -> None:
+    # YAML 1.1, and so PyYAML, reads 5e-5 as a string.
+    path = tmp_path / "search.yaml"
+    path.write_text(DIGITS.read_text().replace("low: 5.0e-4", "low: 5e-4"))
+    lr = load_search(path).space.hyperparameters[0]
+    assert lr.low == 5e-4
+
+
+def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "search.yaml"
+    path.write_text(DIGITS.read_text() + "\nepochs: 5\n")
+    with pytest.raises(ConfigError, match="`epochs` is given twice"):
+        load_search(path)
+
+
+def test_a_search_file_is_no_training_configuration() -> None:
+    with pytest.raises(ConfigError, match="this is a search file"):
+        load_training(DIGITS)

@@ -1,0 +1,114 @@
+"""Genes ↔ hyperparameters, and what a space may say."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from oialr_search.search_space import Hyperparameter, parse_space, with_hyperparameters
+from workers.config import TASKS, ConfigError, read_yaml
+
+from ..conftest import DIGITS
+
+TASK = TASKS["minivit_digits"]
+
+
+def training() -> dict[str, Any]:
+    return {k: v for k, v in read_yaml(DIGITS).items() if k not in ("search", "space")}
+
+
+def parse(space: Any) -> Any:
+    return parse_space(space, TASK, training(), "file.yaml")
+
+
+def test_a_log_scale_gives_each_decade_the_same_share() -> None:
+    lr = Hyperparameter(name="optimizer.lr", kind="float", low=1e-5, high=1e-1, scale="log")
+    assert lr.decode(0.0) == 1e-5
+    assert lr.decode(1.0) == 1e-1
+    assert lr.decode(0.5) == pytest.approx(1e-3)
+    assert lr.decode(0.25) == pytest.approx(1e-4)
+
+
+def test_all_integers_have_the_same_share_and_none_lies_outside() -> None:
+    epochs = Hyperparameter(name="scheduler.warmup_epochs", kind="int", low=1, high=4)
+    count = Counter(epochs.decode(k / 3999) for k in range(4000))
+    assert set(count) == {1, 2, 3, 4}
+    assert all(abs(n - 1000) <= 2 for n in count.values())
+    assert all(type(value) is int for value in count)
+
+
+def test_choices_keep_their_types() -> None:
+    last = Hyperparameter(name="oialr.full_rank_last_layer", kind="bool", choices=(False, True))
+    assert [last.decode(g) for g in (0.0, 0.49, 0.5, 1.0)] == [False, False, True, True]
+
+
+def test_the_kind_is_that_of_the_field_not_of_the_first_bound() -> None:
+    # Propulate takes (1, 2) for integers; `lr_k_decay` is a float.
+    (k_decay,) = parse({"scheduler.lr_k_decay": {"low": 1, "high": 2}}).hyperparameters
+    assert k_decay.kind == "float"
+    assert k_decay.decode(0.5) == pytest.approx(1.5)
+
+
+def test_a_bool_needs_no_range() -> None:
+    (flag,) = parse({"oialr.full_rank_first_layer": None}).hyperparameters
+    assert flag.choices == (False, True)
+
+
+def test_values_land_at_their_paths_and_the_original_stays() -> None:
+    original = training()
+    changed = with_hyperparameters(original, {"optimizer.lr": 0.5, "epochs": 7})
+    assert changed["optimizer"]["lr"] == 0.5
+    assert changed["optimizer"]["weight_decay"] == original["optimizer"]["weight_decay"]
+    assert original["optimizer"]["lr"] == 0.003
+    assert changed["epochs"] == 7
+
+
+@pytest.mark.parametrize(
+    ("space", "words"),
+    [
+        (
+            {"optimizer.lr": {"low": 0.01, "high": 0.001}},
+            ["`low < high` must hold for `space.optimizer.lr`", "low=0.01, high=0.001"],
+        ),
+        ({"optimizer.lr": {"low": 0, "high": 1, "scale": "log"}}, ["`low > 0`", "low=0"]),
+        ({"optimizer.lrr": {"low": 0.1, "high": 1.0}}, ["`space.optimizer.lrr`", "`lr`"]),
+        ({"optimizer": {"low": 0.1, "high": 1.0}}, ["is a section", "weight_decay"]),
+        ({"optimizer.lr": {"low": 0.1}}, ["needs `low` and `high`"]),
+        ({"optimizer.lr": {"low": 0.1, "high": 1.0, "step": 2}}, ["unknown key", "step"]),
+        ({"optimizer.lr": [0.1, 1.0]}, ["`space.optimizer.lr"]),
+        ({"oialr.cutoff_fraction": {"low": 0.1, "high": 1.5}}, ["cutoff_fraction", "1.5"]),
+        ({"scheduler.warmup_epochs": {"low": 0.5, "high": 2}}, ["integer", "low=0.5"]),
+        ({"oialr.last_layer": {"choices": ["classifier", "first"]}}, ["first"]),
+        ({"optimizer.lr": {"choices": [0.1]}}, ["two or more"]),
+        ({"seed": {"low": 1, "high": 5}}, ["`space.seed`"]),
+        ({"task": {"choices": ["a", "b"]}}, ["`space.task`"]),
+        ({}, ["`space`"]),
+        ([1, 2], ["`space`"]),
+    ],
+)
+def test_a_wrong_entry_is_one_line_with_key_rule_value_and_file(
+    space: Any, words: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(space)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "file.yaml" in message
+    for word in words:
+        assert word in message
+
+
+def test_every_wrong_entry_has_its_line() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse({"optimizer.lr": {"low": 2.0, "high": 1.0}, "nothing": {"low": 1, "high": 2}})
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_interpolation_is_monotonic() -> None:
+    lr = Hyperparameter(name="optimizer.lr", kind="float", low=5e-5, high=1e-3, scale="log")
+    values = [lr.decode(k / 100) for k in range(101)]
+    assert values == sorted(values)
+    assert math.isclose(values[0], 5e-5)

@@ -193,6 +193,7 @@ def _run(comm: MPI.Comm, search_file: SearchFile, settings: LaunchSettings) -> i
         )
     place = Place(world_rank=comm.rank, world_size=comm.size, num_islands=search.islands)
     stop = _StopRequest(settings.time_limit_s)
+    worker_settings = _worker_settings(comm, search_file, settings)
     folder = settings.search_dir / search.name
     made = _make_folder(comm, folder)
     warnings: list[str] = []
@@ -200,7 +201,7 @@ def _run(comm: MPI.Comm, search_file: SearchFile, settings: LaunchSettings) -> i
         search_file=search_file,
         folder=folder,
         data_dir=settings.data_dir,
-        worker_settings=_worker_settings(comm, search_file, settings),
+        worker_settings=worker_settings,
         world_rank=comm.rank,
         notify=warnings.append,
     )

@@ -127,6 +127,7 @@ class Evaluator:
                 device=f"cuda:{self._worker_settings.gpu}" if self._worker_settings.gpu else "cpu",
                 world_rank=self._world_rank,
                 seed=int(request.config["seed"]),
+                num_threads=int(request.config["num_threads"]),
                 folder=str(folder.absolute()),
                 log_path=str((folder / LOG_FILE).absolute()),
                 started_at=started_at,

@@ -109,6 +109,7 @@ class NewEvaluation:
     device: str | None
     world_rank: int
     seed: int
+    num_threads: int  # CPU threads of the training; sums over threads depend on it
     folder: str
     log_path: str
     started_at: datetime = field(default_factory=utc_now)  # when the request was sent

@@ -170,6 +170,7 @@ evaluations = sa.Table(
     _column("device", sa.Text, nullable=True, comment="GPU it ran on"),
     _column("world_rank", sa.Integer, comment="controller rank that ran it"),
     _column("seed", sa.BigInteger, comment="seed of the training"),
+    _column("num_threads", sa.Integer, comment="CPU threads of the training"),
     _column("started_at", UtcDateTime, comment="UTC; request sent to the worker"),
     _column("training_started_at", UtcDateTime, nullable=True, comment="UTC; first step"),
     _column("finished_at", UtcDateTime, nullable=True, comment="UTC"),

@@ -73,6 +73,7 @@ def new_evaluation(individual_id: int, attempt: int = 1, **changes: Any) -> NewE
         "device": "GPU-0",
         "world_rank": 2,
         "seed": 7,
+        "num_threads": 2,
         "folder": "/tmp/evaluation",
         "log_path": "/tmp/evaluation/worker.log",
     }

@@ -102,7 +102,7 @@ class TestLaunches:
 
         storage.start_launch(new_launch(search_id))
 
-        statuses = [individual.status for individual in storage.individuals(search_id)]
+        statuses = [i.status for i in storage.individuals(search_id)]
         assert statuses == [Status.COMPLETED, Status.LOST]
         [evaluation] = storage.evaluations(left)
         assert (evaluation.id, evaluation.status) == (left_evaluation, Status.LOST)

@@ -6,6 +6,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from contextlib import closing
@@ -184,22 +185,22 @@ class TestSqliteFiles:
             assert [search.name for search in reader.searches()] == ["digits"]
 
     @pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
-    def test_a_read_only_folder_can_be_read(self, tmp_path: Path) -> None:
-        path = tmp_path / "search.db"
-        with open_storage(str(path), create=True) as storage:
-            storage.create_search(new_search())
+    def test_a_read_only_folder_can_be_read(self) -> None:
         script = (
             "import os, sys; from oialr_search.storage import open_storage\n"
-            "import oialr_search.storage.sql, oialr_search.storage.engine, sqlalchemy.dialects\n"
-            "import sqlalchemy; sqlalchemy.create_engine('sqlite://')\n"
+            "import oialr_search.storage.sql, sqlalchemy\n"
+            "sqlalchemy.create_engine('sqlite://')\n"  # imports what nobody may not read
             "os.setgid(65534); os.setuid(65534)\n"
             "print(open_storage(sys.argv[1], read_only=True).searches()[0].name)"
         )
-        for folder in (tmp_path, *tmp_path.parents[:-2]):
-            folder.chmod(0o755)
-        out = subprocess.run(
-            [sys.executable, "-c", script, str(path)], capture_output=True, text=True
-        )
+        with tempfile.TemporaryDirectory() as folder:  # pytest's own is closed to other users
+            path = f"{folder}/search.db"
+            with open_storage(path, create=True) as storage:
+                storage.create_search(new_search())
+            Path(folder).chmod(0o755)
+            out = subprocess.run(
+                [sys.executable, "-c", script, path], capture_output=True, text=True
+            )
         assert (out.stdout, out.stderr) == ("digits\n", "")
 
     @pytest.mark.parametrize(

@@ -166,6 +166,9 @@ def upgrade() -> None:
         ),
         sa.Column("seed", sa.BigInteger(), nullable=False, comment="seed of the training"),
         sa.Column(
+            "num_threads", sa.Integer(), nullable=False, comment="CPU threads of the training"
+        ),
+        sa.Column(
             "started_at",
             sa.DateTime(timezone=True),
             nullable=False,

@@ -1,0 +1,304 @@
+"""A search from mpiexec to best.yaml, with real ranks, workers and databases."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import signal
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from workers.config import load_training
+
+from ..conftest import (
+    CIFAR10,
+    DIGITS,
+    SMALL_CIFAR10,
+    TINY,
+    Command,
+    FinishedSearch,
+    make_command,
+    settings,
+)
+
+
+def query(database: Path, sql: str) -> list[dict[str, Any]]:
+    """Rows of a plain SQL query."""
+    connection = sqlite3.connect(database)
+    connection.row_factory = sqlite3.Row
+    try:
+        return [dict(row) for row in connection.execute(sql)]
+    finally:
+        connection.close()
+
+
+def test_exactly_the_individuals_asked_for_from_all_islands(digits_search: FinishedSearch) -> None:
+    rows = query(digits_search.database, "select island, status, fitness from individuals")
+    assert len(rows) == 6
+    assert {row["island"] for row in rows} == {0, 1}
+    assert {row["status"] for row in rows} == {"completed"}
+    assert all(0 <= row["fitness"] <= 100 for row in rows)
+
+
+def test_every_evaluation_converts_updates_and_truncates(digits_search: FinishedSearch) -> None:
+    rows = query(
+        digits_search.database,
+        "select evaluation_id, count(*) updates, min(inner_rank * 1.0 / full_inner_rank) kept "
+        "from rank_updates group by evaluation_id",
+    )
+    assert len(rows) == 6
+    assert all(row["updates"] >= 4 and row["kept"] < 1.0 for row in rows)
+    trainable = query(digits_search.database, "select trainable_percent p from evaluations")
+    assert all(0 < row["p"] < 100 for row in trainable)
+
+
+def test_training_loss_falls(digits_search: FinishedSearch) -> None:
+    rows = query(
+        digits_search.database,
+        "select a.value first, b.value last from metrics a join metrics b using (evaluation_id) "
+        "where a.name = 'train_loss' and b.name = 'train_loss' and a.epoch = 1 and b.epoch = 3",
+    )
+    assert len(rows) == 6
+    assert all(row["last"] < row["first"] for row in rows)
+
+
+def test_individuals_migrate(digits_search: FinishedSearch) -> None:
+    rows = query(
+        digits_search.database,
+        "select m.source_island, m.target_island, i.island home from migrations m "
+        "join individuals i on i.id = m.individual_id",
+    )
+    assert rows
+    assert all(row["source_island"] != row["target_island"] for row in rows)
+    assert all(row["home"] == row["source_island"] for row in rows)
+
+
+def test_the_leaderboard_is_plain_sql_with_named_hyperparameters(
+    digits_search: FinishedSearch,
+) -> None:
+    rows = query(digits_search.database, "select * from leaderboard limit 5")
+    assert len(rows) == 5
+    assert {"optimizer_lr", "oialr_cutoff_fraction", "scheduler_warmup_epochs"} <= set(rows[0])
+    assert 5e-4 <= rows[0]["optimizer_lr"] <= 5e-3
+    assert isinstance(rows[0]["oialr_delay_steps"], int)
+    assert [row["fitness"] for row in rows] == sorted(row["fitness"] for row in rows)
+
+
+def test_progress_is_plain_lines_of_rank_0_only(digits_search: FinishedSearch) -> None:
+    lines = re.findall(r"\[(\d+)/6\] .*fitness \d", digits_search.output)
+    assert lines == ["1", "2", "3", "4", "5", "6"]
+    assert "\x1b" not in digits_search.output
+
+
+def test_no_worker_is_left_and_no_stray_file(digits_search: FinishedSearch) -> None:
+    folder = digits_search.command.folder
+    left = [p for p in psutil.process_iter(["cmdline", "cwd"]) if p.info["cwd"] == str(folder)]
+    assert not left
+    names = {path.name for path in (folder / "searches" / "minivit_digits").iterdir()}
+    assert names == {f"individual-{n:06d}" for n in range(1, 7)}
+
+
+@pytest.mark.parametrize("output", ["table", "json", "csv", "yaml"])
+def test_the_leaderboard_in_every_format(digits_search: FinishedSearch, output: str) -> None:
+    text = digits_search.command("leaderboard", "--top", "3", "--format", output).stdout
+    best = query(digits_search.database, "select min(fitness) best from individuals")[0]["best"]
+    match output:
+        case "json":
+            rows: Sequence[dict[str, Any]] = json.loads(text)
+        case "csv":
+            rows = list(csv.DictReader(io.StringIO(text)))
+        case "yaml":
+            rows = yaml.safe_load(text)
+        case _:
+            assert len(text.splitlines()) == 8  # title, frame, heading, 3 rows
+            assert f"{best:.4g}" in text
+            return
+    assert [int(row["place"]) for row in rows] == [1, 2, 3]
+    assert float(rows[0]["fitness"]) == best
+    assert 5e-4 <= float(rows[0]["optimizer.lr"]) <= 5e-3
+
+
+def test_status_and_show(digits_search: FinishedSearch) -> None:
+    islands = json.loads(digits_search.command("status", "--format", "json").stdout)
+    assert [row["island"] for row in islands] == [0, 1]
+    assert sum(row["completed"] for row in islands) == 6
+    (story,) = yaml.safe_load(digits_search.command("show", "4").stdout)
+    assert story["individual"] == 4
+    assert Path(story["evaluations"][0]["log"]).is_file()
+    assert all(ranks[0] >= ranks[-1] for ranks in story["evaluations"][0]["inner_ranks"].values())
+
+
+def test_the_best_trains_again_to_the_last_digit(digits_search: FinishedSearch) -> None:
+    command = digits_search.command
+    command("export", "-o", "best.yaml")
+    config = load_training(command.folder / "best.yaml")
+    assert config.provenance is not None
+    assert config.provenance["search"] == "minivit_digits"
+    assert config.num_threads is not None
+    result = command("train", "best.yaml", "--output", "again", "--seeds", "2", "--format", "json")
+    first = json.loads((command.folder / "again" / "seed-42" / "result.json").read_text())
+    assert 100.0 - first["metrics"]["validation_top1"] == config.provenance["fitness"]
+    stored = config.provenance["metrics"]
+    for name in ("validation_loss", "train_loss", "trainable_percent"):
+        assert first["metrics"][name] == stored[name]
+    rows = {row["metric"]: row for row in json.loads(result.stdout)}
+    assert {"test_loss", "test_top1", "trainable_percent", "compression_percent"} <= set(rows)
+    assert rows["validation_loss"]["seeds"] == 2
+    assert rows["validation_loss"]["standard_deviation"] > 0
+    for name in ("log.txt", "metrics.jsonl", "result.json", "checkpoint.safetensors"):
+        assert (command.folder / "again" / "seed-43" / name).stat().st_size > 0
+
+
+def test_any_individual_can_be_exported(digits_search: FinishedSearch) -> None:
+    text = digits_search.command("export", "--individual", "2").stdout
+    stored = query(digits_search.database, "select hyperparameters h from individuals where id = 2")
+    hyperparameters = json.loads(stored[0]["h"])
+    exported = yaml.safe_load(text)
+    assert exported["provenance"]["individual"] == 2
+    assert exported["optimizer"]["lr"] == hyperparameters["optimizer.lr"]
+    assert exported["oialr"]["delay_steps"] == hyperparameters["oialr.delay_steps"]
+
+
+def test_the_same_command_again_finds_the_search_complete(digits_search: FinishedSearch) -> None:
+    arguments = ["run", str(DIGITS), "--evaluations", "6", *settings(TINY)]
+    digits_search.command(*arguments, ranks=2)
+    assert len(query(digits_search.database, "select id from individuals")) == 6
+
+
+def test_another_space_under_the_same_name_is_refused(digits_search: FinishedSearch) -> None:
+    arguments = ["run", str(DIGITS), "--islands", "1", *settings(TINY), "--set", "epochs=4"]
+    result = digits_search.command(*arguments, check=False)
+    assert result.returncode == 78
+    assert "another training configuration" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_one_rank_without_mpiexec(command: Command) -> None:
+    command("run", DIGITS, "--islands", "1", "--evaluations", "2", *settings(TINY))
+    assert len(query(command.folder / "searches" / "search.db", "select id from individuals")) == 2
+
+
+def test_too_few_ranks_for_the_islands_is_an_error_that_says_what_to_do(command: Command) -> None:
+    result = command("run", DIGITS, "--islands", "3", *settings(TINY), ranks=2, check=False)
+    assert result.returncode == 2
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error")]
+    assert "3 islands need at least 3 ranks, got 2" in line
+    assert "mpiexec -n 3" in line
+    assert "--islands 2" in line
+    assert not (command.folder / "searches").exists()
+
+
+def test_failures_are_rows_and_the_search_goes_on(command: Command) -> None:
+    """Diverging by its learning rate, killed from outside, over its time limit."""
+    choices = '{"choices": [0.003, 1.0e+30]}'
+    values = TINY | {"space.optimizer.lr": choices, "search.seed": "3", "search.islands": "1"}
+    values |= {"search.evaluation_time_limit_s": "100"}
+    process = command.start("run", DIGITS, "--evaluations", "6", *settings(values))
+    assert process.stdout is not None
+    killed = False
+    for line in process.stdout:
+        if not killed and "[1/6]" in line:
+            _kill_running_worker(command.folder / "searches" / "search.db")
+            killed = True
+    assert process.wait(60) == 0
+    database = command.folder / "searches" / "search.db"
+    rows = query(
+        database,
+        "select e.status, e.reason, e.exit_signal, e.log_path, i.fitness, i.status of_individual "
+        "from evaluations e join individuals i on i.id = e.individual_id",
+    )
+    assert len(rows) == 6
+    by_signal = [row for row in rows if row["exit_signal"] == signal.SIGKILL]
+    diverged = [row for row in rows if "diverged" in (row["reason"] or "")]
+    assert len(by_signal) == 1
+    assert diverged
+    assert any(row["status"] == "completed" for row in rows)
+    for row in (*by_signal, *diverged):
+        assert row["status"] == row["of_individual"] == "failed"
+        assert row["fitness"] is None
+        assert Path(row["log_path"]).is_file()
+
+
+def _kill_running_worker(database: Path) -> None:
+    """Kill the process that writes the log of the running evaluation."""
+    (row,) = query(database, "select log_path from evaluations where status = 'running' limit 1")
+    for process in psutil.process_iter(["cmdline"]):
+        if "workers" in (process.info["cmdline"] or []):
+            links = Path(f"/proc/{process.pid}/fd/1")
+            if links.exists() and os.readlink(links) == row["log_path"]:
+                process.kill()
+                return
+    raise AssertionError("no worker writes that log")
+
+
+def test_an_evaluation_over_its_time_limit_is_a_row(command: Command) -> None:
+    values = TINY | {"search.evaluation_time_limit_s": "3", "search.islands": "1", "epochs": "5000"}
+    command("run", DIGITS, "--evaluations", "2", *settings(values))
+    rows = query(
+        command.folder / "searches" / "search.db", "select status, reason from evaluations"
+    )
+    assert [row["status"] for row in rows] == ["timed_out"] * 2
+    assert rows[0]["reason"] == "over the time limit of 3 s"
+
+
+@pytest.mark.parametrize("how", ["signal", "time limit"])
+def test_stopped_is_75_and_the_next_launch_repeats_what_was_running(
+    command: Command, how: str
+) -> None:
+    values = TINY | {"search.islands": "1", "epochs": "400", "search.name": "long"}
+    options = ["run", DIGITS, "--evaluations", "1", *settings(values)]
+    database = command.folder / "searches" / "search.db"
+    if how == "signal":
+        process = command.start(*options)
+        while not database.exists() or not _training(database):
+            assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 75
+    else:
+        assert command(*options, "--time-limit", "12s", check=False).returncode == 75
+    statuses = query(database, "select status from individuals")
+    if how == "time limit" and not statuses:
+        pytest.skip("this machine needs more than 12 s to start a worker")
+    assert statuses == [{"status": "lost"}]
+    again = command(*options, "--time-limit", "20s", check=False)
+    attempts = query(database, "select attempt, status from evaluations order by attempt")
+    assert [row["attempt"] for row in attempts] == [1, 2]
+    assert again.returncode in (0, 75)
+
+
+def _training(database: Path) -> bool:
+    try:
+        return bool(query(database, "select 1 from metrics"))
+    except sqlite3.OperationalError:
+        return False
+
+
+def test_cifar10_on_two_islands(tmp_path: Path, cifar10_dir: Path) -> None:
+    command = make_command(tmp_path)
+    options = ["--islands", "2", "--evaluations", "4", "--data-dir", str(cifar10_dir)]
+    command("run", CIFAR10, *options, *settings(SMALL_CIFAR10), ranks=2)
+    database = command.folder / "searches" / "search.db"
+    assert len(query(database, "select id from individuals where status = 'completed'")) == 4
+    shrunk = query(
+        database,
+        "select min(step) first, min(inner_rank * 1.0 / full_inner_rank) kept from rank_updates "
+        "group by evaluation_id",
+    )
+    assert len(shrunk) == 4
+    assert all(row["first"] >= 4 and row["kept"] < 1.0 for row in shrunk)
+    command("export", "-o", "best.yaml")
+    command("train", "best.yaml", "--data-dir", cifar10_dir, "--output", "again")
+    config = load_training(tmp_path / "best.yaml")
+    assert config.provenance is not None
+    result = json.loads((tmp_path / "again" / "seed-42" / "result.json").read_text())
+    assert 100.0 - result["metrics"]["validation_top1"] == config.provenance["fitness"]
+    assert result["metrics"]["validation_loss"] == config.provenance["metrics"]["validation_loss"]

@@ -35,8 +35,14 @@ from oialr_search.launcher import (
     visible_gpus,
 )
 from oialr_search.progress import ProgressDisplay
-from oialr_search.search import start_search, stored_members
-from oialr_search.storage import Proposal, Status, Storage, StorageError, open_storage
+from oialr_search.search import find_stored, is_complete, start_search, stored_members
+from oialr_search.storage import (
+    Proposal,
+    Storage,
+    StorageError,
+    database_exists,
+    open_storage,
+)
 from workers.config import ConfigError
 
 EXIT_FINISHED, EXIT_USAGE, EXIT_INTERNAL, EXIT_STOPPED, EXIT_CONFIG = 0, 2, 70, 75, 78
@@ -193,6 +199,8 @@ def _run(comm: MPI.Comm, search_file: SearchFile, settings: LaunchSettings) -> i
         )
     place = Place(world_rank=comm.rank, world_size=comm.size, num_islands=search.islands)
     stop = _StopRequest(settings.time_limit_s)
+    if _already_complete(comm, search_file, settings):
+        return EXIT_FINISHED
     worker_settings = _worker_settings(comm, search_file, settings)
     folder = settings.search_dir / search.name
     made = _make_folder(comm, folder)
@@ -290,10 +298,7 @@ class _Rank:
         self._exchange.finish(self._take_in, meanwhile=self._show)
         if self._display is not None:
             self._display.close()
-        progress = self._storage.progress(self._search_id)
-        unfinished = (Status.QUEUED, Status.RUNNING, Status.LOST)
-        ended = sum(n for status, n in progress.counts.items() if status not in unfinished)
-        return ended >= self._search.evaluations
+        return is_complete(self._storage, self._search_id, self._search.evaluations)
 
     def _start_next(self) -> bool:
         """Claim the next individual and start its evaluation; False when there is none."""
@@ -383,6 +388,26 @@ class _StopRequest:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._requested = True
+
+
+def _already_complete(comm: MPI.Comm, search_file: SearchFile, settings: LaunchSettings) -> bool:
+    """Look at what is stored before anything is started or made: it may not fit, or be complete."""
+    problem, complete = None, False
+    search = search_file.search
+    if comm.rank == 0:
+        try:
+            if database_exists(settings.database_url):
+                with open_storage(settings.database_url, create=True) as storage:
+                    stored = find_stored(storage, search_file)
+                    complete = stored is not None and is_complete(
+                        storage, stored.id, search.evaluations
+                    )
+        except (StorageError, ConfigError) as error:
+            problem = str(error)
+    _agree(comm, problem, EXIT_CONFIG)
+    if complete and comm.rank == 0:
+        print(f"search {search.name!r} is complete: {search.evaluations} evaluations are stored")
+    return bool(comm.bcast(complete))
 
 
 def _worker_settings(

@@ -12,21 +12,53 @@ from pathlib import Path
 
 from oialr_search.config import SearchFile
 from oialr_search.evolution import Member
-from oialr_search.storage import NewLaunch, NewSearch, Status, Storage
+from oialr_search.storage import NewLaunch, NewSearch, SearchRecord, Status, Storage
 from workers.config import TASKS, ConfigError
 
 REPORTED_PACKAGES = ("oialr-search", "torch", "timm", "propulate", "mpi4py", "numpy", "sqlalchemy")
+
+
+def find_stored(storage: Storage, search_file: SearchFile) -> SearchRecord | None:
+    """The stored search of the same name.
+
+    Raises:
+        ConfigError: when it is another search: its task, metric, space or training differs.
+    """
+    name = search_file.search.name
+    stored = storage.find_search(name)
+    if stored is not None:
+        # Through JSON, where there are no tuples.
+        space = json.loads(json.dumps(search_file.space.as_json()))
+        settings = search_file.as_json()
+        for what, old, new in (
+            ("task", stored.task, search_file.training.task),
+            ("metric", stored.metric, search_file.search.metric),
+            ("space", json.loads(json.dumps(stored.space)), space),
+            ("training configuration", stored.settings["training"], settings["training"]),
+        ):
+            if old != new:
+                raise ConfigError(
+                    f"search {name!r} is stored with another {what}: give this one another "
+                    f"name, `--set search.name=NAME` ({search_file.source})"
+                )
+    return stored
+
+
+def is_complete(storage: Storage, search_id: int, evaluations: int) -> bool:
+    """Have so many individuals been evaluated to their end, whichever it was?"""
+    unfinished = (Status.QUEUED, Status.RUNNING, Status.LOST)
+    counts = storage.progress(search_id).counts
+    return sum(n for status, n in counts.items() if status not in unfinished) >= evaluations
 
 
 def start_search(storage: Storage, search_file: SearchFile, world_size: int) -> tuple[int, int]:
     """Create the search, or take up the stored one of the same name; returns its and launch's id.
 
     Raises:
-        ConfigError: when the stored search has another space, task or metric.
+        ConfigError: see `find_stored`.
     """
     search = search_file.search
-    space = search_file.space.as_json()
-    stored = storage.find_search(search.name)
+    stored = find_stored(storage, search_file)
     if stored is None:
         search_id = storage.create_search(
             NewSearch(
@@ -34,7 +66,7 @@ def start_search(storage: Storage, search_file: SearchFile, world_size: int) -> 
                 task=search_file.training.task,
                 metric=search.metric,
                 settings=search_file.as_json(),
-                space=space,
+                space=search_file.space.as_json(),
                 metric_names=[*TASKS[search_file.training.task].metrics, "train_loss"],
                 seed=search.seed,
                 evaluations_total=search.evaluations,
@@ -43,19 +75,6 @@ def start_search(storage: Storage, search_file: SearchFile, world_size: int) -> 
         )
     else:
         search_id = stored.id
-        training = search_file.as_json()["training"]
-        # Through JSON, where there are no tuples.
-        for what, old, new in (
-            ("task", stored.task, search_file.training.task),
-            ("metric", stored.metric, search.metric),
-            ("space", json.loads(json.dumps(stored.space)), json.loads(json.dumps(space))),
-            ("training configuration", stored.settings["training"], training),
-        ):
-            if old != new:
-                raise ConfigError(
-                    f"search {search.name!r} is stored with another {what}: give this one another "
-                    f"name, `--set search.name=NAME` ({search_file.source})"
-                )
         if search.evaluations != stored.evaluations_total:
             storage.set_evaluations_total(search_id, search.evaluations)
     launch_id = storage.start_launch(

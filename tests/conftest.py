@@ -145,7 +145,6 @@ def cifar10_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip(f"no CIFAR-10 in {packed}")
     folder = tmp_path_factory.mktemp("cifar10")
     for name in ("train", "test"):
-        source = lzma.open(packed / f"{name}.tar.xz")
-        with source, (folder / f"{name}.tar").open("wb") as target:
-            shutil.copyfileobj(source, target)
+        images = lzma.decompress((packed / f"{name}.tar.xz").read_bytes())
+        (folder / f"{name}.tar").write_bytes(images)
     return folder

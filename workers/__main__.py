@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import logging
 import os
 import queue
 import signal
@@ -20,12 +21,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workers.config import AnyTraining, ConfigError, validate_training
-from workers.protocol import Evaluate, Event, Failed, Prepare, Ready, decode, encode, write_result
+from workers.protocol import (
+    Completed,
+    Epoch,
+    Evaluate,
+    Event,
+    Failed,
+    Prepare,
+    Ready,
+    Started,
+    decode,
+    encode,
+    write_result,
+)
 
 if TYPE_CHECKING:
     from workers.data import LoadSettings, Splits
     from workers.training import Training
 
+log = logging.getLogger("workers")
 PR_SET_PDEATHSIG = 1
 READ_BYTES = 1 << 16
 CHECKPOINT_FILE = "checkpoint.safetensors"
@@ -40,7 +54,8 @@ class Worker:
         self._load: Callable[[LoadSettings], Splits] | None = None
 
     def report(self, event: Event) -> None:
-        """Write one event to the pipe."""
+        """Write one event to the pipe, and what people want to read of it to the log."""
+        log_event(event)
         line = encode(event)
         while line:
             line = line[os.write(self._events_fd, line) :]
@@ -67,12 +82,13 @@ class Worker:
         """Train; the result is written to the evaluation's folder, then reported."""
         from workers.data import DataError
         from workers.oialr import OIALRError
-        from workers.training import DivergedError, train
+        from workers.training import DivergedError, describe_layers, train
 
         folder = Path(message.folder)
         result: Event
         try:
             training = self._set_up(_training_config(message.config))
+            log.info("layers: %s", describe_layers(training))
             result = train(training, self.report, evaluate_test=message.evaluate_test)
             if message.save_checkpoint:
                 _save_checkpoint(training, folder / CHECKPOINT_FILE)
@@ -109,6 +125,27 @@ class Worker:
         training.task.criterion(training.model(inputs[:2]), targets[:2]).backward()
         training.optimizer.step()
         torch.linalg.svd(torch.rand(4, 4, device=training.device))
+
+
+def log_event(event: Event) -> None:
+    """One line for each event in the evaluation's log."""
+    match event:
+        case Started():
+            log.info("training starts: %d steps", event.total_steps)
+            for warning in event.warnings:
+                log.warning("%s", warning)
+        case Epoch():
+            for update in event.rank_updates:
+                log.info(
+                    "step %d: %s has inner rank %d of %d",
+                    update.step, update.layer, update.inner_rank, update.full_inner_rank,
+                )  # fmt: skip
+            metrics = "  ".join(f"{name} {value:.6g}" for name, value in event.metrics.items())
+            log.info("epoch %d: %s", event.epoch, metrics)
+        case Completed():
+            log.info("completed after %.1f s", event.duration_s)
+        case Failed():
+            log.error("failed: %s", event.reason)
 
 
 def _training_config(content: Any) -> AnyTraining:
@@ -154,6 +191,7 @@ def main() -> None:
     parser.add_argument("--parent", type=int, required=True, help="process id of the starter")
     arguments = parser.parse_args()
     _die_with_parent(arguments.parent)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     os.set_inheritable(arguments.events, False)
     messages: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_read_messages, args=(messages,), daemon=True).start()

@@ -173,6 +173,14 @@ def compression_percent(training: Training) -> float:
     return training.oialr.compression_percent if training.oialr else 100.0
 
 
+def describe_layers(training: Training) -> str:
+    """Which layers stay dense, and why."""
+    if training.oialr is None:
+        return "full rank throughout"
+    dense = [f"{name} ({reason})" for name, reason in training.oialr.dense_layers.items()]
+    return f"all become low-rank but {', '.join(dense) or 'none'}"
+
+
 def settings_without_effect(training: Training) -> list[str]:
     """A sentence for each setting that this training never comes to use."""
     config, warnings = training.config, []

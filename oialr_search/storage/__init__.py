@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from oialr_search.storage.contract import (
     Claim,
     EpochRecord,
@@ -48,6 +50,7 @@ __all__ = [
     "Status",
     "Storage",
     "StorageError",
+    "database_exists",
     "open_storage",
     "upgrade_storage",
     "utc_now",
@@ -63,6 +66,14 @@ def open_storage(url: str, *, create: bool = False, read_only: bool = False) -> 
     from oialr_search.storage.sql import SqlStorage
 
     return SqlStorage(open_engine(url, create=create, read_only=read_only))
+
+
+def database_exists(url: str) -> bool:
+    """Is there a database to connect to? A PostgreSQL server is taken to have it."""
+    from oialr_search.storage.engine import parse_url
+
+    parsed = parse_url(url)
+    return parsed.get_backend_name() != "sqlite" or Path(parsed.database or "").exists()
 
 
 def upgrade_storage(url: str) -> None:

@@ -213,6 +213,8 @@ def _run(comm: MPI.Comm, search_file: SearchFile, settings: LaunchSettings) -> i
         world_rank=comm.rank,
         notify=warnings.append,
     )
+    if comm.rank == 0:
+        print(f"preparing {comm.size} worker(s): imports and data ...", flush=True)
     try:
         _prepare(comm, evaluator)
         storage, search_id, launch_id = _open(comm, search_file, settings)

@@ -8,6 +8,7 @@ processes nor anything else that draws random numbers changes what the network s
 from __future__ import annotations
 
 import random
+import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -209,7 +210,7 @@ def _open(data_dir: Path | None, split: str) -> Any:
 def _open_images(root: Path) -> Any:
     try:
         images = create_dataset("", root=str(root), search_split=False)
-    except (RuntimeError, OSError, ValueError) as error:
+    except (RuntimeError, OSError, ValueError, tarfile.TarError) as error:
         raise DataError(f"cannot read the images in {root}: {error}") from None
     # timm's reader of folders and its reader of tar files have different names for it.
     reader = images.reader
@@ -223,8 +224,22 @@ def _decode(images: Any, indices: Tensor) -> DecodedImages:
     pixels = np.empty((len(indices), IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
     classes = torch.empty(len(indices), dtype=torch.long)
     for position, index in enumerate(indices.tolist()):
-        image, classes[position] = images[index]
+        image, classes[position] = _sample(images, index)
         if image.size != (IMAGE_SIZE, IMAGE_SIZE):
             raise DataError(f"CIFAR-10 images are 32×32, got {image.size[0]}×{image.size[1]}")
-        pixels[position] = np.asarray(image.convert("RGB"))
+        pixels[position] = np.asarray(image)
     return DecodedImages(torch.from_numpy(pixels), classes)
+
+
+def _sample(images: Any, index: int) -> tuple[Image.Image, int]:
+    """One image and its class; timm's data set would put its neighbour in a damaged one's place."""
+    reader = getattr(images, "reader", None)
+    if reader is None:
+        image, target = images[index]
+        return image, target
+    file, target = reader[index]
+    try:
+        return Image.open(file).convert("RGB"), target
+    except OSError as error:
+        name = reader.filename(index, absolute=True)
+        raise DataError(f"damaged image {name}: {error}") from None

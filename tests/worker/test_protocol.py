@@ -1,0 +1,67 @@
+"""One JSON object a line, and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from workers.protocol import (
+    RESULT_FILE,
+    Completed,
+    Epoch,
+    Evaluate,
+    Failed,
+    Prepare,
+    ProtocolError,
+    RankUpdate,
+    Ready,
+    Started,
+    decode,
+    encode,
+    write_result,
+)
+
+UPDATE = RankUpdate(step=3, layer="a", inner_rank=2, full_inner_rank=4, stability=0.5)
+COMPLETED = Completed(
+    metrics={"validation_loss": 0.1 + 0.2},
+    trainable_percent=10.0,
+    compression_percent=20.0,
+    device="cpu",
+    duration_s=1.5,
+    at=2.0,
+)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Prepare(config={"epochs": 1}, data_dir=None),
+        Evaluate(config={"text": "line\nbreak"}, folder="/x"),
+        Ready(),
+        Started(at=1.0, total_steps=3, parameters=4, warnings=["w"]),
+        Epoch(epoch=1, step=2, metrics={"a": 0.1}, rank_updates=[UPDATE]),
+        COMPLETED,
+        Failed(reason="r", at=1.0, configuration=True),
+    ],
+    ids=lambda message: type(message).__name__,
+)
+def test_what_is_sent_arrives(message: object) -> None:
+    line = encode(message)  # type: ignore[arg-type]
+    assert line.count(b"\n") == 1
+    assert decode(line) == message
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"", b"text", b"[]", b"{}", b'{"type": "other"}', b'{"type": "ready", "more": 1}', b"\xff"],
+)
+def test_garbage_is_refused(line: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        decode(line)
+
+
+def test_a_result_is_whole_or_not_there(tmp_path: Path) -> None:
+    write_result(tmp_path, COMPLETED)
+    assert [path.name for path in tmp_path.iterdir()] == [RESULT_FILE]
+    assert decode((tmp_path / RESULT_FILE).read_bytes()) == COMPLETED

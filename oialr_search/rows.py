@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Any
 
 import yaml
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -25,6 +26,18 @@ class Format(StrEnum):
     YAML = "yaml"
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes a list of numbers on one line."""
+
+
+def _represent_list(dumper: yaml.SafeDumper, data: list[Any]) -> yaml.Node:
+    numbers = all(isinstance(item, int | float) for item in data)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=numbers or None)
+
+
+_Dumper.add_representer(list, _represent_list)
+
+
 def print_rows(rows: Sequence[Mapping[str, Any]], output: Format, title: str = "") -> None:
     """Print rows to standard output; machine-readable formats have full precision."""
     match output:
@@ -33,7 +46,7 @@ def print_rows(rows: Sequence[Mapping[str, Any]], output: Format, title: str = "
         case Format.JSON:
             print(json.dumps(list(rows), indent=2))
         case Format.YAML:
-            yaml.safe_dump(list(rows), sys.stdout, sort_keys=False, allow_unicode=True)
+            yaml.dump(list(rows), sys.stdout, _Dumper, sort_keys=False, allow_unicode=True)
         case Format.CSV:
             columns = list(dict.fromkeys(name for row in rows for name in row))
             writer = csv.DictWriter(sys.stdout, columns, lineterminator="\n")
@@ -44,7 +57,9 @@ def print_rows(rows: Sequence[Mapping[str, Any]], output: Format, title: str = "
 def _print_table(rows: Sequence[Mapping[str, Any]], title: str) -> None:
     # A pipe has no width: one line a row, whatever its length.
     console = Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
-    table = Table(title=title or None, title_justify="left", header_style="bold")
+    table = Table(
+        title=title or None, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD
+    )
     columns = list(dict.fromkeys(name for row in rows for name in row))
     for name in columns:
         numeric = all(isinstance(row.get(name), int | float | None) for row in rows)

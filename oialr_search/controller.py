@@ -9,6 +9,7 @@ individuals as asked for, over all ranks.
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import sys
@@ -279,7 +280,7 @@ class _Rank:
         for member in members:
             self._population.add(member)
         self._display = (
-            ProgressDisplay(storage, search_id, self._search.metric, Console(highlight=False))
+            ProgressDisplay(storage, search_id, self._search.metric, _console())
             if place.world_rank == 0
             else None
         )
@@ -368,6 +369,12 @@ class _Rank:
             while self._warnings:
                 self._display.warn(self._warnings.pop(0))
             self._display.refresh()
+
+
+def _console() -> Console:
+    """Standard output; a launcher's terminal is none (Open MPI gives ranks one even in a pipe)."""
+    launched = any(name in os.environ for name in WORLD_SIZE_VARIABLES)
+    return Console(highlight=False, force_terminal=False if launched else None)
 
 
 class _StopRequest:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import time
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 EXIT_INTERNAL, EXIT_CONFIG = 70, 78
 # Rank of this process in a launch, as the launchers announce it before MPI is initialised.
 WORLD_RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
+
+HEAD_START_S = 2.0
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -312,6 +315,14 @@ def is_first_rank() -> bool:
     return next(ranks, "0") == "0"
 
 
+def speaks_for_the_launch() -> bool:
+    """Rank 0 tells what is wrong; the others wait, as Open MPI ends all when the first one ends."""
+    if is_first_rank():
+        return True
+    time.sleep(HEAD_START_S)
+    return False
+
+
 def main() -> NoReturn:
     """Run a command; the user's mistakes end in one line each and the exit code of their kind."""
     try:
@@ -326,7 +337,7 @@ def main() -> NoReturn:
 
 
 def _complain(error: Exception, code: int) -> int:
-    if is_first_rank():
+    if speaks_for_the_launch():
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
     return code
@@ -342,7 +353,7 @@ def _complain_of_usage(error: Exception) -> int:
     if show is None or code is None:
         traceback.print_exception(error)
         return EXIT_INTERNAL
-    if is_first_rank():
+    if speaks_for_the_launch():
         show()
     return int(code)
 

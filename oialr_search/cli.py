@@ -101,8 +101,8 @@ def run(
     if is_first_rank():
         for name in search_file.pinned:
             print(f"`{name}` is set, and no longer searched", flush=True)
-    from oialr_search.controller import LaunchSettings
-    from oialr_search.controller import run as run_rank
+    from oialr_search.launch import LaunchSettings
+    from oialr_search.launch import run as run_rank
 
     exit_code = run_rank(
         search_file,

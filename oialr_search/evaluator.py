@@ -12,7 +12,7 @@ import json
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -187,17 +187,7 @@ class Evaluator:
                 self._storage.add_epoch(evaluation_id, event.epoch, event.step, event.metrics)
                 if event.rank_updates:
                     self._storage.add_rank_updates(
-                        evaluation_id,
-                        [
-                            RankUpdate(
-                                step=update.step,
-                                layer=update.layer,
-                                inner_rank=update.inner_rank,
-                                full_inner_rank=update.full_inner_rank,
-                                stability=update.stability,
-                            )
-                            for update in event.rank_updates
-                        ],
+                        evaluation_id, [RankUpdate(**asdict(u)) for u in event.rank_updates]
                     )
             case Completed():
                 return self._completed(event)

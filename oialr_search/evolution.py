@@ -122,6 +122,8 @@ class Population:
         return {name: float(individual[name]) for name in self._limits}
 
 
-def random_numbers(seed: int, island: int, island_rank: int, generation: int) -> random.Random:
+def random_numbers(
+    seed: int, island: int, island_rank: int, generation: int, purpose: str
+) -> random.Random:
     """The random numbers of one rank's n-th proposal: a resumed search never repeats one."""
-    return random.Random(f"{seed}/{island}/{island_rank}/{generation}")
+    return random.Random(f"{seed}/{island}/{island_rank}/{generation}/{purpose}")

@@ -7,7 +7,7 @@ import os
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -219,16 +219,7 @@ def _train_epoch(training: Training, epoch: int) -> tuple[float, list[RankUpdate
 
 def _oialr_step(oialr: OIALR, num_updates: int) -> list[RankUpdate]:
     try:
-        return [
-            RankUpdate(
-                step=update.step,
-                layer=update.layer,
-                inner_rank=update.inner_rank,
-                full_inner_rank=update.full_inner_rank,
-                stability=update.stability,
-            )
-            for update in oialr.step()
-        ]
+        return [RankUpdate(**asdict(update)) for update in oialr.step()]
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
         # The SVD of a matrix that is no longer finite.
         raise DivergedError(f"diverged: step {num_updates}: {error}") from None

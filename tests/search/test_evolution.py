@@ -26,7 +26,7 @@ def evolve(seed: int, evaluations: int, **changes: float) -> tuple[float, list[s
     island = population(**changes)
     origins, best = [], 1e9
     for number in range(evaluations):
-        offspring = island.breed(random_numbers(seed, 0, 0, number))
+        offspring = island.breed(random_numbers(seed, 0, 0, number, "breeding"))
         assert all(0.0 <= gene <= 1.0 for gene in offspring.genes.values())
         fitness = sphere(offspring.genes)
         island.add(Member(individual_id=number + 1, genes=offspring.genes, fitness=fitness))
@@ -100,6 +100,15 @@ def test_only_the_best_breed() -> None:
 
 
 def test_no_two_proposals_share_their_random_numbers() -> None:
-    places = [(s, i, r, g) for s in (0, 1) for i in (0, 1) for r in (0, 1) for g in (0, 11)]
+    purposes = ("breeding", "migration")
+    places = [
+        (s, i, r, g, p)
+        for s in (0, 1)
+        for i in (0, 1)
+        for r in (0, 1)
+        for g in (0, 11)
+        for p in purposes
+    ]
     assert len({random_numbers(*place).random() for place in places}) == len(places)
-    assert random_numbers(0, 1, 2, 3).random() == random_numbers(0, 1, 2, 3).random()
+    first, again = (random_numbers(0, 1, 2, 3, "breeding").random() for _ in range(2))
+    assert first == again

@@ -217,7 +217,7 @@ def test_cores_are_shared_among_the_ranks_bound_to_them() -> None:
 
 def test_a_controller_never_imports_torch() -> None:
     code = (
-        "import sys, oialr_search.controller, oialr_search.cli, oialr_search.trainer;"
+        "import sys, oialr_search.launch, oialr_search.cli, oialr_search.trainer;"
         "print([m for m in ('torch', 'timm', 'sklearn', 'workers.tasks') if m in sys.modules])"
     )
     result = subprocess.run(

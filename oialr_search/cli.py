@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from oialr_search import exit_codes
 from oialr_search.rows import Format, print_rows
 from oialr_search.storage import StorageError, open_storage
 from workers.config import ConfigError
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from oialr_search.storage import SearchRecord, Storage
     from workers.protocol import Event
 
-EXIT_INTERNAL, EXIT_CONFIG = 70, 78
 # Rank of this process in a launch, as the launchers announce it before MPI is initialised.
 WORLD_RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
 
@@ -96,16 +96,12 @@ def run(
 
     given = {"evaluations": evaluations, "islands": islands, "seed": seed}
     changed = {key: value for key, value in given.items() if value is not None}
-    search_file = load_search(file, assignments or (), changed)
     limit_s = None if time_limit is None else parse_duration(time_limit)
-    if is_first_rank():
-        for name in search_file.pinned:
-            print(f"`{name}` is set, and no longer searched", flush=True)
     from oialr_search.launch import LaunchSettings
     from oialr_search.launch import run as run_rank
 
     exit_code = run_rank(
-        search_file,
+        lambda: load_search(file, assignments or (), changed),
         LaunchSettings(
             database_url=database_url(db, search_dir),
             search_dir=search_dir,
@@ -153,9 +149,7 @@ def status(
     with _open(db, search_dir) as storage:
         chosen = analysis.choose_search(storage, search)
         rows = analysis.status(storage, chosen)
-        progress = storage.progress(chosen.id)
-    done = sum(progress.counts.values())
-    title = f"{chosen.name}: {done} of {progress.total} individuals begun"
+        title = analysis.describe_launch(storage, chosen)
     print_rows(rows, output, title=title)
 
 
@@ -203,6 +197,8 @@ def export(
             record = storage.individual(individual)
             if record is None:
                 raise StorageError(f"no individual {individual} in the database")
+            if search is not None and record.search_id != chosen.id:
+                raise StorageError(f"individual {individual} is not of search {search!r}")
             chosen = _search_of(storage, record.search_id)
         record = record or exporting.best_individual(storage, chosen)
         text = exporting.export(storage, chosen, record)
@@ -246,19 +242,26 @@ def train(
         raise ConfigError(f"{error} ({file})") from None
     settings = launcher.WorkerSettings(gpu=gpu, num_threads=len(launcher.affinity()))
     folder = output or Path("trainings") / file.stem
+    folders = {seed: folder / f"seed-{seed}" for seed in range(config.seed, config.seed + seeds)}
+    for seed_folder in folders.values():
+        trainer.refuse_completed(seed_folder)
     results = []
-    for seed in range(config.seed, config.seed + seeds):
-        report = _epoch_printer(f"seed {seed}", config.epochs)
-        results.append(
-            trainer.train(
-                config.model_copy(update={"seed": seed}),
-                folder=folder / f"seed-{seed}",
-                data_dir=str(data_dir) if data_dir else None,
-                settings=settings,
-                report=report,
+    try:
+        for seed, seed_folder in folders.items():
+            results.append(
+                trainer.train(
+                    config.model_copy(update={"seed": seed}),
+                    folder=seed_folder,
+                    data_dir=str(data_dir) if data_dir else None,
+                    settings=settings,
+                    report=_epoch_printer(f"seed {seed}", config.epochs),
+                )
             )
-        )
-    print_rows(trainer.summary(results), output_format, title=f"{file}: {seeds} seed(s)")
+    finally:
+        # What is trained is told, also when a later seed fails.
+        if results:
+            title = f"{file}: {len(results)} of {seeds} seed(s)"
+            print_rows(trainer.summary(results), output_format, title=title)
 
 
 @app.command()
@@ -328,7 +331,7 @@ def main() -> NoReturn:
     try:
         code = app(standalone_mode=False)
     except (ConfigError, StorageError) as error:
-        code = _complain(error, EXIT_CONFIG)
+        code = _complain(error, exit_codes.CONFIG)
     except KeyboardInterrupt:
         code = 130
     except Exception as error:
@@ -348,11 +351,11 @@ def _complain_of_usage(error: Exception) -> int:
     from oialr_search.trainer import TrainingFailed
 
     if isinstance(error, TrainingFailed):
-        return _complain(error, EXIT_INTERNAL)
+        return _complain(error, exit_codes.INTERNAL)
     show, code = getattr(error, "show", None), getattr(error, "exit_code", None)
     if show is None or code is None:
         traceback.print_exception(error)
-        return EXIT_INTERNAL
+        return exit_codes.INTERNAL
     if speaks_for_the_launch():
         show()
     return int(code)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from oialr_search.search_space import SearchSpace, parse_space
+from oialr_search.search_space import RANGE_KEYS, SearchSpace, parse_space
 from workers.config import (
     TASKS,
     AnyTraining,
@@ -72,6 +72,16 @@ class SearchFile:
         }
 
 
+def _set_in_space(space: dict[str, Any], key: str, value: Any) -> None:
+    """Set a hyperparameter's whole range, or with `.low` and the like a part of it."""
+    name, _, part = key.rpartition(".")
+    if part in RANGE_KEYS:
+        entry = space.get(name)
+        space[name] = {**(entry if isinstance(entry, dict) else {}), part: value}
+    else:
+        space[key] = value
+
+
 def load_search(
     path: Path, assignments: Sequence[str] = (), settings: dict[str, Any] | None = None
 ) -> SearchFile:
@@ -86,11 +96,15 @@ def load_search(
     pinned = []
     for assignment in assignments:
         key, value = parse_assignment(assignment)
-        apply_override(content, key, value)
         space = content.get("space")
-        if isinstance(space, dict) and key in space:
-            del space[key]
-            pinned.append(key)
+        if isinstance(space, dict) and key.startswith("space."):
+            _set_in_space(space, key.removeprefix("space."), value)
+            continue
+        apply_override(content, key, value)
+        fixed = [n for n in space or () if n == key or str(n).startswith(f"{key}.")]
+        for name in fixed:
+            del content["space"][name]
+        pinned += fixed
     for key, value in (settings or {}).items():
         apply_override(content, f"search.{key}", value)
     source = str(path)

@@ -12,7 +12,7 @@ import json
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -33,6 +33,7 @@ from workers.protocol import Completed, Epoch, Evaluate, Event, Failed, Prepare,
 LOG_FILE = "log.txt"
 REQUEST_FILE = "request.json"
 PREPARE_POLL_S = 0.1
+PREPARATION_LIMIT_S = 600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +45,14 @@ class Evaluated:
     fitness: float | None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class _Running:
-    worker: Worker
     claim: Claim
     evaluation_id: int
-    started: float
+    worker: Worker | None = None
+    since: float = field(default_factory=time.monotonic)
+    training_since: float | None = None
+    failure: str | None = None
 
 
 class Evaluator:
@@ -102,23 +105,14 @@ class Evaluator:
         self._storage = storage
 
     def start(self, claim: Claim) -> None:
-        """Begin the evaluation of a claimed individual."""
+        """Begin the evaluation of a claimed individual; what goes wrong is told by `poll`."""
         assert self._running is None
         individual = claim.individual
         folder = self._folder / f"individual-{individual.id:06d}" / f"attempt-{claim.attempt}"
-        folder.mkdir(parents=True, exist_ok=True)
         request = Evaluate(
             config=with_hyperparameters(self._training, individual.hyperparameters),  # type: ignore[arg-type]
             folder=str(folder.absolute()),
         )
-        (folder / REQUEST_FILE).write_text(json.dumps(request.config, indent=1))
-        worker, self._spare = self._spare, None
-        if worker is None or worker.dead():
-            self._discard(worker)
-            worker = self._start_worker()
-        worker.move_log(folder / LOG_FILE)
-        started_at = datetime.now(UTC)
-        worker.send(request)
         evaluation_id = self._storage.start_evaluation(
             NewEvaluation(
                 individual_id=individual.id,
@@ -130,19 +124,33 @@ class Evaluator:
                 num_threads=int(request.config["num_threads"]),
                 folder=str(folder.absolute()),
                 log_path=str((folder / LOG_FILE).absolute()),
-                started_at=started_at,
             )
         )
-        self._running = _Running(
-            worker=worker, claim=claim, evaluation_id=evaluation_id, started=time.monotonic()
-        )
-        if claim.remaining:
-            self._spare = self._start_worker()
+        self._running = running = _Running(claim=claim, evaluation_id=evaluation_id)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / REQUEST_FILE).write_text(json.dumps(request.config, indent=1))
+            running.worker = self._take_spare()
+            running.worker.move_log(folder / LOG_FILE)
+            running.worker.send(request)
+            if claim.remaining:
+                self._spare = self._start_worker()
+        except OSError as error:
+            running.failure = f"cannot start: {error}"
+
+    def _take_spare(self) -> Worker:
+        worker, self._spare = self._spare, None
+        if worker is None or worker.dead():
+            self._discard(worker)
+            worker = self._start_worker()
+        return worker
 
     def poll(self, timeout_s: float) -> Evaluated | None:
         """Take in what the worker says, for at most `timeout_s`; the outcome when it has ended."""
         running = self._running
         assert running is not None
+        if running.worker is None or running.failure is not None:
+            return self._finish(Outcome(status=Status.FAILED, reason=running.failure))
         try:
             events = running.worker.receive(timeout_s)
         except WorkerDied as death:
@@ -155,13 +163,21 @@ class Evaluator:
                 )
             )
         for event in events:
-            outcome = self._take_in(event, running.evaluation_id)
+            outcome = self._take_in(event, running)
             if outcome is not None:
                 return self._finish(outcome)
+        reason = self._over_time(running)
+        return self._finish(Outcome(status=Status.TIMED_OUT, reason=reason)) if reason else None
+
+    def _over_time(self, running: _Running) -> str | None:
+        """The limit that has passed. Until the training starts, it is that of preparation."""
+        if running.training_since is None:
+            if time.monotonic() - running.since > PREPARATION_LIMIT_S:
+                return f"the worker was not ready after {PREPARATION_LIMIT_S:g} s"
+            return None
         limit = self._search.evaluation_time_limit_s
-        if limit is not None and time.monotonic() - running.started > limit:
-            reason = f"over the time limit of {limit:g} s"
-            return self._finish(Outcome(status=Status.TIMED_OUT, reason=reason))
+        if limit is not None and time.monotonic() - running.training_since > limit:
+            return f"over the time limit of {limit:g} s"
         return None
 
     def stop(self) -> None:
@@ -176,9 +192,11 @@ class Evaluator:
         self._discard(self._spare)
         self._spare = None
 
-    def _take_in(self, event: Event, evaluation_id: int) -> Outcome | None:
+    def _take_in(self, event: Event, running: _Running) -> Outcome | None:
+        evaluation_id = running.evaluation_id
         match event:
             case Started():
+                running.training_since = time.monotonic()
                 at = datetime.fromtimestamp(event.at, UTC)
                 self._storage.mark_training_started(evaluation_id, at)
                 for warning in event.warnings:
@@ -214,10 +232,11 @@ class Evaluator:
     def _finish(self, outcome: Outcome) -> Evaluated:
         assert self._running is not None
         running, self._running = self._running, None
-        if outcome.status is Status.COMPLETED:
-            running.worker.release()
-        else:
-            running.worker.kill()
+        if running.worker is not None:
+            if outcome.status is Status.COMPLETED:
+                running.worker.release()
+            else:
+                running.worker.kill()
         self._storage.finish_evaluation(running.evaluation_id, outcome)
         return Evaluated(claim=running.claim, status=outcome.status, fitness=outcome.fitness)
 

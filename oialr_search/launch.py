@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import socket
 import sys
 import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from mpi4py import MPI
 from rich.console import Console
 
+from oialr_search import exit_codes
 from oialr_search.config import SearchFile
 from oialr_search.controller import Controller, StopRequest
 from oialr_search.evaluator import Evaluator
@@ -24,13 +30,13 @@ from oialr_search.launcher import (
     visible_gpus,
 )
 from oialr_search.progress import ProgressDisplay
-from oialr_search.search import find_stored, is_complete, start_search
+from oialr_search.search import ended_individuals, find_stored, is_complete, start_search
 from oialr_search.storage import Storage, StorageError, database_exists, open_storage
 from workers.config import ConfigError
 
-EXIT_FINISHED, EXIT_USAGE, EXIT_INTERNAL, EXIT_STOPPED, EXIT_CONFIG = 0, 2, 70, 75, 78
 # The size of the launch as the launchers announce it, whatever MPI mpi4py has loaded.
-WORLD_SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE")
+WORLD_SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+LOCK_FILE = ".lock"
 
 
 class LaunchError(Exception):
@@ -52,86 +58,115 @@ class LaunchSettings:
     environment: dict[str, str] = field(repr=False)
 
 
-def run(search_file: SearchFile, settings: LaunchSettings) -> int:
-    """Run one rank to the end of the search; returns the exit code, the same on every rank."""
+def run(load: Callable[[], SearchFile], settings: LaunchSettings) -> int:
+    """Run one rank to the end of the search; returns the exit code, the same on every rank.
+
+    `load` reads the search file; only rank 0 calls it, so that all ranks have the same.
+    """
     comm = MPI.COMM_WORLD
     try:
-        return _run(comm, search_file, settings)
+        return _run(comm, load, settings)
     except LaunchError as error:
         if comm.rank == 0:
-            print(f"error: {error}", file=sys.stderr)
+            for line in str(error).splitlines():
+                print(f"error: {line}", file=sys.stderr)
         return error.exit_code
+    except StorageError as error:
+        print(f"error: {error}; the same command goes on with the search", file=sys.stderr)
+        code = exit_codes.STOPPED
     except BaseException:
-        print(f"rank {comm.rank} on {MPI.Get_processor_name()} failed:", file=sys.stderr)
+        place = f"world rank {comm.rank} on {MPI.Get_processor_name()}"
+        print(f"error: {place} failed:", file=sys.stderr)
         traceback.print_exc()
-        sys.stderr.flush()
-        comm.Abort(EXIT_INTERNAL)
-        raise
+        code = exit_codes.INTERNAL
+    sys.stderr.flush()
+    # The other ranks would wait for this one for ever.
+    comm.Abort(code)
+    return code
 
 
-def _run(comm: MPI.Comm, search_file: SearchFile, settings: LaunchSettings) -> int:
+def _run(comm: MPI.Comm, load: Callable[[], SearchFile], settings: LaunchSettings) -> int:
+    stop = StopRequest(settings.time_limit_s)
+    _check_world_size(comm, settings.environment)
+    search_file = _load(comm, load)
     search = search_file.search
-    announced = [settings.environment.get(name) for name in WORLD_SIZE_VARIABLES]
-    if any(size not in (None, str(comm.size)) for size in announced):
-        raise LaunchError(
-            f"mpiexec and mpi4py use different MPIs: mpi4py has loaded "
-            f"{MPI.Get_library_version().split()[0]} and sees {comm.size} rank(s); "
-            "start with the mpiexec of that MPI, or set MPI4PY_MPIABI",
-            EXIT_CONFIG,
-        )
     if comm.size < search.islands:
         raise LaunchError(
             f"{search.islands} islands need at least {search.islands} ranks, got {comm.size}: "
             f"start `mpiexec -n {search.islands} oialr-search run ...`, "
             f"or ask for `--islands {comm.size}`",
-            EXIT_USAGE,
+            exit_codes.USAGE,
         )
-    place = Place(world_rank=comm.rank, world_size=comm.size, num_islands=search.islands)
-    stop = StopRequest(settings.time_limit_s)
     if _already_complete(comm, search_file, settings):
-        return EXIT_FINISHED
+        return exit_codes.FINISHED
     worker_settings = _worker_settings(comm, search_file, settings)
-    folder = settings.search_dir / search.name
-    made = _make_folder(comm, folder)
     warnings: list[str] = []
-    evaluator = Evaluator(
-        search_file=search_file,
-        folder=folder,
-        data_dir=settings.data_dir,
-        worker_settings=worker_settings,
-        world_rank=comm.rank,
-        notify=warnings.append,
-    )
-    if comm.rank == 0:
-        print(f"preparing {comm.size} worker(s): imports and data ...", flush=True)
-    try:
-        _prepare(comm, evaluator)
-        storage, search_id, launch_id = _open(comm, search_file, settings)
-    except LaunchError:
-        evaluator.stop_spare()
-        wait(comm)
-        for path in reversed(made):
-            path.rmdir()
-        raise
-    evaluator.open(storage)
-    with storage:
-        rank = Controller(
-            place=place,
+    with _search_folder(comm, settings.search_dir / search.name) as folder:
+        evaluator = Evaluator(
             search_file=search_file,
-            storage=storage,
-            search_id=search_id,
-            launch_id=launch_id,
-            evaluator=evaluator,
-            exchange=Exchange(comm, place),
-            stop=stop,
-            display=_display(storage, search_id, search.metric) if comm.rank == 0 else None,
-            warnings=warnings,
+            folder=folder,
+            data_dir=settings.data_dir,
+            worker_settings=worker_settings,
+            world_rank=comm.rank,
+            notify=warnings.append,
         )
-        complete = rank.run()
-        exit_code = EXIT_FINISHED if complete else EXIT_STOPPED
-        if comm.rank == 0:
-            storage.end_launch(launch_id, exit_code)
+        try:
+            _prepare(comm, evaluator, stop)
+            storage, search_id, launch_id = _open(comm, search_file, settings)
+        except LaunchError:
+            evaluator.stop_spare()
+            raise
+        evaluator.open(storage)
+        with storage:
+            place = Place(world_rank=comm.rank, world_size=comm.size, num_islands=search.islands)
+            controller = Controller(
+                place=place,
+                search_file=search_file,
+                storage=storage,
+                search_id=search_id,
+                launch_id=launch_id,
+                evaluator=evaluator,
+                exchange=Exchange(comm, place),
+                stop=stop,
+                display=_display(storage, search_id, search.metric) if comm.rank == 0 else None,
+                warnings=warnings,
+            )
+            complete = controller.run()
+            exit_code = exit_codes.FINISHED if complete else exit_codes.STOPPED
+            if comm.rank == 0:
+                storage.end_launch(launch_id, exit_code)
+                if not complete:
+                    ended = ended_individuals(storage, search_id)
+                    print(
+                        f"stopped after {ended} of {search.evaluations} evaluations; "
+                        "the same command goes on"
+                    )
     return exit_code
+
+
+def _check_world_size(comm: MPI.Comm, environment: Mapping[str, str]) -> None:
+    announced = next((environment[n] for n in WORLD_SIZE_VARIABLES if n in environment), None)
+    if announced not in (None, str(comm.size)):
+        raise LaunchError(
+            f"the launcher and mpi4py use different MPIs: mpi4py has loaded "
+            f"{MPI.Get_library_version().split()[0]} and sees {comm.size} rank(s) of {announced}; "
+            "start with the mpiexec of that MPI, or set MPI4PY_MPIABI",
+            exit_codes.CONFIG,
+        )
+
+
+def _load(comm: MPI.Comm, load: Callable[[], SearchFile]) -> SearchFile:
+    mistake, search_file = None, None
+    if comm.rank == 0:
+        try:
+            search_file = load()
+            for name in search_file.pinned:
+                print(f"`{name}` is set, and no longer searched", flush=True)
+        except ConfigError as error:
+            mistake = str(error)
+    _agree(comm, mistake, exit_codes.CONFIG)
+    shared: SearchFile = comm.bcast(search_file)
+    return shared
 
 
 def _display(storage: Storage, search_id: int, metric: str) -> ProgressDisplay:
@@ -143,7 +178,7 @@ def _display(storage: Storage, search_id: int, metric: str) -> ProgressDisplay:
 
 def _already_complete(comm: MPI.Comm, search_file: SearchFile, settings: LaunchSettings) -> bool:
     """Look at what is stored before anything is started or made: it may not fit, or be complete."""
-    problem, complete = None, False
+    mistake, complete = None, False
     search = search_file.search
     if comm.rank == 0:
         try:
@@ -154,8 +189,8 @@ def _already_complete(comm: MPI.Comm, search_file: SearchFile, settings: LaunchS
                         storage, stored.id, search.evaluations
                     )
         except (StorageError, ConfigError) as error:
-            problem = str(error)
-    _agree(comm, problem, EXIT_CONFIG)
+            mistake = str(error)
+    _agree(comm, mistake, exit_codes.CONFIG)
     if complete and comm.rank == 0:
         print(f"search {search.name!r} is complete: {search.evaluations} evaluations are stored")
     return bool(comm.bcast(complete))
@@ -169,74 +204,108 @@ def _worker_settings(
     on_node = node.allgather(affinity())
     local_rank = node.rank
     node.Free()
-    problem, gpu = None, None
+    mistake, gpu = None, None
     try:
         gpus = visible_gpus(settings.environment)
         gpu = choose_gpu(search_file.training.device, gpus, local_rank)
     except LookupError as error:
-        problem = f"{error} ({search_file.source})"
-    _agree(comm, problem, EXIT_CONFIG)
+        mistake = f"{error} ({search_file.source})"
+    _agree(comm, mistake, exit_codes.CONFIG)
     return WorkerSettings(gpu=gpu, num_threads=threads_per_rank(affinity(), on_node))
 
 
-def _make_folder(comm: MPI.Comm, folder: Path) -> list[Path]:
-    """Make the search's folder; returns what was new, on rank 0."""
-    problem, made = None, []
+@contextmanager
+def _search_folder(comm: MPI.Comm, folder: Path) -> Iterator[Path]:
+    """The search's folder, made and locked by rank 0; a launch that cannot begin leaves no trace.
+
+    The lock keeps a second launch of the same search away; it ends with the process that holds it.
+    """
+    mistake, made, lock = None, list[Path](), None
     if comm.rank == 0:
         try:
-            for path in reversed([folder, *folder.parents]):
-                if not path.exists():
-                    path.mkdir()
-                    made.append(path)
-            probe = folder / ".writable"
-            probe.touch()
-            probe.unlink()
+            made = [path for path in (folder, *folder.parents) if not path.exists()]
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = _lock(folder / LOCK_FILE)
+        except BlockingIOError:
+            owner = (folder / LOCK_FILE).read_text().strip()
+            mistake = f"this search is being run already, by {owner}: lock {folder / LOCK_FILE}"
         except OSError as error:
-            problem = f"cannot write to the search folder {folder}: {error.strerror}"
-    _agree(comm, problem, EXIT_CONFIG)
-    return made
+            mistake = f"cannot write to the search folder {folder}: {error.strerror}"
+    try:
+        _agree(comm, mistake, exit_codes.CONFIG)
+        yield folder
+    except LaunchError:
+        wait(comm)  # until the other ranks' workers and their logs are gone
+        with suppress(OSError):
+            if lock is not None:
+                (folder / LOCK_FILE).unlink()
+            for path in made:
+                path.rmdir()
+        raise
+    finally:
+        if lock is not None:
+            lock.close()
 
 
-def _prepare(comm: MPI.Comm, evaluator: Evaluator) -> None:
+def _lock(path: Path) -> IO[str]:
+    file = path.open("a")
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    return file
+
+
+def _prepare(comm: MPI.Comm, evaluator: Evaluator, stop: StopRequest) -> None:
     """Have the first worker load everything: the earliest moment at which data can be missed."""
-    problem, exit_code = None, EXIT_CONFIG
+    mistake, exit_code = None, exit_codes.CONFIG
+    if comm.rank == 0:
+        print(f"preparing {comm.size} worker(s): imports and data ...", flush=True)
     try:
         ready = evaluator.prepare()
-        while not ready():
-            pass
+        while not ready() and mistake is None:
+            if stop.requested():
+                mistake, exit_code = "stopped before the first evaluation", exit_codes.STOPPED
     except ConfigError as error:
-        problem = str(error)
-    except WorkerDied as error:
-        problem, exit_code = str(error), EXIT_INTERNAL
-    _agree(comm, problem, exit_code)
+        mistake = str(error)
+    except (WorkerDied, OSError) as error:
+        mistake, exit_code = str(error), exit_codes.INTERNAL
+    _agree(comm, mistake, exit_code)
 
 
 def _open(
     comm: MPI.Comm, search_file: SearchFile, settings: LaunchSettings
 ) -> tuple[Storage, int, int]:
     """Open the database on every rank; rank 0 creates it and the search when they are new."""
-    problem, storage, ids = None, None, (0, 0)
+    mistake, storage, ids = None, None, (0, 0)
     if comm.rank == 0:
         try:
             storage = open_storage(settings.database_url, create=True)
             ids = start_search(storage, search_file, comm.size)
         except (StorageError, ConfigError) as error:
-            problem = str(error)
-    _agree(comm, problem, EXIT_CONFIG)
+            mistake = str(error)
+    _agree(comm, mistake, exit_codes.CONFIG)
     search_id, launch_id = comm.bcast(ids)
     try:
         storage = storage or open_storage(settings.database_url)
     except StorageError as error:
-        problem = f"{error} (on {MPI.Get_processor_name()})"
-    _agree(comm, problem, EXIT_CONFIG)
+        mistake = f"{error} (on {MPI.Get_processor_name()})"
+    try:
+        _agree(comm, mistake, exit_codes.CONFIG)
+    except LaunchError:
+        if storage is not None:
+            if comm.rank == 0:
+                storage.end_launch(launch_id, exit_codes.CONFIG)
+            storage.close()
+        raise
     assert storage is not None
     return storage, search_id, launch_id
 
 
-def _agree(comm: MPI.Comm, problem: str | None, exit_code: int) -> None:
-    """Go on when no rank has a problem; else all ranks raise the first one's."""
+def _agree(comm: MPI.Comm, mistake: str | None, exit_code: int) -> None:
+    """Go on when no rank has a mistake; else all ranks raise the first one's."""
     wait(comm)
-    problems = comm.allgather((problem, exit_code))
-    for text, code in problems:
+    mistakes = comm.allgather((mistake, exit_code))
+    for text, code in mistakes:
         if text is not None:
             raise LaunchError(text, code)

@@ -25,6 +25,7 @@ LAUNCHER_VARIABLES = (
 )  # fmt: skip
 READ_BYTES = 1 << 16
 LOG_TAIL_BYTES = 4096
+END_GRACE_S = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +95,7 @@ class Worker:
             except BlockingIOError:
                 closed = self._process.poll() is not None
             if closed and b"\n" not in self._buffer:
-                exit_code = self._process.wait()
+                exit_code = self._wait_or_kill()
                 raise WorkerDied(self._reason_of_death(exit_code), exit_code)
         *lines, self._buffer = self._buffer.split(b"\n")
         try:
@@ -102,6 +103,14 @@ class Worker:
         except ProtocolError as error:
             self.kill()
             raise WorkerDied(f"garbage on the worker's pipe: {error}") from None
+
+    def _wait_or_kill(self) -> int:
+        """The exit code of a process that has closed its pipe and so is about to end."""
+        try:
+            return self._process.wait(END_GRACE_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return self._process.wait()
 
     def dead(self) -> bool:
         """Has the process ended?"""
@@ -146,16 +155,19 @@ class Worker:
         return f"the worker was killed by {name}{hint}"
 
     def log_tail(self) -> str:
-        """The end of the worker's log."""
-        with self.log_path.open("rb") as log:
-            log.seek(max(0, log.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
-            return log.read().decode(errors="replace")
+        """The end of the worker's log; nothing when it cannot be read."""
+        try:
+            with self.log_path.open("rb") as log:
+                log.seek(max(0, log.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
+                return log.read().decode(errors="replace")
+        except OSError:
+            return ""
 
 
 _ending: list[Worker] = []
 
 
-def kill_ending_workers(grace_s: float = 2.0) -> None:
+def kill_ending_workers(grace_s: float = END_GRACE_S) -> None:
     """Wait shortly for the released workers, then kill those still there."""
     deadline = time.monotonic() + grace_s
     for worker in _ending:

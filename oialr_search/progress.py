@@ -7,6 +7,7 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from oialr_search.search import ended_individuals
 from oialr_search.storage import EvaluationRecord, Status, Storage
 
 REFRESH_S = 1.0
@@ -23,6 +24,7 @@ class ProgressDisplay:
         self._started = self._shown = time.monotonic()
         self._best: float | None = storage.progress(search_id).best_fitness
         self._said: set[str] = set()
+        self._ended = ended_individuals(storage, search_id)
         # Evaluations of earlier launches are not told again.
         self._last_finished = max(
             (e.finish_number or 0 for e in storage.finished_since(search_id)), default=0
@@ -51,11 +53,6 @@ class ProgressDisplay:
             return
         self._shown = time.monotonic()
         progress = self._storage.progress(self._search_id)
-        ended = sum(
-            count
-            for status, count in progress.counts.items()
-            if status not in (Status.RUNNING, Status.QUEUED, Status.LOST)
-        )
         for evaluation in self._storage.finished_since(self._search_id, self._last_finished):
             self._last_finished = evaluation.finish_number or self._last_finished
             self._tell(evaluation, progress.total)
@@ -64,7 +61,7 @@ class ProgressDisplay:
         self._bar.update(
             self._task,
             total=progress.total,
-            completed=ended,
+            completed=self._ended,
             description=f"evaluations{best} (running individual:epoch {running or 'none'})",
         )
 
@@ -75,7 +72,8 @@ class ProgressDisplay:
 
     def _tell(self, evaluation: EvaluationRecord, total: int) -> None:
         elapsed = time.strftime("%H:%M:%S", time.gmtime(time.monotonic() - self._started))
-        head = f"{elapsed} [{evaluation.finish_number}/{total}] {evaluation.individual_id:>5}"
+        self._ended += evaluation.status is not Status.LOST
+        head = f"{elapsed} [{self._ended}/{total}] {evaluation.individual_id:>5}"
         if evaluation.fitness is None:
             self._say(f"{head} {evaluation.status}: {evaluation.reason}", style="red")
             return

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 PLAIN_WIDTH = 10_000
+COLUMN_GAP = 2
 
 
 class Format(StrEnum):
@@ -51,22 +52,48 @@ def print_rows(rows: Sequence[Mapping[str, Any]], output: Format, title: str = "
             columns = list(dict.fromkeys(name for row in rows for name in row))
             writer = csv.DictWriter(sys.stdout, columns, lineterminator="\n")
             writer.writeheader()
-            writer.writerows(rows)
+            writer.writerows({k: _csv_cell(v) for k, v in row.items()} for row in rows)
+
+
+def _csv_cell(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, list | dict) else value
 
 
 def _print_table(rows: Sequence[Mapping[str, Any]], title: str) -> None:
-    # A pipe has no width: one line a row, whatever its length.
-    console = Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
+    """One line a row; on a terminal that is too narrow, one column a row, some rows at a time."""
+    table = _table(rows, title)
+    if not sys.stdout.isatty():
+        Console(width=PLAIN_WIDTH).print(table)
+        return
+    console = Console()
+    if console.measure(table, options=console.options.update(max_width=PLAIN_WIDTH)).maximum <= (
+        console.width
+    ):
+        console.print(table)
+        return
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [[_cell(row.get(name)) for row in rows] for name in names]
+    width = max(len(cell) for line in cells for cell in line) + COLUMN_GAP
+    room = console.width - max(len(_heading(name)) for name in names) - 2 * COLUMN_GAP
+    at_once = max(1, room // width)
+    for first in range(0, len(rows), at_once):
+        turned = Table(title=title or None, title_justify="left", box=None, show_header=False)
+        for name, line in zip(names, cells, strict=True):
+            turned.add_row(f"[bold]{_heading(name)}[/bold]", *line[first : first + at_once])
+        console.print(turned)
+
+
+def _table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
     table = Table(
         title=title or None, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD
     )
     columns = list(dict.fromkeys(name for row in rows for name in row))
     for name in columns:
         numeric = all(isinstance(row.get(name), int | float | None) for row in rows)
-        table.add_column(_heading(name), justify="right" if numeric else "left", overflow="fold")
+        table.add_column(_heading(name), justify="right" if numeric else "left", no_wrap=True)
     for row in rows:
         table.add_row(*(_cell(row.get(name)) for name in columns))
-    console.print(table)
+    return table
 
 
 def _heading(name: str) -> str:

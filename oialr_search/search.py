@@ -15,6 +15,8 @@ from oialr_search.evolution import Member
 from oialr_search.storage import NewLaunch, NewSearch, SearchRecord, Status, Storage
 from workers.config import TASKS, ConfigError
 
+# Where a search runs may change from launch to launch, what it searches may not.
+MACHINE_SETTINGS = ("device", "num_threads", "data.num_loader_processes")
 REPORTED_PACKAGES = ("oialr-search", "torch", "timm", "propulate", "mpi4py", "numpy", "sqlalchemy")
 
 
@@ -26,29 +28,46 @@ def find_stored(storage: Storage, search_file: SearchFile) -> SearchRecord | Non
     """
     name = search_file.search.name
     stored = storage.find_search(name)
-    if stored is not None:
-        # Through JSON, where there are no tuples.
-        space = json.loads(json.dumps(search_file.space.as_json()))
-        settings = search_file.as_json()
-        for what, old, new in (
-            ("task", stored.task, search_file.training.task),
-            ("metric", stored.metric, search_file.search.metric),
-            ("space", json.loads(json.dumps(stored.space)), space),
-            ("training configuration", stored.settings["training"], settings["training"]),
-        ):
-            if old != new:
-                raise ConfigError(
-                    f"search {name!r} is stored with another {what}: give this one another "
-                    f"name, `--set search.name=NAME` ({search_file.source})"
-                )
+    if stored is None:
+        return None
+    old = {"metric": stored.metric, "space": stored.space, "training": stored.settings["training"]}
+    new = {
+        "metric": search_file.search.metric,
+        "space": search_file.space.as_json(),
+        "training": search_file.as_json()["training"],
+    }
+    # Through JSON, where there are no tuples.
+    before, now = (_flat(json.loads(json.dumps(settings))) for settings in (old, new))
+    for path in dict.fromkeys((*before, *now)):
+        was, is_now = before.get(path), now.get(path)
+        if was != is_now and path not in MACHINE_SETTINGS:
+            raise ConfigError(
+                f"search {name!r} is stored with `{path}` = {was!r:.60}, got {is_now!r:.60}: "
+                f"give this one another name, `--set search.name=NAME` ({search_file.source})"
+            )
     return stored
 
 
-def is_complete(storage: Storage, search_id: int, evaluations: int) -> bool:
-    """Have so many individuals been evaluated to their end, whichever it was?"""
+def _flat(content: object, path: str = "") -> dict[str, object]:
+    """Dotted paths of all values in nested mappings and lists of named mappings."""
+    if isinstance(content, list) and all(isinstance(item, dict) for item in content):
+        content = {str(item.get("name")): item for item in content}
+    if not isinstance(content, dict):
+        return {path.removeprefix("training."): content}
+    inner = [_flat(value, f"{path}.{key}".lstrip(".")) for key, value in content.items()]
+    return {key: value for part in inner for key, value in part.items()}
+
+
+def ended_individuals(storage: Storage, search_id: int) -> int:
+    """How many individuals have been evaluated to their end, whichever it was?"""
     unfinished = (Status.QUEUED, Status.RUNNING, Status.LOST)
     counts = storage.progress(search_id).counts
-    return sum(n for status, n in counts.items() if status not in unfinished) >= evaluations
+    return sum(number for status, number in counts.items() if status not in unfinished)
+
+
+def is_complete(storage: Storage, search_id: int, evaluations: int) -> bool:
+    """Is nothing left to evaluate?"""
+    return ended_individuals(storage, search_id) >= evaluations
 
 
 def start_search(storage: Storage, search_file: SearchFile, world_size: int) -> tuple[int, int]:

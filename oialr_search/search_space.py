@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, PlainValidator
 
 from workers.config import (
     AnyTraining,
@@ -28,13 +28,33 @@ Value = float | int | bool | str
 Kind = Literal["float", "int", "bool", "choice"]
 
 
+def _number(value: object) -> float | int:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"a finite number is expected, got {value!r:.60}")
+    return value
+
+
+def _choice(value: object) -> Value:
+    if not isinstance(value, bool | int | float | str):
+        raise ValueError(f"a number, text or bool is expected, got {value!r:.60}")
+    return value
+
+
+# An integer stays one, which a pydantic union would not tell in one line.
+Number = Annotated[float | int, PlainValidator(_number)]
+Choice = Annotated[Value, PlainValidator(_choice)]
+
+
 class _Range(Config):
     """A hyperparameter as the YAML file gives it."""
 
-    low: float | int | None = None
-    high: float | int | None = None
+    low: Number | None = None
+    high: Number | None = None
     scale: Literal["linear", "log"] = "linear"
-    choices: list[bool | int | float | str] | None = None
+    choices: list[Choice] | None = None
+
+
+RANGE_KEYS = frozenset(_Range.model_fields)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +113,12 @@ def parse_space(
     if not isinstance(content, dict) or not content:
         raise ConfigError(f"`space` maps paths to ranges, got {content!r:.60} ({source})")
     hyperparameters, mistakes = [], []
+    for section in {str(name).partition(".")[0] for name in content}:
+        if training.get(section, {}) is None:
+            raise ConfigError(
+                f"`{section}` is null, so nothing of it can be searched: "
+                f"remove `space.{section}.*`, or give `{section}` values ({source})"
+            )
     for name, entry in content.items():
         try:
             hyperparameter = _parse_hyperparameter(str(name), entry, task, source)
@@ -132,7 +158,7 @@ def _parse_hyperparameter(
     if given.choices is not None:
         if given.low is not None or given.high is not None:
             raise ConfigError(f"{key} has either `choices` or `low` and `high` ({source})")
-        if len(given.choices) < 2 or len(set(map(repr, given.choices))) < len(given.choices):
+        if len(given.choices) < 2 or len(set(given.choices)) < len(given.choices):
             raise ConfigError(
                 f"{key}.choices needs two or more different values, got {given.choices} ({source})"
             )

@@ -14,7 +14,17 @@ from pathlib import Path
 
 from oialr_search.launcher import Worker, WorkerDied, WorkerSettings, as_request
 from workers.config import AnyTraining, ConfigError
-from workers.protocol import RESULT_FILE, Completed, Epoch, Evaluate, Event, Failed, Prepare
+from workers.protocol import (
+    RESULT_FILE,
+    Completed,
+    Epoch,
+    Evaluate,
+    Event,
+    Failed,
+    Prepare,
+    ProtocolError,
+    decode,
+)
 
 METRICS_FILE = "metrics.jsonl"
 POLL_S = 0.5
@@ -35,13 +45,12 @@ def train(
     """Train once; writes log, metrics an epoch, result and checkpoint into `folder`.
 
     Raises:
-        ConfigError: when the configuration or the data are wrong, or the folder is in use.
+        ConfigError: when the configuration or the data are wrong.
         TrainingFailed: when it diverges, raises or is killed.
     """
-    if (folder / RESULT_FILE).exists():
-        raise ConfigError(f"{folder} holds a training already: name another --output")
     request = as_request(config.model_dump(mode="json"), settings.num_threads)
     made = _make(folder)
+    (folder / RESULT_FILE).unlink(missing_ok=True)
     worker = Worker(settings, folder / "log.txt")
     try:
         worker.send(Prepare(config=request, data_dir=data_dir))
@@ -61,6 +70,20 @@ def train(
         raise
     finally:
         worker.kill()
+
+
+def refuse_completed(folder: Path) -> None:
+    """A completed training is not overwritten; a failed one is.
+
+    Raises:
+        ConfigError: when the folder holds a completed training.
+    """
+    try:
+        result = decode((folder / RESULT_FILE).read_bytes())
+    except (OSError, ProtocolError):
+        return
+    if isinstance(result, Completed):
+        raise ConfigError(f"{folder} holds a training already: name another --output")
 
 
 def summary(results: Sequence[Completed]) -> list[dict[str, float | int | str | None]]:

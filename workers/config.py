@@ -234,12 +234,12 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key `{key}` is given twice", key_node.start_mark
-                )
+            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
+            if key is None or key in seen:
+                reason = "a key is no text" if key is None else f"key `{key}` is given twice"
+                raise yaml.constructor.ConstructorError(None, None, reason, key_node.start_mark)
             seen.add(key)
+        self.flatten_mapping(node)  # merge keys: `<<: *base`
         return super().construct_mapping(node, deep)
 
 
@@ -261,6 +261,8 @@ def parse_yaml(text: str, source: str) -> Any:
     except yaml.MarkedYAMLError as error:
         where = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(f"not valid YAML: {error.problem} ({source}{where})") from None
+    except RecursionError:
+        raise ConfigError(f"not valid YAML: nested too deeply ({source})") from None
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"not valid YAML: {' '.join(str(error).split())} ({source})") from None
 
@@ -368,7 +370,7 @@ def nearest(word: str, known: Sequence[str] | Mapping[str, Any]) -> str:
 def _explain(model: type[BaseModel], mistake: dict[str, Any], prefix: str) -> str:
     """One mistake that pydantic found, in one line."""
     parts = [str(part) for part in mistake["loc"]]
-    key = f"`{prefix}{'.'.join(parts)}`"
+    key = f"`{(prefix + '.'.join(parts)).strip('.')}`"
     match mistake["type"]:
         case "extra_forbidden":
             return f"unknown key {key}{nearest(parts[-1], _fields(model, parts[:-1]))}"
@@ -377,6 +379,10 @@ def _explain(model: type[BaseModel], mistake: dict[str, Any], prefix: str) -> st
         case "value_error":
             where = f" in {key}" if parts else ""
             return f"{mistake['ctx']['error']}{where}"
+        case "model_type" | "model_attributes_type":
+            return f"{key} should be a mapping of keys to values, got {mistake['input']!r:.80}"
+        case "invalid_key":
+            return f"{key}: keys are text, got {mistake['input']!r:.80}"
         case _:
             rule = str(mistake["msg"]).removeprefix("Input ")
             return f"{key} {rule}, got {mistake['input']!r:.80}"

@@ -129,7 +129,10 @@ def decode(line: bytes | str) -> Any:
     """
     try:
         content = json.loads(line)
-        return _TYPES[content.pop("type")](**content)
+        message = _TYPES[content.pop("type")](**content)
+        if not all(isinstance(v, int | float) for v in content.get("metrics", {}).values()):
+            raise ValueError("metrics are numbers")
+        return message
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ProtocolError(f"no message of this protocol: {line!r:.200} ({error})") from None
 

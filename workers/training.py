@@ -184,6 +184,9 @@ def describe_layers(training: Training) -> str:
 def settings_without_effect(training: Training) -> list[str]:
     """A sentence for each setting that this training never comes to use."""
     config, warnings = training.config, []
+    gpu = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if gpu and config.device == "auto" and training.device.type == "cpu":
+        warnings.append(f"training on the CPU: torch cannot use the visible GPU {gpu}")
     if config.oialr is not None and config.oialr.delay_steps >= training.total_steps:
         warnings.append(
             f"OIALR never starts: `oialr.delay_steps` = {config.oialr.delay_steps}, "
@@ -200,7 +203,7 @@ def settings_without_effect(training: Training) -> list[str]:
 def _train_epoch(training: Training, epoch: int) -> tuple[float, list[RankUpdate]]:
     """Mean training loss of the epoch, and the basis updates that fell into it."""
     training.model.train()
-    total_loss = torch.zeros((), device=training.device)
+    total_loss, num_samples = torch.zeros((), device=training.device), 0
     updates: list[RankUpdate] = []
     num_updates = (epoch - 1) * training.splits.train.num_batches
     for inputs, targets in training.splits.train.epoch(epoch):
@@ -209,12 +212,13 @@ def _train_epoch(training: Training, epoch: int) -> tuple[float, list[RankUpdate
             loss = training.task.criterion(training.model(inputs), targets)
         loss.backward()
         training.optimizer.step()
-        total_loss += loss.detach()
+        total_loss += loss.detach() * len(targets)
+        num_samples += len(targets)
         num_updates += 1
         if training.oialr:
             updates += _oialr_step(training.oialr, num_updates)
         training.scheduler.step_update(num_updates)
-    return total_loss.item() / training.splits.train.num_batches, updates
+    return total_loss.item() / num_samples, updates
 
 
 def _oialr_step(oialr: OIALR, num_updates: int) -> list[RankUpdate]:

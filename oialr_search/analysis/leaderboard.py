@@ -72,6 +72,21 @@ def status(storage: Storage, search: SearchRecord) -> list[Row]:
     return rows
 
 
+def describe_launch(storage: Storage, search: SearchRecord) -> str:
+    """How far the search is, and what became of its last launch."""
+    progress, launches = storage.progress(search.id), storage.launches(search.id)
+    begun = sum(progress.counts.values())
+    text = f"{search.name}: {begun} of {progress.total} individuals begun"
+    if not launches:
+        return text
+    last = launches[-1]
+    since = last.started_at.isoformat(sep=" ", timespec="seconds")
+    if last.ended_at is None:
+        return f"{text}; launch {last.id} on {last.hostname} since {since} runs, or was killed"
+    ended = last.ended_at.isoformat(sep=" ", timespec="seconds")
+    return f"{text}; launch {last.id} ended {ended} with exit code {last.exit_code}"
+
+
 def story(storage: Storage, individual_id: int) -> Row:
     """All that is known of one individual.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from oialr_search.cli import parse_duration
+from workers.protocol import Completed, write_result
 
 from ..conftest import CIFAR10, DIGITS, SEARCH_SPACES, Command, FinishedSearch
 
@@ -137,7 +138,17 @@ def test_mistakes_are_told_once_under_mpiexec(command: Command) -> None:
 def test_an_existing_training_is_not_overwritten(command: Command) -> None:
     folder = command.folder / "out" / "seed-42"
     folder.mkdir(parents=True)
-    (folder / "result.json").write_text("{}")
+    write_result(
+        folder,
+        Completed(
+            metrics={},
+            trainable_percent=1.0,
+            compression_percent=1.0,
+            device="cpu",
+            duration_s=1.0,
+            at=1.0,
+        ),
+    )
     words = ["holds a training already", "--output"]
     assert_one_line(command, "train", BASELINE, "--output", "out", code=78, words=words)
 

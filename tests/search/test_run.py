@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import sqlite3
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import yaml
 from workers.config import load_training
 
 from ..conftest import (
+    BIN,
     CIFAR10,
     DIGITS,
     SMALL_CIFAR10,
@@ -27,6 +29,7 @@ from ..conftest import (
     Command,
     FinishedSearch,
     make_command,
+    mpiexec,
     settings,
 )
 
@@ -104,7 +107,7 @@ def test_no_worker_is_left_and_no_stray_file(digits_search: FinishedSearch) -> N
     left = [p for p in psutil.process_iter(["cmdline", "cwd"]) if p.info["cwd"] == str(folder)]
     assert not left
     names = {path.name for path in (folder / "searches" / "minivit_digits").iterdir()}
-    assert names == {f"individual-{n:06d}" for n in range(1, 7)}
+    assert names == {".lock", *(f"individual-{n:06d}" for n in range(1, 7))}
 
 
 @pytest.mark.parametrize("output", ["table", "json", "csv", "yaml"])
@@ -178,7 +181,7 @@ def test_another_space_under_the_same_name_is_refused(digits_search: FinishedSea
     arguments = ["run", str(DIGITS), "--islands", "1", *settings(TINY), "--set", "epochs=4"]
     result = digits_search.command(*arguments, check=False)
     assert result.returncode == 78
-    assert "another training configuration" in result.stderr
+    assert "stored with `epochs` = 3, got 4" in result.stderr
     assert len(result.stderr.splitlines()) == 1
 
 
@@ -190,6 +193,22 @@ def test_too_few_ranks_for_the_islands_is_an_error_that_says_what_to_do(command:
     assert "mpiexec -n 3" in line
     assert "--islands 2" in line
     assert not (command.folder / "searches").exists()
+
+
+def test_a_file_that_only_rank_0_has_is_enough(command: Command) -> None:
+    """The other ranks get the search file from rank 0; none waits for ever."""
+    half = [str(BIN / "oialr-search"), "run", "--islands", "3"]
+    line = [*mpiexec(), "-n", "1", *half, str(DIGITS), ":", "-n", "1", *half, "nofile.yaml"]
+    result = subprocess.run(
+        line,
+        cwd=command.folder,
+        env=command.environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.returncode == 2
+    assert "3 islands need at least 3 ranks, got 2" in result.stderr
 
 
 def test_failures_are_rows_and_the_search_goes_on(command: Command) -> None:
@@ -254,6 +273,9 @@ def test_stopped_is_75_and_the_next_launch_repeats_what_was_running(command: Com
         process = command.start(*options)
         while not _training(database, attempt):
             assert process.poll() is None
+        second = command(*options, check=False)
+        assert second.returncode == 78
+        assert f"being run already, by process {process.pid}" in second.stderr
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 75
         assert query(database, "select status from individuals") == [{"status": "lost"}]
@@ -261,12 +283,11 @@ def test_stopped_is_75_and_the_next_launch_repeats_what_was_running(command: Com
     assert attempts == [{"attempt": n, "status": "lost"} for n in (1, 2)]
 
 
-def test_nothing_is_started_after_the_time_limit(command: Command) -> None:
+def test_stopped_while_preparing_is_75_and_leaves_nothing(command: Command) -> None:
     result = command("run", DIGITS, "--time-limit", "1s", *settings(TINY), ranks=2, check=False)
     assert result.returncode == 75
-    database = command.folder / "searches" / "search.db"
-    assert query(database, "select id from individuals") == []
-    assert query(database, "select exit_code from launches") == [{"exit_code": 75}]
+    assert "stopped before the first evaluation" in result.stderr
+    assert not (command.folder / "searches").exists()
 
 
 def _training(database: Path, attempt: int) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from oialr_search.config import load_search
-from workers.config import TASKS, ConfigError, load_training
+from workers.config import TASKS, ConfigError, load_training, parse_yaml
 
 from ..conftest import CIFAR10, DIGITS, SEARCH_SPACES
 
@@ -58,10 +58,42 @@ def test_setting_a_searched_hyperparameter_takes_it_out_of_the_space() -> None:
     assert "oialr.delay_steps" not in {h.name for h in file.space.hyperparameters}
 
 
+def test_setting_a_section_takes_all_of_it_out_of_the_space() -> None:
+    file = load_search(DIGITS, ["oialr=null"])
+    assert file.training.oialr is None
+    assert all(not h.name.startswith("oialr.") for h in file.space.hyperparameters)
+    assert len(file.pinned) == 3
+
+
+def test_a_hyperparameter_can_be_added() -> None:
+    added = "space.oialr.fused_projections={choices: [together, apart]}"
+    space = load_search(DIGITS, [added]).space
+    assert space.hyperparameters[-1].choices == ("together", "apart")
+
+
+def test_nothing_of_a_null_section_can_be_searched(tmp_path: Path) -> None:
+    path = tmp_path / "search.yaml"
+    before, _, after = DIGITS.read_text().partition("\noialr:\n")
+    path.write_text(f"{before}\noialr: null\n{after[after.index('search:') :]}")
+    with pytest.raises(ConfigError, match="`oialr` is null") as caught:
+        load_search(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_merge_keys_work_and_endless_nesting_is_told(tmp_path: Path) -> None:
+    assert parse_yaml("a: &x {b: 1}\nc: {<<: *x, d: 2}", "f")["c"] == {"b": 1, "d": 2}
+    for text in ("? [a]\n: 1", "[" * 5000):
+        with pytest.raises(ConfigError, match="not valid YAML"):
+            parse_yaml(text, "f")
+
+
 @pytest.mark.parametrize(
     ("assignment", "words"),
     [
         ("search.metric=validation_tp1", ["`search.metric`", "validation_top1"]),
+        ("space.optimizer.lrr.low=0.1", ["`space.optimizer.lrr`", "`lr`"]),
+        ("space.optimizer.lr=3", ["`space.optimizer.lr`", "mapping", "3"]),
+        ("space.optimizer.lr.low='1'", ["`space.optimizer.lr.low`", "number", "'1'"]),
         ("search.island=3", ["`search.island`", "`islands`"]),
         ("search.islands=0", ["`search.islands`", "got 0"]),
         ("search.name=../x", ["`search.name`"]),

@@ -28,6 +28,11 @@ def damage(root: Path) -> None:
     image.write_bytes(image.read_bytes()[:60])
 
 
+def rename_class(root: Path) -> None:
+    """One class has another name among the test images."""
+    (root / "test" / "class9").rename(root / "test" / "other")
+
+
 def make_images(root: Path, *, per_class: int = 6, size: int = 32, classes: int = 10) -> Path:
     """An image folder with one colour a class, and noise."""
     noise = np.random.default_rng(0)
@@ -164,6 +169,7 @@ def test_the_strongest_augmentation_runs(images: Path) -> None:
     [
         (lambda root: root, ["no CIFAR-10 train images", "train.tar", "--data-dir"]),
         (lambda root: make_images(root, classes=7), ["10 class folders", "got 7"]),
+        (lambda root: rename_class(make_images(root)), ["classes", "differ", "other"]),
         (lambda root: make_images(root, size=28), ["32×32", "28×28"]),
         (lambda root: damage(make_images(root)), ["damaged image", "class3/0.png"]),
         (lambda root: (root / "train.tar.xz").touch(), ["train.tar.xz is packed", "xz -dc"]),

@@ -49,6 +49,9 @@ def load(
         DataError: when they are missing or are no CIFAR-10.
     """
     train_set, test_set = _open(data_dir, "train"), _open(data_dir, "test")
+    if _classes(train_set) != _classes(test_set):
+        odd = sorted(set(_classes(train_set)) ^ set(_classes(test_set)))
+        raise DataError(f"the classes of training and test images differ in {data_dir}: {odd}")
     train, held_out = held_out_indices(len(train_set), config, whole=validate_on_test)
     train_images = _decode(train_set, train)
     test_images = _decode(test_set, test_indices(len(test_set), config))
@@ -212,12 +215,18 @@ def _open_images(root: Path) -> Any:
         images = create_dataset("", root=str(root), search_split=False)
     except (RuntimeError, OSError, ValueError, tarfile.TarError) as error:
         raise DataError(f"cannot read the images in {root}: {error}") from None
-    # timm's reader of folders and its reader of tar files have different names for it.
-    reader = images.reader
-    num_classes = len(getattr(reader, "class_to_idx", None) or reader.class_name_to_idx)
-    if num_classes != NUM_CLASSES:
-        raise DataError(f"{NUM_CLASSES} class folders are expected in {root}, got {num_classes}")
+    if len(_classes(images)) != NUM_CLASSES:
+        raise DataError(
+            f"{NUM_CLASSES} class folders are expected in {root}, got {len(_classes(images))}"
+        )
     return images
+
+
+def _classes(images: Any) -> dict[str, int]:
+    """Class names and numbers; timm's readers of folders and of tar files differ in the name."""
+    holder = getattr(images, "reader", images)
+    classes: dict[str, int] = getattr(holder, "class_to_idx", None) or holder.class_name_to_idx
+    return classes
 
 
 def _decode(images: Any, indices: Tensor) -> DecodedImages:
@@ -226,7 +235,8 @@ def _decode(images: Any, indices: Tensor) -> DecodedImages:
     for position, index in enumerate(indices.tolist()):
         image, classes[position] = _sample(images, index)
         if image.size != (IMAGE_SIZE, IMAGE_SIZE):
-            raise DataError(f"CIFAR-10 images are 32×32, got {image.size[0]}×{image.size[1]}")
+            shown = f"{image.size[0]}×{image.size[1]}"
+            raise DataError(f"CIFAR-10 images are 32×32, got {shown} for image {index}")
         pixels[position] = np.asarray(image)
     return DecodedImages(torch.from_numpy(pixels), classes)
 
@@ -237,9 +247,9 @@ def _sample(images: Any, index: int) -> tuple[Image.Image, int]:
     if reader is None:
         image, target = images[index]
         return image, target
-    file, target = reader[index]
     try:
+        file, target = reader[index]
         return Image.open(file).convert("RGB"), target
-    except OSError as error:
+    except (OSError, tarfile.TarError) as error:
         name = reader.filename(index, absolute=True)
         raise DataError(f"damaged image {name}: {error}") from None

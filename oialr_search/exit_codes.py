@@ -1,0 +1,8 @@
+"""How a command ends."""
+
+FINISHED = 0
+USAGE = 2
+INTERNAL = 70
+STOPPED = 75
+"""Stopped, and the same command goes on."""
+CONFIG = 78

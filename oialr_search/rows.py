@@ -77,7 +77,9 @@ def _print_table(rows: Sequence[Mapping[str, Any]], title: str) -> None:
     room = console.width - max(len(_heading(name)) for name in names) - 2 * COLUMN_GAP
     at_once = max(1, room // width)
     for first in range(0, len(rows), at_once):
-        turned = Table(title=title or None, title_justify="left", box=None, show_header=False)
+        turned = Table(
+            title=None if first else title, title_justify="left", box=None, show_header=False
+        )
         for name, line in zip(names, cells, strict=True):
             turned.add_row(f"[bold]{_heading(name)}[/bold]", *line[first : first + at_once])
         console.print(turned)

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import pty
 import re
 import signal
 import sqlite3
@@ -128,6 +129,19 @@ def test_the_leaderboard_in_every_format(digits_search: FinishedSearch, output: 
     assert [int(row["place"]) for row in rows] == [1, 2, 3]
     assert float(rows[0]["fitness"]) == best
     assert 5e-4 <= float(rows[0]["optimizer.lr"]) <= 5e-3
+
+
+def test_a_narrow_terminal_gets_a_column_an_individual(digits_search: FinishedSearch) -> None:
+    command, (ours, theirs) = digits_search.command, pty.openpty()
+    environment = command.environment | {"COLUMNS": "80", "TERM": "dumb"}
+    line = command.line("leaderboard", "--top", "3", ranks=0)
+    subprocess.run(line, cwd=command.folder, env=environment, stdout=theirs, check=True)
+    os.close(theirs)
+    lines = os.read(ours, 1 << 16).decode().splitlines()
+    os.close(ours)
+    assert all(len(line) <= 80 for line in lines)
+    assert ["place", "1", "2", "3"] in [line.split() for line in lines]
+    assert any(line.split()[:1] == ["cutoff_fraction"] for line in lines)
 
 
 def test_status_and_show(digits_search: FinishedSearch) -> None:

@@ -15,7 +15,7 @@ import typer
 
 from oialr_search import exit_codes
 from oialr_search.rows import Format, print_rows
-from oialr_search.storage import StorageError, open_storage
+from oialr_search.storage import StorageError, database_exists, open_storage, upgrade_storage
 from workers.config import ConfigError
 
 if TYPE_CHECKING:
@@ -290,6 +290,19 @@ def validate(
     else:
         training = load_training(file, assignments or ())
         print(f"{file}: training of {training.task}, {training.epochs} epochs")
+
+
+@app.command()
+def upgrade(db: DatabaseOption = None, search_dir: SearchDirOption = SEARCH_DIR) -> None:
+    """Bring a database written by an older version to this version's schema.
+
+    Example: `oialr-search upgrade --db sqlite:///searches/search.db`
+    """
+    url = database_url(db, search_dir)
+    if not database_exists(url):
+        raise StorageError(f"no database to upgrade: {search_dir / 'search.db'}; name one by --db")
+    upgrade_storage(url)
+    print("the database has this version's schema")
 
 
 def database_url(db: str | None, search_dir: Path) -> str:

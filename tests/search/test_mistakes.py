@@ -99,6 +99,13 @@ def test_no_database(command: Command, name: str) -> None:
     assert_one_line(command, name, code=78, words=["no database", "search.db", "--db"])
 
 
+def test_upgrading(digits_search: FinishedSearch, command: Command) -> None:
+    assert_one_line(command, "upgrade", code=78, words=["no database to upgrade", "--db"])
+    before = digits_search.command("leaderboard", "--format", "csv").stdout
+    assert "this version's schema" in digits_search.command("upgrade").stdout
+    assert digits_search.command("leaderboard", "--format", "csv").stdout == before
+
+
 def test_no_such_individual_or_search(digits_search: FinishedSearch) -> None:
     command = digits_search.command
     assert_one_line(command, "show", "999", code=78, words=["no individual 999"])
@@ -161,7 +168,7 @@ def test_durations() -> None:
 
 def test_every_command_has_help_with_an_example(command: Command) -> None:
     text = command("--help").stdout
-    for name in ("run", "status", "leaderboard", "show", "export", "train", "validate"):
+    for name in ("run", "status", "leaderboard", "show", "export", "train", "validate", "upgrade"):
         assert name in text
         help_text = command(name, "--help").stdout
         assert "Example" in help_text

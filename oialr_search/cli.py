@@ -389,6 +389,7 @@ def _epoch_printer(name: str, epochs: int) -> Any:
     def report(event: Event) -> None:
         match event:
             case Started():
+                print(f"layers: {event.layers}", file=sys.stderr)
                 for warning in event.warnings:
                     print(f"warning: {warning}", file=sys.stderr)
             case Epoch():

@@ -18,7 +18,6 @@ from workers.config import (
     AnyTraining,
     Config,
     ConfigError,
-    TrainingConfig,
     nearest,
     validate,
     validate_training,
@@ -184,8 +183,8 @@ def _kind_of(name: str, task: type[AnyTraining], source: str) -> Kind:
     keys = name.split(".")
     for position, key in enumerate(keys):
         field = model.model_fields.get(key)
-        if field is None or (position == 0 and key in _NOT_SEARCHED):
-            searchable = [k for k in model.model_fields if k not in _NOT_SEARCHED]
+        if field is None or (position == 0 and key not in _SEARCHED):
+            searchable = [k for k in model.model_fields if position > 0 or k in _SEARCHED]
             raise ConfigError(f"unknown key `space.{name}`{nearest(key, searchable)} ({source})")
         options = _options(field.annotation)
         section = next((o for o in options if isinstance(o, type) and issubclass(o, Config)), None)
@@ -203,9 +202,10 @@ def _kind_of(name: str, task: type[AnyTraining], source: str) -> Kind:
     return next((kind for type_, kind in kinds if type_ in options), "choice")
 
 
-_NOT_SEARCHED = frozenset({"task", "provenance", *TrainingConfig.model_fields}) - {
-    "epochs", "batch_size", "optimizer", "scheduler", "criterion", "oialr",
-}  # fmt: skip
+# The others would change what the metric means, or where the training runs.
+_SEARCHED = frozenset(
+    {"epochs", "batch_size", "model", "data", "optimizer", "scheduler", "criterion", "oialr"}
+)
 
 
 def _options(annotation: Any) -> list[Any]:

@@ -36,6 +36,8 @@ from workers.protocol import (
 )
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from workers.data import LoadSettings, Splits
     from workers.training import Training
 
@@ -82,16 +84,16 @@ class Worker:
         """Train; the result is written to the evaluation's folder, then reported."""
         from workers.data import DataError
         from workers.oialr import OIALRError
-        from workers.training import DivergedError, describe_layers, train
+        from workers.training import DivergedError, train
 
         folder = Path(message.folder)
         result: Event
         try:
             training = self._set_up(_training_config(message.config))
-            log.info("layers: %s", describe_layers(training))
-            result = train(training, self.report, evaluate_test=message.evaluate_test)
+            trained = train(training, self.report, evaluate_test=message.evaluate_test)
+            result = trained.completed
             if message.save_checkpoint:
-                _save_checkpoint(training, folder / CHECKPOINT_FILE)
+                _save_checkpoint(trained.model, folder / CHECKPOINT_FILE)
         except (ConfigError, DataError, OIALRError) as error:
             result = Failed(reason=str(error), at=time.time(), configuration=True)
         except DivergedError as error:
@@ -122,7 +124,8 @@ class Worker:
         import torch
 
         inputs, targets = next(iter(training.splits.train.epoch(0)))
-        training.task.criterion(training.model(inputs[:2]), targets[:2]).backward()
+        outputs = training.model(*(part[:2] for part in inputs))
+        training.task.criterion(outputs, targets[:2]).backward()
         training.optimizer.step()
         torch.linalg.svd(torch.rand(4, 4, device=training.device))
 
@@ -132,6 +135,7 @@ def log_event(event: Event) -> None:
     match event:
         case Started():
             log.info("training starts: %d steps", event.total_steps)
+            log.info("layers: %s", event.layers)
             for warning in event.warnings:
                 log.warning("%s", warning)
         case Epoch():
@@ -152,11 +156,11 @@ def _training_config(content: Any) -> AnyTraining:
     return validate_training(content, "request")
 
 
-def _save_checkpoint(training: Training, path: Path) -> None:
+def _save_checkpoint(model: nn.Module, path: Path) -> None:
     from safetensors.torch import save_file
 
     aside = path.with_suffix(f".{os.getpid()}")
-    save_file({k: v.contiguous() for k, v in training.model.state_dict().items()}, aside)
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, aside)
     os.replace(aside, path)
 
 

@@ -7,13 +7,22 @@ path (`optimizer.lr`). `TASKS` maps each task to its configuration class.
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 C = TypeVar("C", bound=BaseModel)
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -62,6 +71,35 @@ class MiniViTModel(Config):
         return self
 
 
+class AutoformerModel(Config):
+    """Autoformer (Wu et al. 2021) of the supplementary's Table 5."""
+
+    d_model: Annotated[int, Field(gt=0)]
+    """Width of the hidden states."""
+    d_ff: Annotated[int, Field(gt=0)]
+    """Width of the feed-forward layers."""
+    num_heads: Annotated[int, Field(gt=0)]
+    """Must divide `d_model`; changes no result, as all heads share their delays and weights."""
+    encoder_layers: Annotated[int, Field(gt=0)]
+    decoder_layers: Annotated[int, Field(gt=0)]
+    factor: Annotated[int, Field(gt=0)] = 1
+    """c: the attention takes the int(c · ln L) strongest delays of L time steps."""
+    moving_average: Annotated[int, Field(gt=0)] = 25
+    """Time steps over which the trend is averaged; odd."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.d_model % self.num_heads:
+            raise ValueError(
+                f"`num_heads` must divide `d_model`, "
+                f"got num_heads={self.num_heads}, d_model={self.d_model}"
+            )
+        if self.moving_average % 2 == 0:
+            raise ValueError(f"`moving_average` must be odd, got {self.moving_average}")
+        return self
+
+
 class HeldOutData(Config):
     """What every data set has: a validation part held out of the training set."""
 
@@ -99,6 +137,17 @@ class DigitsData(HeldOutData):
     """Part of all samples that only `oialr-search train` looks at."""
 
 
+class ETTm2Data(Config):
+    """ETTm2 (Zhou et al. 2021): its standard split, cut into overlapping windows."""
+
+    train_subset: Annotated[int, Field(ge=1)] | None = None
+    """Use so many training windows only, evenly spaced; null: all."""
+    validation_subset: Annotated[int, Field(ge=1)] | None = None
+    """Use so many validation windows only, evenly spaced; null: all."""
+    test_subset: Annotated[int, Field(ge=1)] | None = None
+    """Use so many test windows only, evenly spaced; null: all."""
+
+
 class OptimizerConfig(Config):
     """AdamW (Loshchilov & Hutter 2019)."""
 
@@ -116,7 +165,7 @@ class OptimizerConfig(Config):
         return self
 
 
-class SchedulerConfig(Config):
+class CosineSchedule(Config):
     """timm's cosine schedule with warm-up and k-decay, stepped per update.
 
     `min_lr` may exceed the learning rate: the paper's tuned mini-ViT rises after its warm-up.
@@ -132,7 +181,26 @@ class SchedulerConfig(Config):
     """Exponent of k-decay (Zhang & Li 2020); 1 is the plain cosine."""
 
 
-class CriterionConfig(Config):
+class Type1Schedule(Config):
+    """Autoformer's own: the learning rate for two epochs, then half of it in each epoch more."""
+
+    name: Literal["type1"]
+
+
+def _schedule_name(content: Any) -> Any:
+    if isinstance(content, dict):
+        return content.get("name", "cosine")
+    return getattr(content, "name", None)
+
+
+# Typed by its name; without one it is a cosine.
+SchedulerConfig = Annotated[
+    Annotated[CosineSchedule, Tag("cosine")] | Annotated[Type1Schedule, Tag("type1")],
+    Discriminator(_schedule_name),
+]
+
+
+class CrossEntropyConfig(Config):
     """Cross-entropy; the validation loss has no label smoothing."""
 
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
@@ -185,46 +253,89 @@ class TrainingConfig(Config):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     autocast: Literal["auto", "off", "bfloat16"] = "auto"
     """auto: bfloat16 on a GPU, off on a CPU."""
+    result_epoch: Literal["last", "best"] = "last"
+    """Whose network and metrics are the result: the last epoch's, or those of the epoch with the
+    lowest validation loss."""
+    early_stopping_patience: Annotated[int, Field(ge=1)] | None = None
+    """End after so many epochs without a lower validation loss; null: never."""
     num_threads: Annotated[int, Field(ge=1)] | None = None
     """CPU threads of one training; null: the node's cores shared among its trainings."""
     optimizer: OptimizerConfig
     scheduler: SchedulerConfig
-    criterion: CriterionConfig = CriterionConfig()
     oialr: OIALRConfig | None
     """null: train at full rank (the baseline)."""
     provenance: dict[str, Any] | None = None
     """Where an exported configuration comes from; training ignores it."""
 
 
-CLASSIFICATION_METRICS: Mapping[str, Literal["lower", "higher"]] = {
-    "validation_loss": "lower",
-    "validation_top1": "higher",
-    "validation_top5": "higher",
-}
+class ClassificationTraining(TrainingConfig):
+    """What all classification tasks have."""
+
+    metrics = {
+        "validation_loss": "lower",
+        "validation_top1": "higher",
+        "validation_top5": "higher",
+    }
+    criterion: CrossEntropyConfig = CrossEntropyConfig()
 
 
-class MiniViTCIFAR10(TrainingConfig):
+class MiniViTCIFAR10(ClassificationTraining):
     """The paper's mini-ViT on CIFAR-10."""
 
-    metrics = CLASSIFICATION_METRICS
     task: Literal["minivit_cifar10"]
     model: MiniViTModel
     data: CIFAR10Data = CIFAR10Data()
 
 
-class MiniViTDigits(TrainingConfig):
+class MiniViTDigits(ClassificationTraining):
     """A mini-ViT on scikit-learn's digits: the search that runs anywhere."""
 
-    metrics = CLASSIFICATION_METRICS
     task: Literal["minivit_digits"]
     model: MiniViTModel
     data: DigitsData = DigitsData()
 
 
-AnyTraining = MiniViTCIFAR10 | MiniViTDigits
+class AutoformerETTm2(TrainingConfig):
+    """Autoformer forecasting ETTm2; the criterion is the mean squared error."""
+
+    metrics = {
+        "validation_loss": "lower",
+        "validation_mse": "lower",
+        "validation_mae": "lower",
+    }
+    task: Literal["autoformer_ettm2"]
+    seq_len: Annotated[int, Field(ge=3)] = 96
+    """Time steps that the network sees."""
+    label_len: Annotated[int, Field(ge=1)] = 48
+    """Last of these steps, with which the decoder begins."""
+    pred_len: Annotated[int, Field(ge=1)]
+    """Time steps to forecast; the paper's are 96, 192, 336 and 720."""
+    model: AutoformerModel
+    data: ETTm2Data = ETTm2Data()
+    result_epoch: Literal["last", "best"] = "best"
+    early_stopping_patience: Annotated[int, Field(ge=1)] | None = 3
+
+    @model_validator(mode="after")
+    def _enough_steps(self) -> Self:
+        if self.label_len > self.seq_len:
+            raise ValueError(
+                f"`label_len <= seq_len` must hold, "
+                f"got label_len={self.label_len}, seq_len={self.seq_len}"
+            )
+        for num_steps in (self.seq_len, self.label_len + self.pred_len):
+            if not 1 <= int(self.model.factor * math.log(num_steps)) <= num_steps:
+                raise ValueError(
+                    f"1 <= int(`model.factor` · ln L) <= L must hold for L = {num_steps} steps, "
+                    f"got model.factor={self.model.factor}"
+                )
+        return self
+
+
+AnyTraining = MiniViTCIFAR10 | MiniViTDigits | AutoformerETTm2
 TASKS: dict[str, type[AnyTraining]] = {
     "minivit_cifar10": MiniViTCIFAR10,
     "minivit_digits": MiniViTDigits,
+    "autoformer_ettm2": AutoformerETTm2,
 }
 
 
@@ -369,33 +480,54 @@ def nearest(word: str, known: Sequence[str] | Mapping[str, Any]) -> str:
 
 def _explain(model: type[BaseModel], mistake: dict[str, Any], prefix: str) -> str:
     """One mistake that pydantic found, in one line."""
-    parts = [str(part) for part in mistake["loc"]]
+    parts, known = _follow(model, [str(part) for part in mistake["loc"]])
     key = f"`{(prefix + '.'.join(parts)).strip('.')}`"
+    shown = f"{mistake['input']!r:.80}"
     match mistake["type"]:
         case "extra_forbidden":
-            return f"unknown key {key}{nearest(parts[-1], _fields(model, parts[:-1]))}"
+            return f"unknown key {key}{nearest(parts[-1], known)}"
         case "missing":
             return f"{key} is missing"
         case "value_error":
             where = f" in {key}" if parts else ""
             return f"{mistake['ctx']['error']}{where}"
-        case "model_type" | "model_attributes_type":
-            return f"{key} should be a mapping of keys to values, got {mistake['input']!r:.80}"
+        case "model_type" | "model_attributes_type" | "union_tag_not_found":
+            return f"{key} should be a mapping of keys to values, got {shown}"
+        case "union_tag_invalid":
+            context = mistake["ctx"]
+            name = f"`{key.strip('`')}.name`"
+            return f"{name} is one of {context['expected_tags']}, got {context['tag']!r:.80}"
         case "invalid_key":
-            return f"{key}: keys are text, got {mistake['input']!r:.80}"
+            return f"{key}: keys are text, got {shown}"
         case _:
             rule = str(mistake["msg"]).removeprefix("Input ")
-            return f"{key} {rule}, got {mistake['input']!r:.80}"
+            return f"{key} {rule}, got {shown}"
 
 
-def _fields(model: type[BaseModel], path: Sequence[str]) -> Mapping[str, Any]:
-    """The field names of the section at `path`."""
-    for part in path:
-        field = model.model_fields.get(part)
-        annotation = field.annotation if field else None
-        candidates = [annotation, *getattr(annotation, "__args__", ())]
-        sections = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
-        if not sections:
-            return {}
-        model = sections[0]
-    return model.model_fields
+def _follow(model: type[BaseModel], loc: Sequence[str]) -> tuple[list[str], Mapping[str, Any]]:
+    """The keys of a place that pydantic names, and the field names where the last one stands.
+
+    Pydantic puts a tag into the place where a section is one of several; it is no key.
+    """
+    keys: list[str] = []
+    known: Mapping[str, Any] = {}
+    sections: dict[str, type[BaseModel]] = {"": model}
+    for part in loc:
+        if "" not in sections and part in sections:
+            sections = {"": sections[part]}
+            continue
+        keys.append(part)
+        known = sections[""].model_fields if "" in sections else {}
+        sections = _sections(known[part].annotation) if part in known else {}
+    return keys, known
+
+
+def _sections(annotation: Any) -> dict[str, type[BaseModel]]:
+    """The sections an annotation allows, by their tags; without one it is empty."""
+    if get_origin(annotation) is Annotated:
+        section, *metadata = get_args(annotation)
+        tags = [m.tag for m in metadata if isinstance(m, Tag)]
+        return {tags[0] if tags else "": found for found in _sections(section).values()}
+    if isinstance(annotation, type):
+        return {"": annotation} if issubclass(annotation, BaseModel) else {}
+    return {k: v for part in get_args(annotation) for k, v in _sections(part).items()}

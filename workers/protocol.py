@@ -55,6 +55,8 @@ class Started:
     total_steps: int
     parameters: int
     """Trainable parameters of the full-rank network."""
+    layers: str
+    """Which layers stay dense, and why; for people."""
     warnings: list[str] = field(default_factory=list)
     """Settings that have no effect in this training."""
 

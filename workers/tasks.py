@@ -9,8 +9,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from workers.config import AnyTraining, MiniViTCIFAR10, MiniViTDigits
+from workers.config import (
+    AnyTraining,
+    AutoformerETTm2,
+    MiniViTCIFAR10,
+    MiniViTDigits,
+)
 from workers.data import Batches, LoadSettings, Splits
+
+Cut = Callable[[LoadSettings], Splits]
+"""Cuts a data set that was read into batches."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,32 +26,41 @@ class Task:
     """What the training loop needs to know of a task."""
 
     build_model: Callable[[], nn.Module]
-    load_data: Callable[[Path | None], Callable[[LoadSettings], Splits]]
-    """Reads the data set (slow, once a process) → a function that cuts it into batches.
-    Raises `workers.data.DataError`."""
+    load_data: Callable[[Path | None], Cut]
+    """Reads the data set; slow, once a process. Raises `workers.data.DataError`."""
     criterion: nn.Module
     measure: Callable[[nn.Module, Batches], dict[str, float]]
-    """Evaluates a network in evaluation mode over all batches."""
+    """Evaluates a network in evaluation mode over all batches; its `loss` is the criterion's."""
 
 
 def task_of(config: AnyTraining) -> Task:
     """The task of a training configuration."""
-    # Imported here: each data set brings a library that the other tasks need not load.
-    from workers.models import minivit
-
-    validate_on_test = config.validation == "test"
+    # Imported by task: each brings libraries that the other tasks need not load.
     match config:
+        case AutoformerETTm2():
+            return _forecast(config)
         case MiniViTCIFAR10(data=cifar10_data):
             from workers.data import cifar10
 
-            def load_data(data_dir: Path | None) -> Callable[[LoadSettings], Splits]:
-                return cifar10.load(cifar10_data, data_dir, validate_on_test=validate_on_test)
-
+            return _classification(
+                config,
+                lambda folder: cifar10.load(
+                    cifar10_data, folder, validate_on_test=config.validation == "test"
+                ),
+            )
         case MiniViTDigits(data=digits_data):
             from workers.data import digits
 
-            def load_data(data_dir: Path | None) -> Callable[[LoadSettings], Splits]:
-                return digits.load(digits_data, validate_on_test=validate_on_test)
+            return _classification(
+                config,
+                lambda _: digits.load(digits_data, validate_on_test=config.validation == "test"),
+            )
+
+
+def _classification(
+    config: MiniViTCIFAR10 | MiniViTDigits, load_data: Callable[[Path | None], Cut]
+) -> Task:
+    from workers.models import minivit
 
     return Task(
         build_model=lambda: minivit.build(config.model, num_classes=10),
@@ -53,12 +70,37 @@ def task_of(config: AnyTraining) -> Task:
     )
 
 
+def _forecast(config: AutoformerETTm2) -> Task:
+    from workers.data import ettm2
+    from workers.models.autoformer import Autoformer
+
+    return Task(
+        build_model=lambda: Autoformer(
+            config.model,
+            num_series=len(ettm2.COLUMNS),
+            num_time_features=ettm2.NUM_TIME_FEATURES,
+            label_len=config.label_len,
+            pred_len=config.pred_len,
+        ),
+        load_data=lambda folder: ettm2.load(
+            config.data,
+            folder,
+            seq_len=config.seq_len,
+            label_len=config.label_len,
+            pred_len=config.pred_len,
+            validate_on_test=config.validation == "test",
+        ),
+        criterion=nn.MSELoss(),
+        measure=measure_forecast,
+    )
+
+
 @torch.no_grad()
 def measure_classification(model: nn.Module, batches: Batches) -> dict[str, float]:
     """Mean cross-entropy (without label smoothing), top-1 and top-5 accuracy in percent."""
     loss, top1, top5, num_samples = 0.0, 0, 0, 0
     for inputs, targets in batches.epoch(0):
-        logits = model(inputs).float()
+        logits = model(*inputs).float()
         loss += nn.functional.cross_entropy(logits, targets, reduction="sum").item()
         hits = _top_hits(logits, targets, k=5)
         top1 += int(hits[:, 0].sum())
@@ -74,3 +116,15 @@ def measure_classification(model: nn.Module, batches: Batches) -> dict[str, floa
 def _top_hits(logits: Tensor, targets: Tensor, k: int) -> Tensor:
     """(batch, k): is the j-th best guess the target?"""
     return logits.topk(k, dim=1).indices == targets[:, None]
+
+
+@torch.no_grad()
+def measure_forecast(model: nn.Module, batches: Batches) -> dict[str, float]:
+    """Mean squared and absolute error over all windows, steps and series, standardised."""
+    totals, num_values = torch.zeros(2, dtype=torch.float64), 0
+    for inputs, targets in batches.epoch(0):
+        error = (model(*inputs).float() - targets).double()
+        totals = totals.to(error.device) + torch.stack([error.square().sum(), error.abs().sum()])
+        num_values += targets.numel()
+    mse, mae = (totals / num_values).tolist()
+    return {"loss": mse, "mse": mse, "mae": mae}

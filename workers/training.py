@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
 from timm.scheduler.cosine_lr import CosineLRScheduler
+from timm.scheduler.scheduler import Scheduler
+from timm.scheduler.step_lr import StepLRScheduler
 from torch import nn
 
-from workers.config import AnyTraining, TrainingConfig
+from workers.config import AnyTraining, CosineSchedule, TrainingConfig, Type1Schedule
 from workers.data import Batches, LoadSettings, Splits
 from workers.oialr import OIALR, OIALRSettings
 from workers.protocol import Completed, Epoch, Event, RankUpdate, Started
@@ -38,7 +41,7 @@ class Training:
     splits: Splits
     model: nn.Module
     optimizer: torch.optim.AdamW
-    scheduler: CosineLRScheduler
+    scheduler: Scheduler
     oialr: OIALR | None
     device: torch.device
     total_steps: int
@@ -84,19 +87,6 @@ def set_up(config: AnyTraining, task: Task, load: Callable[[LoadSettings], Split
         betas=config.optimizer.betas,
         eps=config.optimizer.eps,
     )
-    total_steps = config.epochs * splits.train.num_batches
-    warmup_steps = config.scheduler.warmup_epochs * splits.train.num_batches
-    scheduler = CosineLRScheduler(
-        optimizer,
-        # The cosine lasts what the warm-up leaves of the training.
-        t_initial=max(total_steps - warmup_steps, 1),
-        lr_min=config.scheduler.min_lr,
-        warmup_t=warmup_steps,
-        warmup_lr_init=config.scheduler.warmup_lr,
-        warmup_prefix=True,
-        t_in_epochs=False,
-        k_decay=config.scheduler.lr_k_decay,
-    )
     oialr = None
     if config.oialr is not None:
         oialr = OIALR(model, optimizer, OIALRSettings(**config.oialr.model_dump()))
@@ -106,61 +96,144 @@ def set_up(config: AnyTraining, task: Task, load: Callable[[LoadSettings], Split
         splits=splits,
         model=model,
         optimizer=optimizer,
-        scheduler=scheduler,
+        scheduler=build_scheduler(config, optimizer, splits.train.num_batches),
         oialr=oialr,
         device=device,
-        total_steps=total_steps,
+        total_steps=config.epochs * splits.train.num_batches,
         num_parameters=num_parameters,
     )
 
 
+def build_scheduler(
+    config: TrainingConfig, optimizer: torch.optim.Optimizer, steps_per_epoch: int
+) -> Scheduler:
+    """The learning-rate schedule, stepped per update."""
+    match config.scheduler:
+        case CosineSchedule() as cosine:
+            warmup_steps = cosine.warmup_epochs * steps_per_epoch
+            return CosineLRScheduler(
+                optimizer,
+                # The cosine lasts what the warm-up leaves of the training.
+                t_initial=max(config.epochs * steps_per_epoch - warmup_steps, 1),
+                lr_min=cosine.min_lr,
+                warmup_t=warmup_steps,
+                warmup_lr_init=cosine.warmup_lr,
+                warmup_prefix=True,
+                t_in_epochs=False,
+                k_decay=cosine.lr_k_decay,
+            )
+        case Type1Schedule():
+            return StepLRScheduler(
+                optimizer,
+                decay_t=steps_per_epoch,
+                decay_rate=0.5,
+                # Halved after each epoch but the first, which is a warm-up at the rate itself.
+                warmup_t=steps_per_epoch,
+                warmup_lr_init=config.optimizer.lr,
+                warmup_prefix=True,
+                t_in_epochs=False,
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A training that reached its end."""
+
+    completed: Completed
+    model: nn.Module
+    """The network that the metrics are of."""
+
+
 def train(
     training: Training, report: Callable[[Event], None], *, evaluate_test: bool = False
-) -> Completed:
+) -> Trained:
     """Train to the end; `report` is handed an event at the start and after each epoch.
 
     Raises:
-        DivergedError: when the training or validation loss is no finite number.
+        DivergedError: when the training loss is no finite number, or the result's validation loss.
     """
-    started = time.time()
+    config, started = training.config, time.time()
     report(
         Started(
             at=started,
             total_steps=training.total_steps,
             parameters=training.num_parameters,
+            layers=describe_layers(training),
             warnings=settings_without_effect(training),
         )
     )
-    metrics: dict[str, float] = {}
-    for epoch in range(1, training.config.epochs + 1):
-        epoch_started = time.perf_counter()
-        train_loss, updates = _train_epoch(training, epoch)
-        validation = _evaluate(training, training.splits.validation)
-        metrics = {
-            "train_loss": train_loss,
-            **{f"validation_{name}": value for name, value in validation.items()},
-            "lr": training.optimizer.param_groups[0]["lr"],
-            "epoch_s": time.perf_counter() - epoch_started,
-            "trainable_percent": trainable_percent(training),
-            "compression_percent": compression_percent(training),
-        }
+    keep_best = config.result_epoch == "best"
+    best = _Best(training.model, keep_model=keep_best)
+    for epoch in range(1, config.epochs + 1):
+        metrics, updates = _run_epoch(training, epoch)
         step = epoch * training.splits.train.num_batches
         report(Epoch(epoch=epoch, step=step, metrics=metrics, rank_updates=updates))
-        for name in ("train_loss", "validation_loss"):
-            if not math.isfinite(metrics[name]):
-                raise DivergedError(f"diverged: {name} is {metrics[name]} after epoch {epoch}")
+        _require_finite("train_loss", metrics)
+        if not keep_best:
+            _require_finite("validation_loss", metrics)
+        best.compare(metrics)
+        if best.epochs_since >= (config.early_stopping_patience or math.inf):
+            break
+    if keep_best:
+        metrics = best.metrics or metrics
+        _require_finite("validation_loss", metrics)
     if evaluate_test:
-        test = _evaluate(training, training.splits.test)
-        metrics |= {f"test_{name}": value for name, value in test.items()}
+        test = _evaluate(training, best.model, training.splits.test)
+        metrics = metrics | {f"test_{name}": value for name, value in test.items()}
     finished = time.time()
-    return Completed(
+    completed = Completed(
         metrics=metrics,
-        trainable_percent=trainable_percent(training),
-        compression_percent=compression_percent(training),
+        trainable_percent=metrics["trainable_percent"],
+        compression_percent=metrics["compression_percent"],
         device=_device_name(training.device),
         duration_s=finished - started,
         at=finished,
     )
+    return Trained(completed=completed, model=best.model)
+
+
+class _Best:
+    """The epoch with the lowest validation loss so far; one whose loss is no number is never it."""
+
+    def __init__(self, model: nn.Module, *, keep_model: bool) -> None:
+        self._trained_model = model
+        self._keep_model = keep_model
+        self.model = model
+        """A copy of the network as it was then, if it is to be kept."""
+        self.metrics: dict[str, float] = {}
+        self.epochs_since = 0
+
+    def compare(self, metrics: dict[str, float]) -> None:
+        """Take in the latest epoch."""
+        lowest = self.metrics.get("validation_loss", math.inf)
+        if not metrics["validation_loss"] < lowest:
+            self.epochs_since += 1
+            return
+        self.metrics, self.epochs_since = metrics, 0
+        if self._keep_model:
+            self.model = copy.deepcopy(self._trained_model)
+
+
+def _run_epoch(training: Training, epoch: int) -> tuple[dict[str, float], list[RankUpdate]]:
+    """Train and validate; the metrics and the basis updates of the epoch."""
+    started = time.perf_counter()
+    train_loss, updates = _train_epoch(training, epoch)
+    validation = _evaluate(training, training.model, training.splits.validation)
+    return {
+        "epoch": float(epoch),
+        "train_loss": train_loss,
+        **{f"validation_{name}": value for name, value in validation.items()},
+        "lr": training.optimizer.param_groups[0]["lr"],
+        "epoch_s": time.perf_counter() - started,
+        "trainable_percent": trainable_percent(training),
+        "compression_percent": compression_percent(training),
+    }, updates
+
+
+def _require_finite(name: str, metrics: Mapping[str, float]) -> None:
+    if not math.isfinite(metrics[name]):
+        epoch = int(metrics["epoch"])
+        raise DivergedError(f"diverged: {name} is {metrics[name]} after epoch {epoch}")
 
 
 def trainable_percent(training: Training) -> float:
@@ -192,10 +265,16 @@ def settings_without_effect(training: Training) -> list[str]:
             f"OIALR never starts: `oialr.delay_steps` = {config.oialr.delay_steps}, "
             f"the training has {training.total_steps} steps"
         )
-    if config.scheduler.warmup_epochs >= config.epochs:
+    schedule = config.scheduler
+    if isinstance(schedule, CosineSchedule) and schedule.warmup_epochs >= config.epochs:
         warnings.append(
             f"the warm-up never ends: `scheduler.warmup_epochs` = "
-            f"{config.scheduler.warmup_epochs}, the training has {config.epochs} epochs"
+            f"{schedule.warmup_epochs}, the training has {config.epochs} epochs"
+        )
+    if (config.early_stopping_patience or 0) >= config.epochs:
+        warnings.append(
+            f"the training never ends early: `early_stopping_patience` = "
+            f"{config.early_stopping_patience}, the training has {config.epochs} epochs"
         )
     return warnings
 
@@ -209,7 +288,7 @@ def _train_epoch(training: Training, epoch: int) -> tuple[float, list[RankUpdate
     for inputs, targets in training.splits.train.epoch(epoch):
         training.optimizer.zero_grad()
         with _autocast(training):
-            loss = training.task.criterion(training.model(inputs), targets)
+            loss = training.task.criterion(training.model(*inputs), targets)
         loss.backward()
         training.optimizer.step()
         total_loss += loss.detach() * len(targets)
@@ -229,10 +308,10 @@ def _oialr_step(oialr: OIALR, num_updates: int) -> list[RankUpdate]:
         raise DivergedError(f"diverged: step {num_updates}: {error}") from None
 
 
-def _evaluate(training: Training, batches: Batches) -> dict[str, float]:
-    training.model.eval()
+def _evaluate(training: Training, model: nn.Module, batches: Batches) -> dict[str, float]:
+    model.eval()
     with _autocast(training):
-        return training.task.measure(training.model, batches)
+        return training.task.measure(model, batches)
 
 
 def _autocast(training: Training) -> torch.autocast:

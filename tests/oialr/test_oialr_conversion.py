@@ -33,6 +33,35 @@ class Attend(nn.Module):
         return torch.cat([out.flatten(), weights.flatten()])
 
 
+class Residual(nn.Module):
+    """A block as in residual networks, its input halved in size on the way round."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(in_channels, out_channels, 3, 2, 1, bias=False),
+            nn.BatchNorm2d(out_channels),
+            nn.SiLU(),
+            nn.Conv2d(out_channels, out_channels, 3, padding="same", groups=2, bias=False),
+            nn.BatchNorm2d(out_channels),
+        )
+        self.shortcut = nn.Conv2d(in_channels, out_channels, 1, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.silu(self.body(x) + self.shortcut(x))
+
+
+def make_residual_network() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, padding_mode="reflect"),
+        Residual(8, 12),
+        Residual(12, 16),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(16, 5),
+    )
+
+
 def make_vit(qkv_bias: bool) -> VisionTransformer:
     return VisionTransformer(
         img_size=32,
@@ -59,6 +88,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         ),
         (3, 5, 12),
     ),
+    "residual_network": (make_residual_network, (4, 3, 12, 12)),
     "attention": (lambda: Attend(batch_first=True), (3, 5, 12)),
     "attention_seq_first": (lambda: Attend(bias=False), (5, 3, 12)),
     "attention_bias_kv": (lambda: Attend(add_bias_kv=True, add_zero_attn=True), (5, 3, 12)),
@@ -93,14 +123,21 @@ def test_output_and_input_gradient_stay(name: str, fused: str) -> None:
         )
         torch.testing.assert_close(gradient, expected_gradient, atol=2e-4, rtol=1e-4)
         with torch.no_grad():  # in evaluation: torch's fast path of transformer layers
-            torch.testing.assert_close(model(x), expected, atol=2e-5, rtol=1e-5)
+            torch.testing.assert_close(model(x), dense(x), atol=2e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(5, 9), (9, 5), (6, 6)])
 def test_factors_lie_as_a_loaded_checkpoint_would(shape: tuple[int, int]) -> None:
-    model = nn.Sequential(nn.Linear(*shape))
+    model = nn.Sequential(nn.Linear(*shape), nn.Conv2d(*shape, 3))
     start(model)  # a column-major U would round otherwise than its reloaded copy
     assert all(tensor.is_contiguous() for tensor in model.state_dict().values())
+
+
+def test_a_whole_model_in_double_precision_stays_to_the_last_digits() -> None:
+    model, x = make_residual_network().double(), torch.randn(4, 3, 12, 12, dtype=torch.float64)
+    expected = model(x)
+    assert len(start(model).low_rank_layers) == 8
+    torch.testing.assert_close(model(x), expected, atol=1e-12, rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -156,13 +193,15 @@ def test_self_attention_builds_its_weight_once_a_forward() -> None:
 def test_modes_dtypes_and_biases_carry_over() -> None:
     model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 4, bias=False)).bfloat16().eval()
     model.append(nn.MultiheadAttention(4, 2, dropout=0.5, dtype=torch.bfloat16).eval())
-    bias, in_proj_bias = model[0].bias, model[2].in_proj_bias
+    model.append(nn.Conv1d(4, 4, 3, dtype=torch.bfloat16).eval())
+    bias, in_proj_bias, conv_bias = model[0].bias, model[2].in_proj_bias, model[3].bias
     start(model)
     assert not any(module.training for module in model.modules())
     assert {tensor.dtype for tensor in model.state_dict().values()} == {torch.bfloat16}
     assert model[0].bias is bias
     assert model[1].bias is None
     assert model[2].in_proj_bias is in_proj_bias
+    assert model[3].bias is conv_bias
 
 
 def test_parameters_keep_their_place_in_the_groups() -> None:
@@ -229,7 +268,9 @@ def test_trainable_parameters_that_the_user_leaves_out_are_his_affair() -> None:
 
 
 def test_the_global_random_state_is_never_touched() -> None:
-    model = nn.Sequential(make_vit(qkv_bias=True), nn.TransformerEncoderLayer(10, 2, 16))
+    model = nn.Sequential(
+        make_vit(qkv_bias=True), nn.TransformerEncoderLayer(10, 2, 16), nn.Conv1d(10, 10, 3)
+    )
     before = torch.get_rng_state()
     oialr = start(model, delay_steps=1, cutoff_fraction=0.5, fused_projections="apart")
     assert oialr.step()

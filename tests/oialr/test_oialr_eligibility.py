@@ -40,7 +40,7 @@ def mini_vit() -> VisionTransformer:
         )
 
 
-MINI_VIT_LAYERS = [
+MINI_VIT_LAYERS = ["patch_embed.proj"] + [
     f"blocks.{i}.{layer}"
     for i in range(6)
     for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
@@ -69,11 +69,11 @@ def test_mini_vit_classifier_is_dense_anyway(
 
 def test_mini_vit_first_layer_and_names(mini_vit: VisionTransformer) -> None:
     eligible, dense = look(
-        mini_vit, full_rank_first_layer=True, keep_dense=("blocks.0.attn.proj", "blocks.5.mlp.fc2")
+        mini_vit, full_rank_first_layer=True, keep_dense=("blocks.0.attn.qkv", "blocks.5.mlp.fc2")
     )
     assert eligible == MINI_VIT_LAYERS[2:-1]
-    assert dense["blocks.0.attn.qkv"] == "full_rank_first_layer"
-    assert dense["blocks.0.attn.proj"] == "named in keep_dense"
+    assert dense["patch_embed.proj"] == "full_rank_first_layer"
+    assert dense["blocks.0.attn.qkv"] == "named in keep_dense"
 
 
 def test_classifier_that_would_convert_stays_dense() -> None:
@@ -94,6 +94,38 @@ def test_shape_rule(shape: tuple[int, int], fits: bool) -> None:
     assert bool(eligible) == fits
 
 
+@pytest.mark.parametrize(
+    ("convolution", "reason"),
+    [
+        (nn.Conv1d(512, 7, 3), "7x1536 is smaller than min_dim=16"),
+        (nn.Conv2d(3, 4, 5), "4x75 is smaller than min_dim=16"),
+        (nn.Conv1d(7, 512, 3), "512x21 reaches max_aspect_ratio=10"),
+        (nn.Conv2d(64, 32, 5), "32x1600 reaches max_aspect_ratio=10"),
+        (nn.Conv2d(64, 64, 3, groups=64), "64x9 is smaller than min_dim=16"),
+        (nn.Conv3d(2, 40, 2), ""),
+        (nn.Conv2d(64, 32, 3, groups=2), ""),
+    ],
+)
+def test_the_shape_of_a_convolution_is_that_of_its_matrix(
+    convolution: nn.Module, reason: str
+) -> None:
+    eligible, dense = look(nn.ModuleDict({"convolution": convolution}), min_dim=16)
+    assert dense == ({"convolution": reason} if reason else {})
+    assert eligible == ([] if reason else ["convolution"])
+
+
+def test_transposed_convolutions_are_no_candidates() -> None:
+    model = nn.Sequential(nn.ConvTranspose1d(8, 8, 3), nn.ConvTranspose2d(8, 8, 3))
+    assert look(model) == ([], {})
+
+
+def test_the_classifier_is_the_last_linear_whatever_convolution_follows() -> None:
+    model = nn.Sequential(nn.Conv1d(8, 8, 3), nn.Linear(8, 8), nn.Conv1d(8, 8, 3))
+    eligible, dense = look(model, full_rank_last_layer=True, last_layer="classifier")
+    assert eligible == ["0", "2"]
+    assert dense == {"1": "full_rank_last_layer"}
+
+
 def test_shape_limits_are_options() -> None:
     model = nn.Sequential(nn.Linear(20, 2), nn.Linear(8, 8))
     assert look(model, max_aspect_ratio=10.5)[0] == ["0", "1"]
@@ -111,9 +143,10 @@ def test_only_a_fused_qkv_comes_apart(mini_vit: VisionTransformer) -> None:
     assert {layer.name for layer in eligible if layer.num_blocks == 3} == {
         f"blocks.{i}.attn.qkv" for i in range(6)
     }
-    lookalike = nn.ModuleDict({"qkv": nn.Linear(8, 16), "fc": nn.Linear(8, 24)})
-    eligible, _ = look_closely(lookalike, fused_projections="apart")
-    assert [layer.num_blocks for layer in eligible] == [1, 1]
+    lookalikes = {"qkv": nn.Linear(8, 16), "fc": nn.Linear(8, 24)}
+    lookalikes["inner"] = nn.ModuleDict({"qkv": nn.Conv2d(8, 24, 1)})
+    eligible, _ = look_closely(nn.ModuleDict(lookalikes), fused_projections="apart")
+    assert [layer.num_blocks for layer in eligible] == [1, 1, 1]
 
 
 class OwnForward(nn.Linear):
@@ -125,6 +158,11 @@ class OwnName(nn.Linear):
     pass
 
 
+class OwnConvolution(nn.Conv2d):
+    def _conv_forward(self, *arguments: torch.Tensor) -> torch.Tensor:
+        return 2 * super()._conv_forward(*arguments)
+
+
 def test_reasons() -> None:
     model = nn.ModuleDict(
         {
@@ -134,6 +172,9 @@ def test_reasons() -> None:
             "own_forward": OwnForward(4, 4),
             "own_name": OwnName(4, 4),
             "parametrized": torch.nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)),
+            "own_convolution": OwnConvolution(4, 4, 3),
+            "frozen_convolution": nn.Conv1d(4, 4, 3).requires_grad_(False),
+            "normed_convolution": torch.nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3)),
         }
     )
     model["tied"].weight = model["embedding"].weight
@@ -144,6 +185,9 @@ def test_reasons() -> None:
         "frozen": "its weight is not trained by the optimizer",
         "own_forward": "OwnForward has a forward of its own",
         "parametrized": "its weight is computed from other parameters",
+        "own_convolution": "OwnConvolution has a forward of its own",
+        "frozen_convolution": "its weight is not trained by the optimizer",
+        "normed_convolution": "its weight is computed from other parameters",
     }
 
 
@@ -155,7 +199,9 @@ def test_a_weight_outside_the_optimizer_stays_dense() -> None:
     assert type(model[0]) is nn.Linear
 
 
-@pytest.mark.parametrize("model", [nn.Linear(4, 4), nn.MultiheadAttention(4, 2)])
+@pytest.mark.parametrize(
+    "model", [nn.Linear(4, 4), nn.MultiheadAttention(4, 2), nn.Conv2d(4, 4, 3)]
+)
 def test_a_layer_alone_must_be_wrapped(model: nn.Module) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(OIALRError, match="wrap it"):

@@ -74,3 +74,16 @@ def test_percentages_by_hand() -> None:
     low_rank = 6 * (6 + 8 + 6) + 4 * (8 + 8 + 4)
     assert oialr.compression_percent == pytest.approx(100 * (low_rank + dense_only + 1) / total)
     assert oialr.compression_percent > 100
+
+
+def test_a_convolution_counts_as_its_matrix() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 20, 3), nn.BatchNorm2d(20), nn.Conv1d(5, 4, 2, bias=False))
+    settings = OIALRSettings(
+        delay_steps=0, update_frequency=1, cutoff_fraction=0.99, layer_fraction=1.0
+    )
+    oialr = OIALR(model, torch.optim.SGD(model.parameters(), lr=0.1), settings)
+    oialr.step()  # 20 -> 10 and 4 -> 2
+    total = (20 * 27 + 20) + 40 + 4 * 10
+    low_rank = (10 * (20 + 27 + 10) + 20) + 40 + 2 * (4 + 10 + 2)
+    assert oialr.compression_percent == pytest.approx(100 * low_rank / total)
+    assert oialr.trainable_percent == pytest.approx(100 * (100 + 20 + 40 + 4) / total)

@@ -63,15 +63,29 @@ def check_followed(
             assert new[key] is not value
 
 
+MODELS = {
+    "linear": lambda: nn.Sequential(nn.Linear(4, 7)),
+    "convolution": lambda: nn.Sequential(nn.Unflatten(1, (2, 2)), nn.Conv1d(2, 7, 2)),
+    "grouped": lambda: nn.Sequential(
+        nn.Unflatten(1, (4, 1, 1)), nn.Conv2d(4, 6, (1, 2), padding="same", groups=2)
+    ),
+}
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_moments_follow_conversion_and_update(name: str) -> None:
-    model = nn.Sequential(nn.Linear(4, 7, dtype=torch.float64))
+@pytest.mark.parametrize("kind", MODELS)
+def test_moments_follow_conversion_and_update(name: str, kind: str) -> None:
+    model = MODELS[kind]().double()
     optimizer = OPTIMIZERS[name](model.parameters())
     train(model, optimizer, steps=3)
-    dense_state = copy.deepcopy(optimizer.state[model[0].weight])
-    bias_state = optimizer.state[model[0].bias]
+    dense_state = {
+        key: value.flatten(1) if value.ndim else value
+        for key, value in copy.deepcopy(optimizer.state[model[-1].weight]).items()
+    }
+    bias_state = optimizer.state[model[-1].bias]
     oialr = OIALR(model, optimizer, make_settings(delay_steps=0))
-    layer = oialr.low_rank_layers["0"]
+    layer = model[-1]
+    assert list(oialr.low_rank_layers.values()) == [layer]
     check_followed(dense_state, optimizer.state[layer.sigma], layer.basis, layer.cobasis.mT)
     assert optimizer.state[layer.bias] is bias_state
 

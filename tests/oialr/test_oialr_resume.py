@@ -17,6 +17,7 @@ def make_model() -> nn.Module:
             img_size=16, patch_size=8, embed_dim=24, depth=1, num_heads=3, num_classes=12
         ),
         nn.MultiheadAttention(12, 2),
+        nn.Conv1d(12, 12, 3, padding=1, padding_mode="circular"),
     )
 
 
@@ -37,10 +38,10 @@ def train(training: Training, first: int, last: int) -> None:
     model, optimizer, oialr = training
     for step in range(first, last):
         generator = torch.Generator().manual_seed(step)
-        images, attention = model[0], model[1]
+        images, attention, convolution = model
         x = images(torch.randn(4, 3, 16, 16, generator=generator))
         optimizer.zero_grad()
-        attention(x, x, x)[0].square().mean().backward()
+        convolution(attention(x, x, x)[0].mT).square().mean().backward()
         optimizer.step()
         oialr.step()
 

@@ -57,7 +57,7 @@ def load_images(root: Path, validate_on_test: bool = False, **changes: object) -
 
 
 def epoch(splits: Splits, number: int) -> torch.Tensor:
-    return torch.cat([inputs for inputs, _ in splits.train.epoch(number)])
+    return torch.cat([inputs for (inputs,), _ in splits.train.epoch(number)])
 
 
 def rows(inputs: torch.Tensor) -> set[bytes]:
@@ -67,7 +67,7 @@ def rows(inputs: torch.Tensor) -> set[bytes]:
 def test_the_digits_parts_are_disjoint_and_complete() -> None:
     splits = digits.load(DigitsData(), validate_on_test=False)(settings())
     parts = [
-        torch.cat([inputs for inputs, _ in part.epoch(0)])
+        torch.cat([inputs for (inputs,), _ in part.epoch(0)])
         for part in (splits.train, splits.validation, splits.test)
     ]
     assert [len(part) for part in parts] == [1150, 288, 359]
@@ -79,9 +79,9 @@ def test_the_digits_parts_are_disjoint_and_complete() -> None:
 
 def test_validation_on_test_trains_on_everything_else() -> None:
     splits = digits.load(DigitsData(), validate_on_test=True)(settings())
-    train = torch.cat([inputs for inputs, _ in splits.train.epoch(0)])
+    train = torch.cat([inputs for (inputs,), _ in splits.train.epoch(0)])
     validation, test = (
-        torch.cat([inputs for inputs, _ in part.epoch(0)])
+        torch.cat([inputs for (inputs,), _ in part.epoch(0)])
         for part in (splits.validation, splits.test)
     )
     assert len(train) == 1438
@@ -94,7 +94,9 @@ def test_subsets_have_their_size_and_the_split_does_not_follow_the_training_seed
     first, second = load(settings(seed=1)), load(settings(seed=2))
     assert sum(len(targets) for _, targets in first.train.epoch(0)) == 160
     assert sum(len(targets) for _, targets in first.test.epoch(0)) == 50
-    for (a, _), (b, _) in zip(first.validation.epoch(0), second.validation.epoch(0), strict=True):
+    for ((a,), _), ((b,), _) in zip(
+        first.validation.epoch(0), second.validation.epoch(0), strict=True
+    ):
         assert torch.equal(a, b)
 
 
@@ -124,7 +126,7 @@ def test_images_from_a_folder_and_from_a_tar_are_the_same(images: Path, tmp_path
 
 
 def test_a_class_keeps_its_label_through_splitting(images: Path) -> None:
-    for inputs, targets in load_images(images).test.epoch(0):
+    for (inputs,), targets in load_images(images).test.epoch(0):
         red = inputs[:, 0].mean((1, 2)) * cifar10.STD[0] + cifar10.MEAN[0]
         assert torch.equal((red * 255 / 25).floor().long(), targets)
 
@@ -152,7 +154,7 @@ def test_augmentation_leaves_the_training_s_random_numbers_alone(images: Path) -
 def test_validation_images_are_not_augmented(images: Path) -> None:
     splits = load_images(images)
     first, second = (
-        torch.cat([inputs for inputs, _ in splits.validation.epoch(n)]) for n in (0, 1)
+        torch.cat([inputs for (inputs,), _ in splits.validation.epoch(n)]) for n in (0, 1)
     )
     assert torch.equal(first, second)
 
@@ -196,7 +198,7 @@ def test_no_data_folder_at_all() -> None:
 def test_the_real_cifar10(cifar10_dir: Path) -> None:
     config = CIFAR10Data(train_subset=500, test_subset=100, validation_fraction=0.2)
     splits = cifar10.load(config, cifar10_dir, validate_on_test=False)(settings(batch_size=100))
-    inputs, targets = next(splits.train.epoch(1))
+    (inputs,), targets = next(splits.train.epoch(1))
     assert inputs.shape == (100, 3, 32, 32)
     assert len(targets.unique()) == 10
     assert abs(inputs.mean().item()) < 0.5

@@ -39,7 +39,7 @@ COMPLETED = Completed(
         Prepare(config={"epochs": 1}, data_dir=None),
         Evaluate(config={"text": "line\nbreak"}, folder="/x"),
         Ready(),
-        Started(at=1.0, total_steps=3, parameters=4, warnings=["w"]),
+        Started(at=1.0, total_steps=3, parameters=4, layers="all", warnings=["w"]),
         Epoch(epoch=1, step=2, metrics={"a": 0.1}, rank_updates=[UPDATE]),
         COMPLETED,
         Failed(reason="r", at=1.0, configuration=True),

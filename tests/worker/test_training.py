@@ -69,9 +69,9 @@ def test_loss_falls_and_the_network_becomes_low_rank_after_the_delay() -> None:
     assert history[-1].metrics["train_loss"] < history[0].metrics["train_loss"]
     assert [e.metrics["trainable_percent"] == 100.0 for e in history] == [True, False, False, False]
     updates = [update for event in history for update in event.rank_updates]
-    # d, d + ν, d + 2ν; 7 of the 8 layers convert, of which the window takes half, then all.
+    # d, d + ν, d + 2ν; 9 of the 10 layers convert, of which the window takes half, then all.
     assert sorted({update.step for update in updates}) == [15, 28, 41]
-    assert [sum(u.step == step for u in updates) for step in (15, 28, 41)] == [4, 8, 8]
+    assert [sum(u.step == step for u in updates) for step in (15, 28, 41)] == [5, 9, 9]
     assert all(update.inner_rank <= update.full_inner_rank for update in updates)
     assert any(update.inner_rank < update.full_inner_rank for update in updates)
 
@@ -147,7 +147,7 @@ def test_evaluation_counts_right() -> None:
         def epoch(self, number: int) -> Any:
             inputs = torch.arange(10.0)[:, None]
             # Places of the targets among the guesses: 1, 2, ..., 10.
-            yield inputs, (torch.arange(10) + torch.arange(10)) % 10
+            yield (inputs,), (torch.arange(10) + torch.arange(10)) % 10
 
     metrics = measure_classification(Fixed(), Once())
     assert metrics["top1"] == 10.0
@@ -179,6 +179,6 @@ def test_the_paper_s_configurations_run(name: str, cifar10_dir: Path) -> None:
     assert isinstance(trained, tuple(TASKS.values()))
     task = task_of(trained)
     training = set_up(trained, task, task.load_data(cifar10_dir))
-    completed = train(training, lambda event: None, evaluate_test=True)
+    completed = train(training, lambda event: None, evaluate_test=True).completed
     assert completed.metrics["test_top1"] == completed.metrics["validation_top1"]
     assert (completed.trainable_percent == 100.0) == (name == "baseline")

@@ -16,13 +16,17 @@ class DataError(Exception):
     """The data set is missing or is not what it should be."""
 
 
+Batch = tuple[tuple[Tensor, ...], Tensor]
+"""What the network's forward takes, and the targets; all begin with the batch's dimension."""
+
+
 class Batches(Protocol):
     """One part of a data set, cut into batches."""
 
     num_batches: int
 
-    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches (inputs, targets) of one epoch; the same for the same seed and epoch."""
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches of one epoch; the same for the same seed and epoch."""
         ...
 
 
@@ -57,13 +61,13 @@ class TensorBatches:
         self._shuffle = shuffle
         self.num_batches = -(-len(inputs) // settings.batch_size)
 
-    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, epoch: int) -> Iterator[Batch]:
         """See `Batches.epoch`."""
         order = torch.arange(len(self._inputs))
         if self._shuffle:
             order = torch.randperm(len(order), generator=epoch_generator(self._settings, epoch))
         for chosen in torch.split(order.to(self._settings.device), self._settings.batch_size):
-            yield self._inputs[chosen], self._targets[chosen]
+            yield (self._inputs[chosen],), self._targets[chosen]
 
 
 def epoch_generator(settings: LoadSettings, epoch: int) -> torch.Generator:

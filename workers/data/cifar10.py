@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from workers.config import CIFAR10Data
 from workers.data import (
+    Batch,
     DataError,
     LoadSettings,
     Splits,
@@ -102,7 +103,7 @@ class ImageBatches:
             generator=torch.Generator().manual_seed(settings.seed),
         )
 
-    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, epoch: int) -> Iterator[Batch]:
         """See `workers.data.Batches.epoch`."""
         generator = epoch_generator(self._settings, epoch)
         order = torch.arange(self._num_images)
@@ -112,7 +113,7 @@ class ImageBatches:
         self._sampler.samples = list(zip(order.tolist(), seeds.tolist(), strict=True))
         device = self._settings.device
         for inputs, targets in self._loader:
-            yield inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+            yield (inputs.to(device, non_blocking=True),), targets.to(device, non_blocking=True)
 
 
 class _EpochSampler(Sampler[tuple[int, int]]):

@@ -2,7 +2,7 @@
 
 After Coquelin et al., "Harnessing Orthogonality to Train Low-Rank Neural Networks": a weight is
 held as U Σ Vᵀ, only the small Σ trains, and now and then an SVD of Σ refreshes the bases and cuts
-the inner rank.
+the inner rank. Linear layers, convolutions and `nn.MultiheadAttention` take part.
 
     oialr = OIALR(model, optimizer, OIALRSettings(
         delay_steps=1000, update_frequency=500, cutoff_fraction=0.1))
@@ -20,6 +20,7 @@ To save, keep the `state_dict()` of all three; to continue, build all three afre
 from workers.oialr.basis_update import BasisUpdate
 from workers.oialr.errors import OIALRError
 from workers.oialr.layers import (
+    LowRankConv,
     LowRankLayer,
     LowRankLinear,
     LowRankMultiheadAttention,
@@ -34,6 +35,7 @@ from workers.oialr.settings import OIALRSettings
 __all__ = [
     "OIALR",
     "BasisUpdate",
+    "LowRankConv",
     "LowRankLayer",
     "LowRankLinear",
     "LowRankMultiheadAttention",

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from workers.oialr.decomposition import Factors, decompose
-from workers.oialr.eligibility import EligibleLayer
+from workers.oialr.eligibility import Candidate, EligibleLayer
 from workers.oialr.layers import (
+    LowRankConv,
     LowRankLayer,
     LowRankLinear,
     LowRankMultiheadAttention,
@@ -43,9 +44,7 @@ def convert_layer(
     layer: EligibleLayer, optimizer: Optimizer, factorize: Callable[[Tensor], Factors]
 ) -> LowRankLayer:
     """Make one low-rank layer of a dense one; biases and the rest stay the same objects."""
-    factors = [
-        factorize(block) for weight in layer.weights for block in weight.chunk(layer.num_blocks)
-    ]
+    factors = [factorize(matrix) for matrix in layer.matrices]
     low_rank = build_layer(layer.module, factors).train(layer.module.training)
     sigmas = [weight.sigma for weight in low_rank.weights]
     rotations = [(factor.basis, factor.cobasis.mT) for factor in factors]
@@ -55,12 +54,12 @@ def convert_layer(
     return low_rank
 
 
-def build_layer(
-    dense: nn.Linear | nn.MultiheadAttention, factors: Sequence[Factors]
-) -> LowRankLayer:
+def build_layer(dense: Candidate, factors: Sequence[Factors]) -> LowRankLayer:
     """Choose the low-rank layer that stands in for a dense one."""
     if isinstance(dense, nn.MultiheadAttention):
         return LowRankMultiheadAttention(dense, factors)
+    if not isinstance(dense, nn.Linear):
+        return LowRankConv(dense, factors[0])
     if len(factors) > 1:
         return StackedLowRankLinear(factors, dense.bias)
     return LowRankLinear(factors[0], dense.bias)

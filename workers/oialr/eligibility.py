@@ -4,14 +4,18 @@ import difflib
 import logging
 from collections import Counter
 from dataclasses import dataclass
+from typing import get_args
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from workers.oialr.errors import OIALRError
+from workers.oialr.layers import Convolution
 from workers.oialr.settings import OIALRSettings
 
 logger = logging.getLogger(__name__)
+
+Candidate = nn.Linear | Convolution | nn.MultiheadAttention
 
 PROJECTION_NAMES = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 
@@ -21,9 +25,16 @@ class EligibleLayer:
     """A dense layer that conversion takes, and its weights, each `num_blocks` matrices high."""
 
     name: str
-    module: nn.Linear | nn.MultiheadAttention
+    module: Candidate
     weights: tuple[nn.Parameter, ...]
     num_blocks: int
+
+    @property
+    def matrices(self) -> list[Tensor]:
+        """What U Σ Vᵀ takes the place of, m x n each; a kernel (out, in, k...) as out x in·k..."""
+        return [
+            block.flatten(1) for weight in self.weights for block in weight.chunk(self.num_blocks)
+        ]
 
 
 def survey(
@@ -33,7 +44,7 @@ def survey(
     candidates = [
         EligibleLayer(name, module, weights_of(module), num_blocks(name, module, settings))
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | nn.MultiheadAttention)
+        if isinstance(module, Candidate)
     ]
     refuse_unknown_names(settings.keep_dense, [layer.name for layer in candidates])
     trained = {
@@ -64,10 +75,9 @@ def why_dense(
     settings: OIALRSettings,
 ) -> str:
     """Say what keeps a layer from converting; nothing, if it is eligible."""
-    kind = nn.Linear if isinstance(layer.module, nn.Linear) else nn.MultiheadAttention
     if layer.name in settings.keep_dense:
         return "named in keep_dense"
-    if type(layer.module).forward is not kind.forward:
+    if has_own_forward(layer.module):
         return f"{type(layer.module).__name__} has a forward of its own"
     if not layer.weights:
         return "its weight is computed from other parameters"
@@ -75,23 +85,27 @@ def why_dense(
         return "its weight is shared with another layer"
     if not trained.issuperset(layer.weights):
         return "its weight is not trained by the optimizer"
-    return next(
-        (
-            reason
-            for weight in layer.weights
-            for block in weight.chunk(layer.num_blocks)
-            if (reason := unfit_shape(block, settings))
-        ),
-        "",
+    reasons = (unfit_shape(matrix, settings) for matrix in layer.matrices)
+    return next(filter(None, reasons), "")
+
+
+def has_own_forward(module: Candidate) -> bool:
+    """Tell a subclass that computes something else than torch's class does."""
+    torch_class = next(kind for kind in get_args(Candidate) if isinstance(module, kind))
+    return any(
+        getattr(type(module), method, None) is not getattr(torch_class, method, None)
+        for method in ("forward", "_conv_forward")
     )
 
 
-def unfit_shape(weight: Tensor, settings: OIALRSettings) -> str:
+def unfit_shape(matrix: Tensor, settings: OIALRSettings) -> str:
     """Say why a matrix is too small or too narrow to convert; nothing, if it is fit."""
-    num_rows, num_columns = weight.shape
-    short, long = sorted(weight.shape)
+    num_rows, num_columns = matrix.shape
+    short, long = sorted(matrix.shape)
     if short < settings.min_dim:
         return f"{num_rows}x{num_columns} is smaller than min_dim={settings.min_dim}"
+    # The authors' code refuses a Linear on either side, but a convolution only if in·k < out / 10:
+    # one of 7x1536 converts there, at an inner rank of 7, and nothing is gained.
     if long >= settings.max_aspect_ratio * short:
         return f"{num_rows}x{num_columns} reaches max_aspect_ratio={settings.max_aspect_ratio:g}"
     return ""
@@ -115,22 +129,22 @@ def kept_at_full_rank(
     return kept
 
 
-def weights_of(module: nn.Linear | nn.MultiheadAttention) -> tuple[nn.Parameter, ...]:
+def weights_of(module: Candidate) -> tuple[nn.Parameter, ...]:
     """The weights that U Σ Vᵀ would replace; none where a parametrization computes them."""
-    names = ("weight",) if isinstance(module, nn.Linear) else PROJECTION_NAMES
+    names = PROJECTION_NAMES if isinstance(module, nn.MultiheadAttention) else ("weight",)
     parameters = dict(module.named_parameters(recurse=False))
     return tuple(parameters[name] for name in names if name in parameters)
 
 
-def num_blocks(
-    name: str, module: nn.Linear | nn.MultiheadAttention, settings: OIALRSettings
-) -> int:
+def num_blocks(name: str, module: Candidate, settings: OIALRSettings) -> int:
     """How many matrices to make of each weight: three for a fused one taken apart."""
-    if isinstance(module, nn.Linear):
+    if isinstance(module, nn.MultiheadAttention):
+        fused = module._qkv_same_embed_dim
+    elif isinstance(module, nn.Linear):
         is_qkv = name.rpartition(".")[2] == "qkv"
         fused = is_qkv and module.out_features == 3 * module.in_features
     else:
-        fused = module._qkv_same_embed_dim
+        fused = False
     return 3 if fused and settings.fused_projections == "apart" else 1
 
 

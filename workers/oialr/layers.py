@@ -1,13 +1,19 @@
 """Layers that hold their weights as U Σ Vᵀ (Coquelin et al.) and train Σ alone."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from workers.oialr.decomposition import Factors
-from workers.oialr.products import dense_weight, low_rank_linear
+from workers.oialr.products import dense_is_cheaper, dense_weight, low_rank_linear
+
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+
+CONVOLVE: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 class LowRankWeight(nn.Module):
@@ -23,6 +29,11 @@ class LowRankWeight(nn.Module):
         self.register_buffer("basis", factors.basis)
         self.sigma = nn.Parameter(factors.sigma)
         self.register_buffer("cobasis", factors.cobasis)
+
+    @property
+    def weights(self) -> tuple["LowRankWeight", ...]:
+        """The low-rank weights: itself."""
+        return (self,)
 
     @property
     def inner_rank(self) -> int:
@@ -63,11 +74,6 @@ class LowRankLinear(LowRankWeight):
         self.register_parameter("bias", bias)
 
     @property
-    def weights(self) -> tuple[LowRankWeight, ...]:
-        """The low-rank weights: itself."""
-        return (self,)
-
-    @property
     def weight(self) -> Tensor:
         """W, built anew at each reading, for code that reads a Linear's weight."""
         return self.dense()
@@ -85,6 +91,81 @@ class LowRankLinear(LowRankWeight):
     def forward(self, x: Tensor) -> Tensor:
         """(..., n) -> (..., m)."""
         return low_rank_linear(x, self.basis, self.sigma, self.cobasis, self.bias)
+
+
+class LowRankConv(LowRankWeight):
+    """`nn.Conv1d`, `nn.Conv2d` or `nn.Conv3d` with its kernel as U Σ Vᵀ.
+
+    W is the kernel (out, in, k...) as a matrix, out x in·k... . Where it costs less than building
+    W, a small convolution has Vᵀ for its kernel, and Σ and U mix the r channels it gives.
+    """
+
+    bias: Tensor | None
+
+    def __init__(self, dense: Convolution, factors: Factors) -> None:
+        """Take over all of the dense layer but its weight."""
+        super().__init__(factors)
+        self.in_channels, self.out_channels = dense.in_channels, dense.out_channels
+        self.kernel_size, self.stride = dense.kernel_size, dense.stride
+        self.padding, self.padding_mode = dense.padding, dense.padding_mode
+        self.dilation, self.groups = dense.dilation, dense.groups
+        # the padding in numbers, also where it is "same": before and after, last dimension first
+        self._margins = dense._reversed_padding_repeated_twice
+        self.bias = dense.bias
+
+    @property
+    def weight(self) -> Tensor:
+        """The kernel, built anew at each reading, for code that reads a convolution's weight."""
+        return self._kernel(self.dense())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, in, positions...) -> (batch, out, positions...), with or without the batch."""
+        # each of several groups would need all r channels of Vᵀ for itself, which seldom pays
+        if self.groups > 1 or dense_is_cheaper(
+            self._num_tokens(x), self.out_channels, self.cobasis.shape[1], self.inner_rank
+        ):
+            return self._convolve(x, self.weight, self.bias)
+        x = self._convolve(x, self._kernel(self.cobasis))
+        return self._mix_channels(self._mix_channels(x, self.sigma), self.basis, self.bias)
+
+    def extra_repr(self) -> str:
+        """Matrix shape, inner rank and how the kernel moves, for print(model)."""
+        names = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+        return ", ".join(
+            [super().extra_repr(), *(f"{name}={getattr(self, name)}" for name in names)]
+        )
+
+    def _kernel(self, matrix: Tensor) -> Tensor:
+        """(rows, in·k...) -> (rows, in, k...), of `in` each group's share."""
+        return matrix.reshape(-1, self.in_channels // self.groups, *self.kernel_size)
+
+    def _convolve(self, x: Tensor, kernel: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Move a kernel over x as the dense layer would."""
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            x, padding = F.pad(x, self._margins, mode=self.padding_mode), "valid"
+        convolve = CONVOLVE[len(self.kernel_size)]
+        return convolve(x, kernel, bias, self.stride, padding, self.dilation, self.groups)
+
+    def _mix_channels(self, x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Multiply the channels at each position by a matrix, (rows, channels)."""
+        num_dims = len(self.kernel_size)
+        return CONVOLVE[num_dims](x, matrix.reshape(*matrix.shape, *(1,) * num_dims), bias)
+
+    def _num_tokens(self, x: Tensor) -> int:
+        """How many positions the output for x has, over the whole batch."""
+        num_dims = len(self.kernel_size)
+        before, after = self._margins[-2::-2], self._margins[::-2]
+        padded = map(sum, zip(x.shape[-num_dims:], before, after, strict=True))
+        reaches = [
+            dilation * (size - 1) + 1
+            for size, dilation in zip(self.kernel_size, self.dilation, strict=True)
+        ]
+        lengths = [
+            (length - reach) // stride + 1
+            for length, reach, stride in zip(padded, reaches, self.stride, strict=True)
+        ]
+        return prod(x.shape[: -num_dims - 1]) * prod(lengths)
 
 
 class StackedLowRankLinear(nn.Module):
@@ -177,7 +258,7 @@ class LowRankMultiheadAttention(nn.MultiheadAttention):
         return dict(zip(("q_proj_weight", "k_proj_weight", "v_proj_weight"), dense, strict=True))
 
 
-LowRankLayer = LowRankLinear | StackedLowRankLinear | LowRankMultiheadAttention
+LowRankLayer = LowRankLinear | LowRankConv | StackedLowRankLinear | LowRankMultiheadAttention
 
 
 def low_rank_weights(modules: nn.Module) -> tuple[LowRankWeight, ...]:

@@ -81,7 +81,7 @@ class OIALR:
 
     @property
     def dense_layers(self) -> dict[str, str]:
-        """The Linear and MultiheadAttention layers that never convert, and why."""
+        """The Linear, convolution and attention layers that never convert, and why."""
         return dict(self._dense_layers)
 
     @property

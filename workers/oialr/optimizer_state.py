@@ -36,7 +36,8 @@ def replace_parameter(
         group["param_names"][position : position + 1] = names
     if old in optimizer.state:
         state = optimizer.state.pop(old)
-        for sigma, block, (left, right) in zip(new, split(state, len(new)), rotations, strict=True):
+        blocks = matrix_states(state, len(new))
+        for sigma, block, (left, right) in zip(new, blocks, rotations, strict=True):
             optimizer.state[sigma] = rotate(block, left, right)
 
 
@@ -64,11 +65,11 @@ def rotate_second(moment: Tensor, left: Tensor, right: Tensor) -> Tensor:
     return precise_product(left.mT, moment, right).to(moment.dtype)  # v ← (U'∘U')ᵀ v (V'∘V')
 
 
-def split(state: State, num_blocks: int) -> list[State]:
-    """Cut a fused weight's state into its blocks' states."""
+def matrix_states(state: State, num_blocks: int) -> list[State]:
+    """Cut a fused weight's state into its blocks' states; flatten a kernel's, (out, in, k...)."""
     return [
         {
-            key: value.chunk(num_blocks)[block] if is_shaped(value) else value
+            key: value.chunk(num_blocks)[block].flatten(1) if is_shaped(value) else value
             for key, value in state.items()
         }
         for block in range(num_blocks)

@@ -3,7 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-# T: tokens, m x n: the weight's shape (out x in), r: inner rank, q = min(m, n)
+# T: tokens, m x n: the weight's shape (out x in), r: inner rank, q = min(m, n);
+# of a convolution T counts the output positions, and n is in·k...
 
 
 def low_rank_linear(

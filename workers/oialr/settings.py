@@ -43,7 +43,8 @@ class OIALRSettings:
     """Dotted names of further layers that never convert."""
 
     min_dim: int = 2
-    """A weight converts only if both its dimensions reach this."""
+    """A weight converts only if both its dimensions reach this. A convolution's are those of its
+    kernel as a matrix: out, and in times the kernel size."""
 
     max_aspect_ratio: float = 10.0
     """A weight converts only if its longer dimension is less than this many times the shorter."""

@@ -39,6 +39,7 @@ def export(storage: Storage, search: SearchRecord, individual: IndividualRecord)
     content: dict[str, Any] = with_hyperparameters(recipe, individual.hyperparameters)  # type: ignore[arg-type]
     # Sums over threads depend on their number: without it the fitness differs in the last digits.
     content["num_threads"] = evaluation.num_threads
+    del content["provenance"]  # so that it comes last
     content["provenance"] = {
         "search": search.name,
         "individual": individual.id,

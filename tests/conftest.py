@@ -19,6 +19,7 @@ BIN = Path(sys.executable).parent
 SEARCH_SPACES = ROOT / "search_spaces"
 DIGITS = SEARCH_SPACES / "minivit_digits.yaml"
 CIFAR10 = SEARCH_SPACES / "minivit_cifar10.yaml"
+AUTOFORMER = SEARCH_SPACES / "autoformer_ettm2.yaml"
 
 # A digits training of about a second that converts, updates and truncates.
 TINY = {
@@ -47,6 +48,23 @@ SMALL_CIFAR10 = {
     "space.scheduler.warmup_epochs": "{low: 1, high: 2}",
     "search.population_size": "2",
     "search.migration_probability": "1.0",
+}
+
+# Autoformer of two layers on a few windows.
+SMALL_AUTOFORMER = {
+    "num_threads": "1",
+    "pred_len": "24",
+    "epochs": "2",
+    "data.train_subset": "640",
+    "data.validation_subset": "100",
+    "data.test_subset": "100",
+    "model.d_model": "32",
+    "model.d_ff": "64",
+    "model.encoder_layers": "1",
+    "space.scheduler.warmup_epochs": "{low: 1, high: 2}",
+    "space.oialr.delay_steps": "{low: 5, high: 10}",
+    "space.oialr.update_frequency": "{low: 5, high: 10}",
+    "space.oialr.cutoff_fraction": "{low: 0.4, high: 0.8}",
 }
 
 

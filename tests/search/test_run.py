@@ -22,9 +22,12 @@ import yaml
 from workers.config import load_training
 
 from ..conftest import (
+    AUTOFORMER,
     BIN,
     CIFAR10,
     DIGITS,
+    SHARED,
+    SMALL_AUTOFORMER,
     SMALL_CIFAR10,
     TINY,
     Command,
@@ -337,3 +340,30 @@ def test_cifar10_on_two_islands(tmp_path: Path, cifar10_dir: Path) -> None:
     result = json.loads((tmp_path / "again" / "seed-42" / "result.json").read_text())
     assert 100.0 - result["metrics"]["validation_top1"] == config.provenance["fitness"]
     assert result["metrics"]["validation_loss"] == config.provenance["metrics"]["validation_loss"]
+
+
+def test_autoformer_on_two_islands(tmp_path: Path) -> None:
+    if not (SHARED / "data").is_dir():
+        pytest.skip(f"no ETTm2 in {SHARED / 'data'}")
+    command = make_command(tmp_path)
+    data = ["--data-dir", SHARED / "data"]
+    options = ["--islands", "2", "--evaluations", "3", *data, *settings(SMALL_AUTOFORMER)]
+    command("run", AUTOFORMER, *options, ranks=2)
+    database = command.folder / "searches" / "search.db"
+    rows = query(database, "select fitness, metrics from evaluations")
+    assert len(rows) == 3
+    for row in rows:
+        assert row["fitness"] == json.loads(row["metrics"])["validation_mse"]
+    shrunk = query(
+        database, "select min(inner_rank * 1.0 / full_inner_rank) kept from rank_updates"
+    )
+    assert shrunk[0]["kept"] < 1.0
+    command("export", "-o", "best.yaml")
+    assert list(yaml.safe_load((tmp_path / "best.yaml").read_text()))[-1] == "provenance"
+    trained = command("train", "best.yaml", *data, "--output", "again")
+    assert "encoder_embedding.values (32x21 is smaller than min_dim=24)" in trained.stderr
+    config = load_training(tmp_path / "best.yaml")
+    assert config.provenance is not None
+    result = json.loads((tmp_path / "again" / "seed-42" / "result.json").read_text())
+    assert result["metrics"]["validation_mse"] == config.provenance["fitness"]
+    assert result["metrics"]["test_mse"] > 0

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from oialr_search.config import load_search
-from workers.config import TASKS, ConfigError, load_training, parse_yaml
+from workers.config import TASKS, AutoformerETTm2, ConfigError, load_training, parse_yaml
 
-from ..conftest import CIFAR10, DIGITS, SEARCH_SPACES
+from ..conftest import AUTOFORMER, CIFAR10, DIGITS, SEARCH_SPACES
 
 
 @pytest.mark.parametrize("path", sorted(SEARCH_SPACES.glob("*.yaml")), ids=lambda p: p.stem)
@@ -24,8 +24,7 @@ def test_the_training_configurations_are_valid(path: Path) -> None:
     assert load_training(path).task in TASKS
 
 
-def test_the_paper_space_is_that_of_the_supplementary() -> None:
-    """Table 4; the same numbers stand in the issue that this file answers."""
+def test_the_mini_vit_s_space_is_that_of_table_4() -> None:
     bounds = {h.name: (h.low, h.high) for h in load_search(CIFAR10).space.hyperparameters}
     assert bounds == {
         "optimizer.lr": (5e-5, 1e-3),
@@ -37,6 +36,46 @@ def test_the_paper_space_is_that_of_the_supplementary() -> None:
         "oialr.update_frequency": (200, 1000),
         "oialr.delay_steps": (1000, 10000),
     }
+
+
+def test_the_autoformer_s_space_and_search_are_those_of_table_6() -> None:
+    file = load_search(AUTOFORMER, ["pred_len=720"])
+    assert isinstance(file.training, AutoformerETTm2)
+    assert file.training.pred_len == 720
+    space = {h.name: h.choices or (h.low, h.high) for h in file.space.hyperparameters}
+    assert space == {
+        "optimizer.lr": (1e-5, 5e-3),
+        "scheduler.min_lr": (5e-6, 1e-3),
+        "scheduler.warmup_lr": (5e-6, 2e-4),
+        "scheduler.lr_k_decay": (1e-3, 2.0),
+        "scheduler.warmup_epochs": (2, 10),
+        "oialr.cutoff_fraction": (0.01, 0.9),
+        "oialr.update_frequency": (50, 2000),
+        "oialr.delay_steps": (250, 2500),
+        "oialr.full_rank_first_layer": (False, True),
+        "oialr.full_rank_last_layer": (False, True),
+    }
+    search = file.search
+    assert (search.islands, search.metric) == (4, "validation_mse")
+    assert (search.crossover_probability, search.mutation_probability) == (0.7, 0.4)
+    assert (search.random_init_probability, search.migration_probability) == (0.1, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("assignments", "line"),
+    [
+        (["space.pred_len={low: 24, high: 96}"], "unknown key `space.pred_len`"),
+        (["space.seed={low: 1, high: 9}"], "unknown key `space.seed`"),
+        (
+            ["scheduler={name: type1}", "space.scheduler.min_lr={low: 0.1, high: 0.2}"],
+            "unknown key `scheduler.min_lr`",
+        ),
+    ],
+)
+def test_what_cannot_be_searched_is_refused(assignments: list[str], line: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_search(AUTOFORMER, assignments)
+    assert line in str(caught.value)
 
 
 def test_an_override_reaches_every_section() -> None:

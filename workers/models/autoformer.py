@@ -243,6 +243,7 @@ class Embedding(nn.Module):
     def __init__(self, config: AutoformerModel, num_series: int, num_time_features: int) -> None:
         super().__init__()
         self.values = CircularConv(num_series, config.d_model)
+        nn.init.kaiming_normal_(self.values.weight, nonlinearity="leaky_relu")  # their code
         self.time = nn.Linear(num_time_features, config.d_model, bias=False)
         self.dropout = Dropout(config.dropout)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -53,6 +53,7 @@ class _Range(Config):
     choices: list[Choice] | None = None
 
 
+MAX_VALUES_TRIED = 200
 RANGE_KEYS = frozenset(_Range.model_fields)
 
 
@@ -121,9 +122,9 @@ def parse_space(
     for name, entry in content.items():
         try:
             hyperparameter = _parse_hyperparameter(str(name), entry, task, source)
-            for value in _extremes(hyperparameter):
+            for value in _samples(hyperparameter):
                 trial = with_hyperparameters(training, {hyperparameter.name: value})
-                validate_training(trial, f"{source}, bound of `space.{name}`")
+                validate_training(trial, f"{source}, value of `space.{name}`")
             hyperparameters.append(hyperparameter)
         except ConfigError as error:
             mistakes.append(str(error))
@@ -185,6 +186,11 @@ def _kind_of(name: str, task: type[AnyTraining], source: str) -> Kind:
         field = model.model_fields.get(key)
         if field is None or (position == 0 and key not in _SEARCHED):
             searchable = [k for k in model.model_fields if position > 0 or k in _SEARCHED]
+            if field is not None:
+                raise ConfigError(
+                    f"`space.{name}`: `{name}` is set, not searched; "
+                    f"{', '.join(searchable)} can ({source})"
+                )
             raise ConfigError(f"unknown key `space.{name}`{nearest(key, searchable)} ({source})")
         options = _options(field.annotation)
         section = next((o for o in options if isinstance(o, type) and issubclass(o, Config)), None)
@@ -217,7 +223,11 @@ def _options(annotation: Any) -> list[Any]:
     return [] if annotation is type(None) else [annotation]
 
 
-def _extremes(hyperparameter: Hyperparameter) -> tuple[Value, ...]:
+def _samples(hyperparameter: Hyperparameter) -> Sequence[Value]:
+    """Values to try: all where they are few, else the ends."""
     if hyperparameter.choices is not None:
         return hyperparameter.choices
-    return hyperparameter.decode(0.0), hyperparameter.decode(1.0)
+    low, high = hyperparameter.decode(0.0), hyperparameter.decode(1.0)
+    if isinstance(low, int) and isinstance(high, int) and high - low < MAX_VALUES_TRIED:
+        return range(low, high + 1)
+    return low, high

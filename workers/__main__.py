@@ -52,7 +52,7 @@ class Worker:
 
     def __init__(self, events_fd: int) -> None:
         self._events_fd = events_fd
-        self._data_key: object = None
+        self._data_settings: tuple[object, ...] = ()
         self._load: Callable[[LoadSettings], Splits] | None = None
 
     def report(self, event: Event) -> None:
@@ -107,15 +107,19 @@ class Worker:
     def _set_up(self, config: AnyTraining) -> Training:
         import torch
 
+        from workers.data import DataError
         from workers.tasks import task_of
         from workers.training import set_up
 
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
         task = task_of(config)
-        data_key = (config.task, config.data, config.validation)
-        if self._load is None or data_key != self._data_key:
-            self._load, self._data_key = task.load_data(self._data_dir), data_key
+        if self._load is None or task.data_settings != self._data_settings:
+            try:
+                self._load = task.load_data(self._data_dir)
+            except OSError as error:
+                raise DataError(f"cannot read {self._data_dir}: {error.strerror}") from None
+            self._data_settings = task.data_settings
         return set_up(config, task, self._load)
 
     @staticmethod
@@ -157,10 +161,13 @@ def _training_config(content: Any) -> AnyTraining:
 
 
 def _save_checkpoint(model: nn.Module, path: Path) -> None:
+    """Dense weights, which the network loads as it is built, without OIALR."""
     from safetensors.torch import save_file
 
+    from workers.oialr import export
+
     aside = path.with_suffix(f".{os.getpid()}")
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, aside)
+    save_file({k: v.contiguous() for k, v in export(model).state_dict().items()}, aside)
     os.replace(aside, path)
 
 

@@ -82,7 +82,7 @@ class AutoformerModel(Config):
     """Must divide `d_model`; changes no result, as all heads share their delays and weights."""
     encoder_layers: Annotated[int, Field(gt=0)]
     decoder_layers: Annotated[int, Field(gt=0)]
-    factor: Annotated[int, Field(gt=0)] = 1
+    factor: Annotated[int, Field(gt=0, le=100)] = 1
     """c: the attention takes the int(c · ln L) strongest delays of L time steps."""
     moving_average: Annotated[int, Field(gt=0)] = 25
     """Time steps over which the trend is averaged; odd."""
@@ -189,7 +189,7 @@ class Type1Schedule(Config):
 
 def _schedule_name(content: Any) -> Any:
     if isinstance(content, dict):
-        return content.get("name", "cosine")
+        return str(content.get("name", "cosine"))
     return getattr(content, "name", None)
 
 
@@ -217,6 +217,8 @@ class OIALRConfig(Config):
     """β: singular values under this fraction of the largest are cut."""
     layer_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
     """α: each update takes this fraction of the layers more, from the last one on."""
+    growing_window: bool = True
+    """False: each update takes all layers; `layer_fraction` then has no effect."""
     full_rank_warmup: bool = True
     """False: the network is low-rank from the first step, whatever the delay."""
     full_rank_first_layer: bool = False
@@ -235,6 +237,9 @@ class OIALRConfig(Config):
     """At most this part of the inner rank is cut in one update."""
     min_inner_rank_fraction: Fraction = 0.01
     """The inner rank never falls under this fraction of the full rank."""
+    optimizer_state: Literal["rotate", "cut", "reset"] = "rotate"
+    """The optimiser's moments at conversion and updates: taken into the new bases, or zeroed and
+    sliced (the authors), or zeroed; its step counts always stay."""
 
 
 class TrainingConfig(Config):
@@ -340,7 +345,10 @@ TASKS: dict[str, type[AnyTraining]] = {
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads `1e-3` as a number, as YAML 1.2 does, and refuses a key given twice."""
+    """SafeLoader that takes numbers and booleans as YAML 1.2 does, and refuses a key given twice.
+
+    `1e-3` is a number; `on`, `off`, `yes` and `no` are text.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -354,10 +362,17 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, regexp) for tag, regexp in resolvers if tag != "tag:yaml.org,2002:bool"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
     list("-+.0123456789"),
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
 )
 
 
@@ -494,9 +509,8 @@ def _explain(model: type[BaseModel], mistake: dict[str, Any], prefix: str) -> st
         case "model_type" | "model_attributes_type" | "union_tag_not_found":
             return f"{key} should be a mapping of keys to values, got {shown}"
         case "union_tag_invalid":
-            context = mistake["ctx"]
-            name = f"`{key.strip('`')}.name`"
-            return f"{name} is one of {context['expected_tags']}, got {context['tag']!r:.80}"
+            name, expected = f"`{key.strip('`')}.name`", mistake["ctx"]["expected_tags"]
+            return f"{name} is one of {expected}, got {mistake['input'].get('name')!r:.80}"
         case "invalid_key":
             return f"{key}: keys are text, got {shown}"
         case _:

@@ -28,6 +28,8 @@ class Task:
     build_model: Callable[[], nn.Module]
     load_data: Callable[[Path | None], Cut]
     """Reads the data set; slow, once a process. Raises `workers.data.DataError`."""
+    data_settings: tuple[object, ...]
+    """What the data depend on: with the same settings they need not be read again."""
     criterion: nn.Module
     measure: Callable[[nn.Module, Batches], dict[str, float]]
     """Evaluates a network in evaluation mode over all batches; its `loss` is the criterion's."""
@@ -65,6 +67,7 @@ def _classification(
     return Task(
         build_model=lambda: minivit.build(config.model, num_classes=10),
         load_data=load_data,
+        data_settings=(config.task, config.data, config.validation),
         criterion=nn.CrossEntropyLoss(label_smoothing=config.criterion.label_smoothing),
         measure=measure_classification,
     )
@@ -74,6 +77,11 @@ def _forecast(config: AutoformerETTm2) -> Task:
     from workers.data import ettm2
     from workers.models.autoformer import Autoformer
 
+    lengths = {
+        "seq_len": config.seq_len,
+        "label_len": config.label_len,
+        "pred_len": config.pred_len,
+    }
     return Task(
         build_model=lambda: Autoformer(
             config.model,
@@ -85,11 +93,10 @@ def _forecast(config: AutoformerETTm2) -> Task:
         load_data=lambda folder: ettm2.load(
             config.data,
             folder,
-            seq_len=config.seq_len,
-            label_len=config.label_len,
-            pred_len=config.pred_len,
+            **lengths,
             validate_on_test=config.validation == "test",
         ),
+        data_settings=(config.task, config.data, config.validation, *lengths.values()),
         criterion=nn.MSELoss(),
         measure=measure_forecast,
     )

@@ -17,9 +17,15 @@ from timm.scheduler.scheduler import Scheduler
 from timm.scheduler.step_lr import StepLRScheduler
 from torch import nn
 
-from workers.config import AnyTraining, CosineSchedule, TrainingConfig, Type1Schedule
+from workers.config import (
+    AnyTraining,
+    CosineSchedule,
+    OIALRConfig,
+    TrainingConfig,
+    Type1Schedule,
+)
 from workers.data import Batches, LoadSettings, Splits
-from workers.oialr import OIALR, OIALRSettings
+from workers.oialr import OIALR, NotFiniteError, OIALRSettings
 from workers.protocol import Completed, Epoch, Event, RankUpdate, Started
 from workers.tasks import Task
 
@@ -217,13 +223,13 @@ class _Best:
 def _run_epoch(training: Training, epoch: int) -> tuple[dict[str, float], list[RankUpdate]]:
     """Train and validate; the metrics and the basis updates of the epoch."""
     started = time.perf_counter()
-    train_loss, updates = _train_epoch(training, epoch)
+    train_loss, lr, updates = _train_epoch(training, epoch)
     validation = _evaluate(training, training.model, training.splits.validation)
     return {
         "epoch": float(epoch),
         "train_loss": train_loss,
         **{f"validation_{name}": value for name, value in validation.items()},
-        "lr": training.optimizer.param_groups[0]["lr"],
+        "lr": lr,
         "epoch_s": time.perf_counter() - started,
         "trainable_percent": trainable_percent(training),
         "compression_percent": compression_percent(training),
@@ -260,31 +266,33 @@ def settings_without_effect(training: Training) -> list[str]:
     gpu = os.environ.get("CUDA_VISIBLE_DEVICES")
     if gpu and config.device == "auto" and training.device.type == "cpu":
         warnings.append(f"training on the CPU: torch cannot use the visible GPU {gpu}")
-    if config.oialr is not None and config.oialr.delay_steps >= training.total_steps:
-        warnings.append(
-            f"OIALR never starts: `oialr.delay_steps` = {config.oialr.delay_steps}, "
-            f"the training has {training.total_steps} steps"
-        )
+    warnings += _oialr_without_effect(config.oialr, training.total_steps) if config.oialr else []
     schedule = config.scheduler
     if isinstance(schedule, CosineSchedule) and schedule.warmup_epochs >= config.epochs:
         warnings.append(
             f"the warm-up never ends: `scheduler.warmup_epochs` = "
             f"{schedule.warmup_epochs}, the training has {config.epochs} epochs"
         )
-    if (config.early_stopping_patience or 0) >= config.epochs:
-        warnings.append(
-            f"the training never ends early: `early_stopping_patience` = "
-            f"{config.early_stopping_patience}, the training has {config.epochs} epochs"
-        )
+    if config.validation == "test" and getattr(config.data, "validation_subset", None):
+        warnings.append("`data.validation_subset` has no effect: `validation` is `test`")
     return warnings
 
 
-def _train_epoch(training: Training, epoch: int) -> tuple[float, list[RankUpdate]]:
-    """Mean training loss of the epoch, and the basis updates that fell into it."""
+def _oialr_without_effect(config: OIALRConfig, total_steps: int) -> list[str]:
+    name = "delay_steps" if config.delay_steps else "update_frequency"
+    first_update = config.delay_steps or config.update_frequency
+    if first_update <= total_steps:
+        return []
+    consequence = "OIALR never starts" if config.full_rank_warmup else "inner ranks are never cut"
+    return [f"{consequence}: `oialr.{name}` = {first_update}, the training has {total_steps} steps"]
+
+
+def _train_epoch(training: Training, epoch: int) -> tuple[float, float, list[RankUpdate]]:
+    """Mean training loss of the epoch, its last learning rate, and its basis updates."""
     training.model.train()
     total_loss, num_samples = torch.zeros((), device=training.device), 0
     updates: list[RankUpdate] = []
-    num_updates = (epoch - 1) * training.splits.train.num_batches
+    lr, num_updates = math.nan, (epoch - 1) * training.splits.train.num_batches
     for inputs, targets in training.splits.train.epoch(epoch):
         training.optimizer.zero_grad()
         with _autocast(training):
@@ -296,15 +304,18 @@ def _train_epoch(training: Training, epoch: int) -> tuple[float, list[RankUpdate
         num_updates += 1
         if training.oialr:
             updates += _oialr_step(training.oialr, num_updates)
+        lr = training.optimizer.param_groups[0]["lr"]
         training.scheduler.step_update(num_updates)
-    return total_loss.item() / num_samples, updates
+    return total_loss.item() / num_samples, lr, updates
 
 
 def _oialr_step(oialr: OIALR, num_updates: int) -> list[RankUpdate]:
     try:
         return [RankUpdate(**asdict(update)) for update in oialr.step()]
+    except NotFiniteError as error:
+        raise DivergedError(f"diverged: {error}") from None
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
-        # The SVD of a matrix that is no longer finite.
+        # The SVD of a matrix that is finite, but barely.
         raise DivergedError(f"diverged: step {num_updates}: {error}") from None
 
 

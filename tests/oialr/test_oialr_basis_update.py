@@ -3,9 +3,11 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from workers.oialr import OIALR, LowRankLinear, OIALRSettings, stability
-from workers.oialr.basis_update import kept_inner_rank, update_basis
+from workers.oialr.basis_update import kept_inner_rank, update_bases, update_basis
 from workers.oialr.decomposition import decompose
 
 
@@ -127,6 +129,92 @@ def test_truncation_frees_memory(inner_ranks: tuple[int, int]) -> None:
         assert tensor.is_contiguous()
         assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
     assert len(optimizer.state) == 1
+
+
+def tensors_of(layers: list[LowRankLinear], optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    factors = [part for w in layers for part in (w.basis, w.sigma.data, w.cobasis)]
+    moments = [m for w in layers for m in optimizer.state[w.sigma].values() if m.ndim]
+    return factors + moments
+
+
+@pytest.mark.parametrize("optimizer_state", ["rotate", "cut", "reset"])
+@pytest.mark.parametrize("cutoff_fraction", [0.0, 0.9])
+def test_nothing_of_the_old_stays_in_memory(cutoff_fraction: float, optimizer_state: str) -> None:
+    layers = [make_layer(m, n)[0] for m, n in [(40, 30), (30, 40), (30, 30), (20, 25)]]
+    optimizer = torch.optim.AdamW(nn.ModuleList(layers).parameters(), lr=0.1, amsgrad=True)
+    for layer in layers:
+        layer(torch.randn(3, layer.in_features, dtype=torch.float64)).square().sum().backward()
+    optimizer.step()
+    old = [StorageWeakRef(t.untyped_storage()) for t in tensors_of(layers, optimizer)]
+    assert len(old) == 4 * (3 + 3)
+    assert not any(storage.expired() for storage in old)
+    changes = {"cutoff_fraction": cutoff_fraction, "optimizer_state": optimizer_state}
+    update_bases(layers, optimizer, make_settings(max_cut_fraction=1.0, **changes))
+    assert all(storage.expired() for storage in old)
+    new = tensors_of(layers, optimizer)
+    assert len({tensor.untyped_storage().data_ptr() for tensor in new}) == len(new)
+    for tensor in new:
+        assert tensor.is_contiguous()
+        assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+    assert len(optimizer.state) == 4
+
+
+class SVDCounter(TorchDispatchMode):
+    """Notes the shape of what is given to each SVD."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if "svd" in func.name():
+            self.shapes.append(tuple(args[0].shape))
+        return func(*args, **(kwargs or {}))
+
+
+def test_alike_sigmas_are_decomposed_in_one_call_and_as_if_alone() -> None:
+    shapes = [(9, 6), (5, 5), (6, 9), (7, 6), (5, 8), (4, 4)]
+    layers = [make_layer(m, n)[0] for m, n in shapes]
+    layers.append(make_layer(6, 6)[0].float())
+    together, alone = nn.ModuleList(layers), nn.ModuleList(copy.deepcopy(layers))
+    with torch.no_grad():
+        for one, other in zip(together, alone, strict=True):
+            one.sigma += torch.randn_like(one.sigma)
+            other.sigma.copy_(one.sigma)
+    settings = make_settings(cutoff_fraction=0.4)
+    optimizers = [torch.optim.AdamW(model.parameters(), lr=0.1) for model in (together, alone)]
+    with SVDCounter() as counter:
+        found = update_bases(list(together), optimizers[0], settings)
+    assert counter.shapes == [(3, 6, 6), (2, 5, 5), (1, 4, 4), (1, 6, 6)]
+    expected = [update_basis(layer, optimizers[1], settings) for layer in alone]
+    assert found == pytest.approx(expected)
+    assert [layer.inner_rank for layer in together] == [layer.inner_rank for layer in alone]
+    assert min(layer.inner_rank for layer in together) < 4
+    for one, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(one.weight, other.weight)
+
+
+def test_a_model_s_update_decomposes_only_what_it_reaches() -> None:
+    model = nn.Sequential(*(nn.Linear(6, 6) for _ in range(4)))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    oialr = OIALR(model, optimizer, make_settings(layer_fraction=0.5, update_frequency=2))
+    shapes = []
+    for _ in range(4):
+        with SVDCounter() as counter:
+            oialr.step()
+        shapes.append(counter.shapes)
+    assert shapes == [[], [(2, 6, 6)], [], [(4, 6, 6)]]
+
+
+def test_a_refusal_comes_before_the_first_change() -> None:
+    layers = [make_layer()[0], make_layer()[0]]
+    optimizer = torch.optim.AdamW(nn.ModuleList(layers).parameters(), lr=0.1)
+    optimizer.state[layers[1].sigma]["row_var"] = torch.zeros(6)
+    before = copy.deepcopy([layer.state_dict() for layer in layers])
+    with pytest.raises(ValueError, match="row_var"):
+        update_bases(layers, optimizer, make_settings(cutoff_fraction=0.9))
+    for layer, state in zip(layers, before, strict=True):
+        assert all(torch.equal(state[key], value) for key, value in layer.state_dict().items())
 
 
 def test_training_goes_on_while_an_old_graph_is_alive() -> None:

@@ -179,9 +179,9 @@ def test_kinds_of_layers() -> None:
 
 
 def test_self_attention_builds_its_weight_once_a_forward() -> None:
-    model = nn.ModuleList([nn.MultiheadAttention(12, 3)])
+    model = nn.ModuleList([nn.MultiheadAttention(12, 3)]).double()
     start(model)
-    x = torch.randn(5, 3, 12)
+    x = torch.randn(5, 3, 12, dtype=torch.float64)
     with torch.profiler.profile(record_shapes=True) as profile:
         model[0](x, x, x)
     products = [event for event in profile.events() if event.name == "aten::mm"]

@@ -168,8 +168,8 @@ def test_both_orders_of_products_are_taken(shape: tuple[int, ...], inner_rank: i
 
 
 def test_few_output_positions_never_build_the_kernel() -> None:
-    low_rank = truncate(nn.Conv1d(20, 20, 2), 15)  # a matrix of 20x40
-    x = torch.randn(1, 20, 5000)
+    low_rank = truncate(nn.Conv1d(20, 20, 2).double(), 15)  # a matrix of 20x40
+    x = torch.randn(1, 20, 5000, dtype=torch.float64)
     assert count_convolutions(low_rank, x) == 1
     assert count_convolutions(low_rank, x[..., :5]) == 3
 

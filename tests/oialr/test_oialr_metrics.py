@@ -1,8 +1,21 @@
+import copy
+import gc
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from workers.oialr import OIALR, OIALRSettings, stability
+from workers.oialr import (
+    OIALR,
+    NotFiniteError,
+    Observation,
+    Observer,
+    OIALRError,
+    OIALRSettings,
+    mixing_similarity,
+    stability,
+    weight_stability,
+)
 from workers.oialr.decomposition import decompose
 
 
@@ -87,3 +100,168 @@ def test_a_convolution_counts_as_its_matrix() -> None:
     low_rank = (10 * (20 + 27 + 10) + 20) + 40 + 2 * (4 + 10 + 2)
     assert oialr.compression_percent == pytest.approx(100 * low_rank / total)
     assert oialr.trainable_percent == pytest.approx(100 * (100 + 20 + 40 + 4) / total)
+
+
+def test_weights_of_many_dimensions_count_as_their_matrices() -> None:
+    old, new = torch.randn(2, 5, 2, 3, dtype=torch.float64)
+    matrices = old.reshape(5, 6), new.reshape(5, 6)
+    assert weight_stability(old, new) == pytest.approx(weight_stability(*matrices))
+    assert mixing_similarity(old, new) == pytest.approx(mixing_similarity(*matrices))
+
+
+def test_mixing_by_hand() -> None:
+    old, new = torch.tensor([[3.0, 0], [0, -4]]), torch.tensor([[0.0, 4], [3, 0]])
+    # R is diag(3, 4) of the one, where the sign goes to Q, and diag(3, 4) of the other: turned only
+    assert mixing_similarity(old, new) == 1
+    new = torch.tensor([[3.0, 0], [0, 1]])
+    assert mixing_similarity(old, new) == pytest.approx(1 - 3 / (5 + 10**0.5))
+
+
+class Network(nn.Module):
+    """One layer of each kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 8)
+        self.convolution = nn.Conv1d(8, 8, 3, padding=1)
+        self.norm = nn.LayerNorm(8)
+        self.attention = nn.MultiheadAttention(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.convolution(self.linear(x).mT).mT)
+        return self.attention(x, x, x)[0]
+
+
+NAMES = ["linear", "convolution", "attention", "attention.out_proj"]
+
+
+def dense_weights(model: Network) -> dict[str, Tensor]:
+    attention = model.attention
+    weights = (model.linear.weight, model.convolution.weight, attention.in_proj_weight)
+    weights += (attention.out_proj.weight,)
+    return {
+        name: weight.detach().clone().flatten(1)
+        for name, weight in zip(NAMES, weights, strict=True)
+    }
+
+
+def train_step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.zero_grad()
+    model(torch.randn(4, 5, 6)).square().sum().backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("delay_steps", [None, 0, 5])  # full rank, low rank, first one, then other
+def test_observations_are_those_of_the_weights(delay_steps: int | None) -> None:
+    model = Network()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    oialr = None
+    if delay_steps is not None:
+        settings = OIALRSettings(
+            delay_steps=delay_steps, update_frequency=3, cutoff_fraction=0.0, layer_fraction=1.0
+        )
+        oialr = OIALR(model, optimizer, settings)
+    observer = Observer(model, interval=2, lags=(1, 3))
+    instants, observed = {0: dense_weights(model)}, []
+    for step in range(1, 12):
+        train_step(model, optimizer)
+        if oialr:
+            oialr.step()
+        found = observer.step()
+        instants[step] = dense_weights(model)
+        earlier = [step - 2 * lag for lag in (1, 3) if step - 2 * lag >= 0]
+        expected = [(name, e) for name in NAMES for e in earlier] if step % 2 == 0 else []
+        assert [(o.layer, o.earlier_step) for o in found] == expected
+        assert all(o.step == step for o in found)
+        observed += found
+    for observation in observed:
+        old, new = (
+            instants[s][observation.layer] for s in (observation.earlier_step, observation.step)
+        )
+        assert observation.stability == pytest.approx(weight_stability(old, new), abs=1e-4)
+        assert observation.mixing_similarity == pytest.approx(mixing_similarity(old, new), abs=1e-4)
+        assert 0 < observation.mixing_similarity < 1
+        assert observation.stability < 1
+
+
+def test_observing_a_cut_weight_compares_what_was_kept() -> None:
+    model = nn.Sequential(nn.Linear(6, 8, bias=False))
+    settings = OIALRSettings(delay_steps=0, update_frequency=1, cutoff_fraction=0.99)
+    oialr = OIALR(model, torch.optim.SGD(model.parameters(), lr=0.1), settings)
+    before, observer = model[0].weight.detach(), Observer(model, interval=1)
+    oialr.step()
+    (observation,) = observer.step()
+    assert model[0].inner_rank == 3
+    assert observation.stability == pytest.approx(1, abs=1e-5)
+    expected = mixing_similarity(before, model[0].weight.detach())
+    assert observation.mixing_similarity == pytest.approx(expected, abs=1e-5)
+    assert expected < 0.95
+
+
+def test_nothing_happens_to_a_weight_that_nobody_trains() -> None:
+    observer = Observer(Network(), interval=3, lags=(2,))
+    found = [observation for _ in range(6) for observation in observer.step()]
+    assert [(o.step, o.earlier_step, o.layer) for o in found] == [(6, 0, name) for name in NAMES]
+    assert [o.stability for o in found] == pytest.approx([1] * 4)
+    assert [o.mixing_similarity for o in found] == pytest.approx([1] * 4)
+
+
+def test_a_weight_taken_apart_starts_anew() -> None:
+    model = Network()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    settings = OIALRSettings(
+        delay_steps=2, update_frequency=9, cutoff_fraction=0.1, fused_projections="apart"
+    )
+    oialr, observer, layers = OIALR(model, optimizer, settings), Observer(model, interval=1), []
+    for _ in range(3):
+        train_step(model, optimizer)
+        oialr.step()
+        layers.append([observation.layer for observation in observer.step()])
+    others = ["linear", "convolution", "attention.out_proj"]
+    apart = ["linear", "convolution", *(f"attention[{i}]" for i in range(3)), "attention.out_proj"]
+    assert layers == [NAMES, others, apart]
+
+
+def test_observing_changes_nothing() -> None:
+    models = [Network()]
+    models.append(copy.deepcopy(models[0]))
+    for i, model in enumerate(models):
+        torch.manual_seed(1)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        settings = OIALRSettings(delay_steps=2, update_frequency=2, cutoff_fraction=0.4)
+        oialr = OIALR(model, optimizer, settings)
+        observer = Observer(model, interval=1) if i else None
+        for _ in range(4):
+            train_step(model, optimizer)
+            oialr.step()
+            assert observer is None or all(isinstance(o, Observation) for o in observer.step())
+    first, second = (model.state_dict() for model in models)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_only_the_last_instants_are_kept() -> None:
+    observer, numbers = Observer(nn.Sequential(nn.Linear(51, 53)), interval=1, lags=(2,)), []
+    for _ in range(5):
+        observer.step()
+        gc.collect()
+        tensors = (thing for thing in gc.get_objects() if type(thing) is Tensor)
+        numbers.append(sum(tensor.shape == (53, 51) for tensor in tensors))
+    assert numbers == [2] * 5  # U of the last two instants
+
+
+def test_a_wrong_observer_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(4, 4))
+    with pytest.raises(OIALRError, match=r"`interval >= 1` must hold, got interval=0"):
+        Observer(model, interval=0)
+    for lags in ((), (1, 0)):
+        with pytest.raises(OIALRError, match=r"got lags="):
+            Observer(model, interval=1, lags=lags)
+
+
+def test_observing_what_is_not_finite_names_layer_and_step() -> None:
+    model = Network()
+    observer = Observer(model, interval=1)
+    observer.step()
+    model.convolution.weight.data[0, 1, 2] = float("inf")
+    with pytest.raises(NotFiniteError, match=r"layer 'convolution' is not finite at step 2\b"):
+        observer.step()

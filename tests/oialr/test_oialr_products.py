@@ -81,7 +81,7 @@ def test_stacked_layer_is_its_blocks_above_one_another() -> None:
     torch.testing.assert_close(F.linear(x, stacked.weight, bias), expected)
 
 
-def count_multiplications(t: int, m: int, n: int, r: int, dense: bool) -> int:
+def count_multiplications(t: int, m: int, n: int, r: int, dense: bool, chain: bool) -> int:
     def product(a: int, b: int, c: int) -> int:
         return a * b * c
 
@@ -90,19 +90,23 @@ def count_multiplications(t: int, m: int, n: int, r: int, dense: bool) -> int:
         build = product(q, r, r) + product(p, r, q)
         # forward, input gradient, weight gradient; then Σ's gradient out of the weight's
         return build + 3 * product(t, n, m) + product(p, q, r) + product(r, q, r)
-    forward = product(t, n, r) + product(t, r, r) + product(t, r, m)
+
+    def mixed(b: int) -> int:
+        """Σ between (t, r) and (r, b): taken to the side with fewer rows, or to the left."""
+        return min(product(t, r, r), t * r * r if chain else product(b, r, r)) + product(t, r, b)
+
+    forward = product(t, n, r) + mixed(m)
     sigma_gradient = product(r, t, r)
-    return 2 * forward + sigma_gradient
+    return forward + product(t, m, r) + mixed(n) + sigma_gradient
 
 
 @pytest.mark.parametrize(("m", "n"), [(768, 768), (3072, 768), (768, 3072), (12, 40)])
 @pytest.mark.parametrize("t", [1, 64, 4352])
-def test_the_cheaper_order_is_chosen(t: int, m: int, n: int) -> None:
+@pytest.mark.parametrize("chain", [False, True])
+def test_the_cheaper_order_is_chosen(chain: bool, t: int, m: int, n: int) -> None:
     for r in range(1, min(m, n) + 1, 7):
-        expected = count_multiplications(t, m, n, r, True) < count_multiplications(
-            t, m, n, r, False
-        )
-        assert dense_is_cheaper(t, m, n, r) == expected
+        dense, factors = (count_multiplications(t, m, n, r, d, chain) for d in (True, False))
+        assert dense_is_cheaper(t, m, n, r, chain=chain) == (dense < factors)
 
 
 def test_a_small_inner_rank_never_builds_the_weight() -> None:
@@ -126,3 +130,21 @@ def test_autocast(r: int) -> None:
     assert y.dtype == torch.bfloat16
     assert layer.sigma.grad.dtype == torch.float32
     torch.testing.assert_close(y.float(), slow_reference(x, factors, None), atol=0.2, rtol=0.1)
+
+
+@pytest.mark.parametrize("num_tokens", [7, 150])  # few and many multiplications
+def test_single_precision_on_a_cpu_is_the_dense_layer_too(num_tokens: int) -> None:
+    m, n, r = 300, 200, 20
+    factors = random_factors(m, n, r)
+    bias, x = torch.randn(m, dtype=torch.float64), torch.randn(num_tokens, n, dtype=torch.float64)
+    gradients, outputs = [], []
+    for dtype in (torch.float64, torch.float32):
+        layer = LowRankLinear(
+            Factors(*(factor.to(dtype) for factor in factors)), nn.Parameter(bias.to(dtype))
+        )
+        inputs = x.detach().to(dtype, copy=True).requires_grad_()
+        outputs.append(layer(inputs).double())
+        outputs[-1].square().mean().backward()
+        gradients.append([t.grad.double() for t in (inputs, layer.sigma, layer.bias)])
+    torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)

@@ -69,6 +69,13 @@ def test_updates_grow_from_the_last_layer() -> None:
     }
 
 
+def test_a_window_that_does_not_grow_holds_all_layers() -> None:
+    _, oialr = make_training(layer_fraction=0.1, growing_window=False)
+    reached = [[update.layer for update in oialr.step()] for _ in range(6)]
+    all_layers = ["0", "1", "2", "3", "4"]
+    assert reached == [[], all_layers, [], all_layers, [], all_layers]
+
+
 @pytest.mark.parametrize(
     ("delay", "warmup", "first_update"), [(0, True, 2), (0, False, 2), (3, False, 3)]
 )
@@ -92,6 +99,7 @@ def test_low_rank_from_the_first_step(delay: int, warmup: bool, first_update: in
         ("layer_fraction", 1.1),
         ("last_layer", "head"),
         ("fused_projections", "split"),
+        ("optimizer_state", "keep"),
         ("min_dim", 0),
         ("max_aspect_ratio", 1.0),
         ("max_cut_fraction", 0.0),

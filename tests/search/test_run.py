@@ -17,9 +17,13 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
 from workers.config import load_training
+from workers.data import LoadSettings
+from workers.tasks import task_of
 
 from ..conftest import (
     AUTOFORMER,
@@ -366,4 +370,9 @@ def test_autoformer_on_two_islands(tmp_path: Path) -> None:
     assert config.provenance is not None
     result = json.loads((tmp_path / "again" / "seed-42" / "result.json").read_text())
     assert result["metrics"]["validation_mse"] == config.provenance["fitness"]
-    assert result["metrics"]["test_mse"] > 0
+    task = task_of(config)
+    network = task.build_model().eval()
+    network.load_state_dict(load_file(tmp_path / "again" / "seed-42" / "checkpoint.safetensors"))
+    load_settings = LoadSettings(batch_size=32, seed=0, device=torch.device("cpu"), num_threads=1)
+    test = task.load_data(SHARED / "data")(load_settings).test
+    assert task.measure(network, test)["mse"] == pytest.approx(result["metrics"]["test_mse"])

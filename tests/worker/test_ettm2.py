@@ -261,7 +261,7 @@ def test_a_subset_is_at_most_the_part(folder: Path, name: str, size: int) -> Non
     whole = getattr(load(folder, **{key: size}), name)
     assert len(set(chain(*first_rows(whole)))) == size
     message = refused(folder, **{key: size + 1})
-    assert message == f"`data.{key}` is at most the {size} {name} windows, got {size + 1}"
+    assert message == f"`data.{key}` is at most the part's {size} windows, got {size + 1}"
 
 
 def test_validation_on_test(folder: Path) -> None:

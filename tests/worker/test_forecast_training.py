@@ -15,7 +15,14 @@ from workers.config import AutoformerETTm2, ConfigError, load_training, validate
 from workers.oialr import LowRankLinear
 from workers.protocol import Completed, Epoch, Event, Started
 from workers.tasks import measure_forecast, task_of
-from workers.training import DivergedError, Trained, Training, set_up, train
+from workers.training import (
+    DivergedError,
+    Trained,
+    Training,
+    set_up,
+    settings_without_effect,
+    train,
+)
 
 from ..conftest import SEARCH_SPACES, SHARED
 
@@ -129,6 +136,12 @@ def test_a_validation_loss_that_is_no_number_is_never_the_best() -> None:
             run(scripted(prepare(config("baseline")), losses))
 
 
+def test_without_a_choice_of_epochs_a_validation_loss_that_is_no_number_is_a_failure() -> None:
+    small = config("baseline", result_epoch="last")
+    with pytest.raises(DivergedError, match="validation_loss is nan after epoch 1"):
+        run(scripted(prepare(small), [math.nan, 1.0]))
+
+
 @pytest.mark.parametrize(
     ("patience", "losses", "num_epochs"),
     [
@@ -163,6 +176,45 @@ def test_the_learning_rate_follows_table_5(kind: str) -> None:
         assert rates[60] == pytest.approx(0.01)
         decay = math.cos(math.pi * 30**0.85 / 60**0.85)
         assert rates[90] == pytest.approx(4e-4 + 0.5 * 0.0096 * (1 + decay))
+
+
+def test_the_rate_told_of_an_epoch_is_its_last() -> None:
+    small = config("baseline", epochs=4, early_stopping_patience=None)
+    _, epochs = run(prepare(small))
+    rates = [epoch.metrics["lr"] for epoch in epochs]
+    assert rates == pytest.approx([4e-4, 4e-4, 2e-4, 1e-4])
+
+
+@pytest.mark.parametrize(
+    ("changes", "warnings"),
+    [
+        ({"oialr.delay_steps": 20}, []),
+        ({"oialr.delay_steps": 21}, ["inner ranks are never cut: `oialr.delay_steps` = 21"]),
+        (
+            {"oialr.delay_steps": 21, "oialr.full_rank_warmup": "true"},
+            ["OIALR never starts: `oialr.delay_steps` = 21"],
+        ),
+        (
+            {"oialr.delay_steps": 0, "oialr.update_frequency": 30},
+            ["inner ranks are never cut: `oialr.update_frequency` = 30"],
+        ),
+        (
+            {"oialr.delay_steps": 20, "validation": "test"},
+            ["`data.validation_subset` has no effect"],
+        ),
+    ],
+)
+def test_settings_without_effect_are_told(changes: dict[str, Any], warnings: list[str]) -> None:
+    told = settings_without_effect(prepare(config("untuned", epochs=1, **changes)))
+    assert len(told) == len(warnings)
+    assert all(line.startswith(start) for line, start in zip(told, warnings, strict=True))
+
+
+def test_another_label_len_reaches_data_and_network() -> None:
+    training = prepare(config("baseline", label_len=30))
+    (_, _, output_marks), _ = next(training.splits.validation.epoch(0))
+    assert output_marks.shape[1] == 30 + 24
+    assert run(training)[0].completed.metrics["test_mse"] > 0
 
 
 def test_the_run_says_which_layers_stay_dense() -> None:
@@ -225,6 +277,7 @@ def test_completed_goes_through_the_protocol_with_its_metrics() -> None:
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
+        ({"model.factor": 20, "pred_len": 1, "label_len": 1}, "for L = 2 steps"),
         ({"label_len": 97}, "`label_len <= seq_len` must hold, got label_len=97, seq_len=96"),
         ({"model.moving_average": 24}, "`moving_average` must be odd, got 24 in `model`"),
         ({"model.num_heads": 5}, "`num_heads` must divide `d_model`"),

@@ -59,7 +59,7 @@ def load(
             )
         if subset is not None and subset > num_windows:
             raise DataError(
-                f"`data.{name}_subset` is at most the {num_windows} {name} windows, got {subset}"
+                f"`data.{name}_subset` is at most the part's {num_windows} windows, got {subset}"
             )
         return Part(
             values=values[start:end],

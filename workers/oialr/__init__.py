@@ -18,7 +18,8 @@ To save, keep the `state_dict()` of all three; to continue, build all three afre
 """
 
 from workers.oialr.basis_update import BasisUpdate
-from workers.oialr.errors import OIALRError
+from workers.oialr.errors import NotFiniteError, OIALRError
+from workers.oialr.export import export
 from workers.oialr.layers import (
     LowRankConv,
     LowRankLayer,
@@ -27,7 +28,8 @@ from workers.oialr.layers import (
     LowRankWeight,
     StackedLowRankLinear,
 )
-from workers.oialr.metrics import ParameterCounts, stability
+from workers.oialr.metrics import ParameterCounts, mixing_similarity, stability, weight_stability
+from workers.oialr.observation import Observation, Observer
 from workers.oialr.oialr import OIALR
 from workers.oialr.products import low_rank_linear
 from workers.oialr.settings import OIALRSettings
@@ -40,10 +42,16 @@ __all__ = [
     "LowRankLinear",
     "LowRankMultiheadAttention",
     "LowRankWeight",
+    "NotFiniteError",
     "OIALRError",
     "OIALRSettings",
+    "Observation",
+    "Observer",
     "ParameterCounts",
     "StackedLowRankLinear",
+    "export",
     "low_rank_linear",
+    "mixing_similarity",
     "stability",
+    "weight_stability",
 ]

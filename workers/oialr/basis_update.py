@@ -1,5 +1,6 @@
-"""The basis update of one weight and its truncation (Coquelin et al., Algorithm 1)."""
+"""Basis updates and their truncation (Coquelin et al., Algorithm 1)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from workers.oialr.decomposition import Factors, precise_product, svd
+from workers.oialr.decomposition import SVD, Factors, precise_product, svd_alike
 from workers.oialr.layers import LowRankWeight
 from workers.oialr.metrics import stability
 from workers.oialr.optimizer_state import refuse_unknown_state, replace_parameter
@@ -35,14 +36,37 @@ class BasisUpdate:
 
 
 @torch.no_grad()
+def update_bases(
+    weights: Sequence[LowRankWeight], optimizer: Optimizer, settings: OIALRSettings
+) -> list[float]:
+    """Turn the bases so that each Σ is diagonal again, cut its small part, return stabilities.
+
+    All SVDs come before the first change.
+    """
+    for weight in weights:
+        refuse_unknown_state(optimizer, weight.sigma)
+    decomposed = svd_alike([weight.sigma for weight in weights])  # Algorithm 1: U'Σ'V'ᵀ = SVD(Σ)
+    return [
+        turn(weight, parts, optimizer, settings)
+        for weight, parts in zip(weights, decomposed, strict=True)
+    ]
+
+
 def update_basis(weight: LowRankWeight, optimizer: Optimizer, settings: OIALRSettings) -> float:
-    """Turn the bases so that Σ is diagonal again, drop its small part, return the stability."""
-    refuse_unknown_state(optimizer, weight.sigma)
+    """`update_bases` of one weight."""
+    return update_bases([weight], optimizer, settings)[0]
+
+
+def turn(weight: LowRankWeight, parts: SVD, optimizer: Optimizer, settings: OIALRSettings) -> float:
+    """Turn and cut the bases of one weight by the SVD of its Σ; return the stability."""
     old_basis, old_sigma, old_cobasis = weight.basis, weight.sigma, weight.cobasis
-    left, singular_values, right = svd(old_sigma)  # Algorithm 1: U'Σ'V'ᵀ = SVD(Σ)
-    kept = kept_inner_rank(singular_values, weight.full_inner_rank, settings)
+    kept = kept_inner_rank(parts.singular_values, weight.full_inner_rank, settings)
     # cut before multiplying: the products are then fresh tensors, and the old memory goes free
-    left, singular_values, right = left[:, :kept], singular_values[:kept], right[:kept]
+    left, singular_values, right = (
+        parts.left[:, :kept],
+        parts.singular_values[:kept],
+        parts.right[:kept],
+    )
     dtype = old_sigma.dtype
     weight.set_factors(
         Factors(
@@ -51,7 +75,8 @@ def update_basis(weight: LowRankWeight, optimizer: Optimizer, settings: OIALRSet
             precise_product(right, old_cobasis).to(dtype),  # Algorithm 1: Vᵀ ← V'ᵀVᵀ
         )
     )
-    replace_parameter(optimizer, old_sigma, [weight.sigma], [(left, right.mT)])
+    rotations = [(left, right.mT)]
+    replace_parameter(optimizer, old_sigma, [weight.sigma], rotations, settings.optimizer_state)
     return stability(old_basis, old_cobasis, weight.basis, weight.cobasis)
 
 

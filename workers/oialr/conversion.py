@@ -6,19 +6,34 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from workers.oialr.decomposition import Factors, decompose
-from workers.oialr.eligibility import Candidate, EligibleLayer
+from workers.oialr.decomposition import Factors, decompose, precise_product
+from workers.oialr.eligibility import Candidate, EligibleLayer, weights_of
+from workers.oialr.errors import OIALRError
 from workers.oialr.layers import (
     LowRankConv,
     LowRankLayer,
     LowRankLinear,
     LowRankMultiheadAttention,
+    LowRankWeight,
     StackedLowRankLinear,
 )
 from workers.oialr.optimizer_state import (
     parameters_outside,
     refuse_unknown_state,
     replace_parameter,
+)
+
+# What a call runs, and the marks that go with it; the same dictionaries, so that the handles the
+# user holds still remove his hooks. Hooks on loading and saving see other names now: not kept.
+HOOKS = (
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_backward_pre_hooks",
+    "_backward_hooks",
+    "_is_full_backward_hook",
 )
 
 
@@ -45,7 +60,7 @@ def convert_layer(
 ) -> LowRankLayer:
     """Make one low-rank layer of a dense one; biases and the rest stay the same objects."""
     factors = [factorize(matrix) for matrix in layer.matrices]
-    low_rank = build_layer(layer.module, factors).train(layer.module.training)
+    low_rank = build_layer(layer.module, factors)
     sigmas = [weight.sigma for weight in low_rank.weights]
     rotations = [(factor.basis, factor.cobasis.mT) for factor in factors]
     for position, weight in enumerate(layer.weights):
@@ -55,14 +70,19 @@ def convert_layer(
 
 
 def build_layer(dense: Candidate, factors: Sequence[Factors]) -> LowRankLayer:
-    """Choose the low-rank layer that stands in for a dense one."""
+    """Make the low-rank layer that stands in for a dense one, in its mode and with its hooks."""
+    low_rank: LowRankLayer
     if isinstance(dense, nn.MultiheadAttention):
-        return LowRankMultiheadAttention(dense, factors)
-    if not isinstance(dense, nn.Linear):
-        return LowRankConv(dense, factors[0])
-    if len(factors) > 1:
-        return StackedLowRankLinear(factors, dense.bias)
-    return LowRankLinear(factors[0], dense.bias)
+        low_rank = LowRankMultiheadAttention(dense, factors)
+    elif not isinstance(dense, nn.Linear):
+        low_rank = LowRankConv(dense, factors[0])
+    elif len(factors) > 1:
+        low_rank = StackedLowRankLinear(factors, dense.bias)
+    else:
+        low_rank = LowRankLinear(factors[0], dense.bias)
+    for name in HOOKS:
+        setattr(low_rank, name, getattr(dense, name))
+    return low_rank.train(dense.training)
 
 
 def replace_modules(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:
@@ -72,3 +92,42 @@ def replace_modules(model: nn.Module, replacements: Mapping[nn.Module, nn.Module
         for name, child in parent._modules.items():
             if child is not None and child in replacements:
                 setattr(parent, name, replacements[child])
+
+
+@torch.no_grad()
+def follow(
+    average: nn.Module, layers: Sequence[EligibleLayer], converted: Mapping[str, LowRankLayer]
+) -> None:
+    """Bring a copy of the model, whose W are averages, into the bases of the converted layers."""
+    replacements: dict[nn.Module, nn.Module] = {}
+    for layer in layers:
+        twin = find_twin(average, layer.name)
+        low_rank = converted[layer.name].weights
+        if isinstance(twin, LowRankLayer):
+            for weight, model_weight in zip(twin.weights, low_rank, strict=True):
+                parts = (weight.basis, weight.sigma, weight.cobasis)
+                weight.set_factors(project(model_weight, *parts))
+        else:
+            matrices = EligibleLayer(layer.name, twin, weights_of(twin), layer.num_blocks).matrices
+            replacements[twin] = build_layer(twin, list(map(project, low_rank, matrices)))
+    replace_modules(average, replacements)
+
+
+def find_twin(average: nn.Module, name: str) -> Candidate | LowRankLayer:
+    """The layer of this name in a copy of the model."""
+    twin = dict(average.named_modules()).get(name)
+    if not isinstance(twin, Candidate | LowRankLayer):
+        raise OIALRError(f"the average is no copy of the model: it has no layer {name!r}")
+    return twin
+
+
+def project(weight: LowRankWeight, *parts: Tensor) -> Factors:
+    """A weight's bases, and in them another W, given as a product, as well as they hold it.
+
+    It is what becomes of a first moment, which is an average, too.
+    """
+    basis, cobasis = (
+        tensor.to(parts[0], copy=True).contiguous() for tensor in (weight.basis, weight.cobasis)
+    )
+    sigma = precise_product(basis.mT, *parts, cobasis.mT)  # Σ ← Uᵀ W V
+    return Factors(basis, sigma.to(basis.dtype), cobasis)

@@ -41,6 +41,7 @@ def survey(
     model: nn.Module, optimizer: Optimizer, settings: OIALRSettings
 ) -> tuple[list[EligibleLayer], dict[str, str]]:
     """List the layers to convert in registration order, and by name why the others stay dense."""
+    refuse_uninitialized(model)
     candidates = [
         EligibleLayer(name, module, weights_of(module), num_blocks(name, module, settings))
         for name, module in model.named_modules()
@@ -90,10 +91,11 @@ def why_dense(
 
 
 def has_own_forward(module: Candidate) -> bool:
-    """Tell a subclass that computes something else than torch's class does."""
+    """Tell a layer that computes something else than torch's class does."""
     torch_class = next(kind for kind in get_args(Candidate) if isinstance(module, kind))
     return any(
-        getattr(type(module), method, None) is not getattr(torch_class, method, None)
+        method in vars(module)
+        or getattr(type(module), method, None) is not getattr(torch_class, method, None)
         for method in ("forward", "_conv_forward")
     )
 
@@ -146,6 +148,13 @@ def num_blocks(name: str, module: Candidate, settings: OIALRSettings) -> int:
     else:
         fused = False
     return 3 if fused and settings.fused_projections == "apart" else 1
+
+
+def refuse_uninitialized(model: nn.Module) -> None:
+    """Refuse lazy layers that have seen no input: nobody knows their shape, nor their fitness."""
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, nn.UninitializedParameter):
+            raise OIALRError(f"{name} has no shape yet: run the model on one batch before OIALR")
 
 
 def refuse_unknown_names(names: tuple[str, ...], known: list[str]) -> None:

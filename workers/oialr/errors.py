@@ -1,5 +1,9 @@
-"""The one exception of this package that means: what was asked for cannot be done."""
+"""The exceptions of this package: what was asked for cannot be done."""
 
 
 class OIALRError(ValueError):
     """A setting, a model or an optimiser that OIALR cannot work with, and why."""
+
+
+class NotFiniteError(OIALRError):
+    """A weight to decompose holds NaN or infinity: the training has diverged."""

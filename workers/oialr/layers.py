@@ -122,7 +122,11 @@ class LowRankConv(LowRankWeight):
         """(batch, in, positions...) -> (batch, out, positions...), with or without the batch."""
         # each of several groups would need all r channels of Vᵀ for itself, which seldom pays
         if self.groups > 1 or dense_is_cheaper(
-            self._num_tokens(x), self.out_channels, self.cobasis.shape[1], self.inner_rank
+            self._num_tokens(x),
+            self.out_channels,
+            self.cobasis.shape[1],
+            self.inner_rank,
+            chain=True,
         ):
             return self._convolve(x, self.weight, self.bias)
         x = self._convolve(x, self._kernel(self.cobasis))

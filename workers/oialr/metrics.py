@@ -1,10 +1,12 @@
-"""Stability (Coquelin et al., Eq. (4)), and the trainable and compressed size of their tables."""
+"""Stability and mixing (Coquelin et al., Eqs. (4) and (5)), and the sizes of their tables."""
 
 from dataclasses import dataclass
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from workers.oialr.decomposition import precise_product
+from workers.oialr.decomposition import precise_product, svd
 from workers.oialr.layers import low_rank_weights
 
 # m x n: a weight's shape, r: inner rank; _i and _j: two instants of one weight
@@ -23,6 +25,48 @@ def stability(
     right = precise_product(cobasis_old, cobasis_new.mT)  # V_iᵀ V_j, r_i x r_j
     trace = (left * right).sum()  # tr(U_i V_iᵀ (U_j V_jᵀ)ᵀ)
     return trace.item() / min(left.shape)  # Eq. (4)
+
+
+def weight_stability(weight_old: Tensor, weight_new: Tensor) -> float:
+    """`stability` between two dense weights, by a compact SVD of each.
+
+    A weight of more than two dimensions counts as its matrix, out x rest. Where a weight has no
+    full inner rank, the bases of its missing directions are the SVD's choice, and count.
+    """
+    old, new = svd(weight_old.flatten(1)), svd(weight_new.flatten(1))
+    return stability(old.left, old.right, new.left, new.right)
+
+
+def mixing_similarity(weight_old: Tensor, weight_new: Tensor) -> float:
+    """How alike the linear mixings R of one weight are at two instants, where W = QR.
+
+    It is 1 - ‖R_i - R_j‖ / (‖R_i‖ + ‖R_j‖) in Frobenius norms, R with a diagonal that is nowhere
+    negative: 1 when equal, also when Q alone has changed; 0 when one of two weights is zero. The
+    paper takes the Euclidean distance of the two R; how exactly its Eq. (5) normalises it was not
+    to be had: this denominator is ours.
+
+    A weight of more than two dimensions counts as its matrix, out x rest.
+    """
+    return compare_mixings(mixing(weight_old.flatten(1)), mixing(weight_new.flatten(1)))
+
+
+def mixing(weight: Tensor) -> Tensor:
+    """R of W = QR, in float64: a triangle, or a trapezoid where m < n, of min(m, n) rows.
+
+    With a diagonal that is not negative it is the one R there is, if the first columns of W are
+    independent. Since Q drops out, ΣVᵀ has the R of W = UΣVᵀ, less rows of zeros.
+    """
+    upper: Tensor = torch.linalg.qr(weight.double(), mode="r").R
+    signs = 1 - 2 * (upper.diagonal() < 0).double()
+    return signs[:, None] * upper
+
+
+def compare_mixings(upper_old: Tensor, upper_new: Tensor) -> float:
+    """Eq. (5) for two R; missing rows are zeros."""
+    num_rows = max(len(upper_old), len(upper_new))
+    old, new = (F.pad(upper, (0, 0, 0, num_rows - len(upper))) for upper in (upper_old, upper_new))
+    distance, reach = (old - new).norm().item(), (old.norm() + new.norm()).item()
+    return 1 - min(distance / reach, 1) if reach else 1.0  # Eq. (5), normalised our way
 
 
 @dataclass(frozen=True, kw_only=True)

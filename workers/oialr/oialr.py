@@ -1,68 +1,200 @@
 """OIALR beside a training loop (Coquelin et al., Algorithm 1): the one object a user holds."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import count
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from workers.oialr.basis_update import BasisUpdate, update_basis
-from workers.oialr.conversion import convert
-from workers.oialr.decomposition import Factors, blank
+from workers.oialr.basis_update import BasisUpdate, update_bases
+from workers.oialr.conversion import convert, follow
+from workers.oialr.decomposition import Factors, blank, decompose, numbered, refuse_not_finite
 from workers.oialr.eligibility import EligibleLayer, survey
 from workers.oialr.errors import OIALRError
 from workers.oialr.layers import LowRankLayer, LowRankWeight
 from workers.oialr.metrics import compression_percent, count_parameters, trainable_percent
-from workers.oialr.optimizer_state import replace_parameter
-from workers.oialr.schedule import conversion_step, update_number, window_size
+from workers.oialr.optimizer_state import (
+    forget_moments,
+    moments,
+    refuse_unknown_state,
+    replace_parameter,
+)
+from workers.oialr.schedule import conversion_step, layers_reached, update_number
 from workers.oialr.settings import OIALRSettings
 
 
 class OIALR:
     """Trains a model with OIALR: call `step()` once after every `optimizer.step()`.
 
-    It converts the model in place, so the model must hold its eligible layers as children. Hooks
-    on a converted layer do not survive; wrap in DDP and compile after the conversion.
+    It converts the model in place, so the model must hold its eligible layers as children. Forward
+    and backward hooks on a converted layer go on; hooks on its weight end with the weight. Whenever
+    `step()` returns updates, the trained parameters are new objects: ask `model.parameters()` again
+    for them. `torch.compile` follows by itself, but goes on uncompiled after eight changes, its
+    recompile limit, unless `torch.compiler.reset()` is called after each.
+
+    With `process_group`, the processes that train copies of the model together share the SVDs out
+    among themselves, and all have the same factors and moments afterwards. DistributedDataParallel
+    wraps the model after OIALR has it, and anew whenever `step()` returns updates:
+
+        oialr = OIALR(model, optimizer, settings, process_group=torch.distributed.group.WORLD)
+        ddp = DistributedDataParallel(model, broadcast_buffers=False)
+        ...
+            if oialr.step():
+                ddp = DistributedDataParallel(model, broadcast_buffers=False)
+
+    (`broadcast_buffers=False` spares it the bases, which are buffers, at every forward pass.)
     """
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer, settings: OIALRSettings) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        settings: OIALRSettings,
+        *,
+        process_group: distributed.ProcessGroup | None = None,
+    ) -> None:
         """Choose the layers; convert them at once if there is no full-rank warm-up."""
         self.settings = settings
         self._model = model
         self._optimizer = optimizer
+        self._process_group = process_group
+        self._averages: list[nn.Module] = []
         self._steps = 0
+        refuse_distributed(model)
         self._eligible, self._dense_layers = survey(model, optimizer, settings)
         refuse_unusable(self._eligible, self._dense_layers)
         self._low_rank_layers: dict[str, LowRankLayer] = {}
         self._full_rank_counts = count_parameters(model)
         if conversion_step(settings) == 0:
-            self._low_rank_layers = convert(model, optimizer, self._eligible)
+            self._convert(step=0)
 
     def step(self) -> list[BasisUpdate]:
-        """Count one optimiser step; convert and update bases if it is time. Most often: nothing."""
+        """Count one optimiser step; convert and update bases if it is time. Most often: nothing.
+
+        Raises:
+            NotFiniteError: when a weight to decompose holds NaN or infinity; nothing has changed
+                then, and the step is not counted.
+        """
+        updates = self._advance(self._steps + 1)
         self._steps += 1
-        if not self.converted and self._steps >= conversion_step(self.settings):
-            self._low_rank_layers = convert(self._model, self._optimizer, self._eligible)
-        update = update_number(self.settings, self._steps)
+        return updates
+
+    def _advance(self, step: int) -> list[BasisUpdate]:
+        if not self.converted and step >= conversion_step(self.settings):
+            self._refuse_divergence([w for layer in self._eligible for w in layer.weights])
+            self._convert(step)
+        update = update_number(self.settings, step)
         if not update:
             return []
-        layers = list(self._low_rank_layers.items())
-        reached = window_size(len(layers), self.settings.layer_fraction, update)
+        num_reached = layers_reached(self.settings, len(self._eligible), update)
+        reached = self._eligible[-num_reached:]
+        weights = {
+            name: weight
+            for layer in reached
+            for name, weight in numbered(
+                layer.name, self._low_rank_layers[layer.name].weights
+            ).items()
+        }
+        stabilities = self._update(weights, step)
+        for average in self._averages:
+            follow(average, reached, self._low_rank_layers)
         return [
-            self._update(name, weight)
-            for layer_name, layer in layers[-reached:]
-            for name, weight in weight_names(layer_name, layer).items()
+            BasisUpdate(
+                step=step,
+                layer=name,
+                stability=stability,
+                inner_rank=weight.inner_rank,
+                full_inner_rank=weight.full_inner_rank,
+            )
+            for (name, weight), stability in zip(weights.items(), stabilities, strict=True)
         ]
 
-    def _update(self, name: str, weight: LowRankWeight) -> BasisUpdate:
-        return BasisUpdate(
-            step=self._steps,
-            layer=name,
-            stability=update_basis(weight, self._optimizer, self.settings),
-            inner_rank=weight.inner_rank,
-            full_inner_rank=weight.full_inner_rank,
-        )
+    def add_average(self, average: nn.Module) -> None:
+        """Let an average of the weights follow the model: give the averaged copy of it.
+
+        That is `AveragedModel(model).module`, timm's `ModelEmaV3(model).module` and their like,
+        made before or after the conversion. At conversion and at an update the copy gets the same
+        structure and bases as the model, and of its own W what these bases can hold, so that
+        averaging the Σ goes on being meant.
+        """
+        follow(average, self._eligible if self.converted else [], self._low_rank_layers)
+        self._averages.append(average)
+
+    def _convert(self, step: int) -> None:
+        for layer in self._eligible:
+            refuse_not_finite(numbered(layer.name, layer.matrices), step)
+        positions = count()
+
+        def factorize(matrix: Tensor) -> Factors:
+            return decompose(matrix) if self._is_mine(next(positions)) else blank(matrix)
+
+        layers = convert(self._model, self._optimizer, self._eligible, factorize)
+        weights = [weight for layer in layers.values() for weight in layer.weights]
+        for position, weight in enumerate(weights):
+            self._share(weight, position)
+            if self.settings.optimizer_state != "rotate":
+                forget_moments(self._optimizer, weight.sigma)
+        self._low_rank_layers = layers
+        for average in self._averages:
+            follow(average, self._eligible, layers)
+
+    def _update(self, weights: Mapping[str, LowRankWeight], step: int) -> list[float]:
+        self._refuse_divergence([weight.sigma for weight in weights.values()])
+        # a process that refused alone would leave the others waiting
+        refuse_not_finite({name: weight.sigma for name, weight in weights.items()}, step)
+        for weight in weights.values():
+            refuse_unknown_state(self._optimizer, weight.sigma)
+        mine = {
+            position: weight
+            for position, weight in enumerate(weights.values())
+            if self._is_mine(position)
+        }
+        updated = update_bases(list(mine.values()), self._optimizer, self.settings)
+        stabilities = dict(zip(mine, updated, strict=True))
+        return [
+            self._share(weight, position, stabilities.get(position, 0.0))
+            for position, weight in enumerate(weights.values())
+        ]
+
+    def _is_mine(self, position: int) -> bool:
+        """Tell which of the weights this process decomposes: in turn with the others."""
+        group = self._process_group
+        return group is None or position % group.size() == group.rank()
+
+    @torch.no_grad()
+    def _refuse_divergence(self, trained: Sequence[Tensor]) -> None:
+        """Refuse to go on where each process has trained by itself; sharing would hide it."""
+        if self._process_group is None:
+            return
+        norms = torch.stack([torch.linalg.vector_norm(t, dtype=torch.float64) for t in trained])
+        extremes = torch.cat([norms, -norms])
+        distributed.all_reduce(extremes, distributed.ReduceOp.MAX, group=self._process_group)
+        highest, lowest = extremes.chunk(2)
+        if not torch.allclose(highest, -lowest, rtol=1e-6, atol=0.0, equal_nan=True):
+            raise OIALRError(
+                "the processes' weights differ: wrap the model in DistributedDataParallel, and anew"
+                " whenever step() has returned updates"
+            )
+
+    @torch.no_grad()
+    def _share(self, weight: LowRankWeight, position: int, stability: float = 1.0) -> float:
+        """Give all processes the factors, moments and stability that one of them computed."""
+        group = self._process_group
+        if group is None:
+            return stability
+        source = position % group.size()
+        report = weight.sigma.new_tensor([weight.inner_rank, stability], dtype=torch.float64)
+        distributed.broadcast(report, group=group, group_src=source)
+        if not self._is_mine(position):
+            self._resize(weight, int(report[0]))
+        state = self._optimizer.state.get(weight.sigma, {})
+        factors = (weight.basis, weight.sigma, weight.cobasis)
+        for tensor in (*factors, *moments(state).values()):
+            distributed.broadcast(tensor, group=group, group_src=source)
+        return report[1].item()
 
     @property
     def steps(self) -> int:
@@ -123,9 +255,12 @@ class OIALR:
             weights = self._low_rank_layers[name].weights
             for weight, inner_rank in zip(weights, inner_ranks, strict=True):
                 self._resize(weight, inner_rank)
+        for average in self._averages if self.converted else []:
+            follow(average, self._eligible, self._low_rank_layers)
         self._steps = state["steps"]
 
     def _resize(self, weight: LowRankWeight, inner_rank: int) -> None:
+        """Make room for factors and moments of another inner rank: zeros, to be overwritten."""
         old_sigma = weight.sigma
         weight.set_factors(
             Factors(
@@ -134,15 +269,16 @@ class OIALR:
                 weight.cobasis.new_zeros(inner_rank, weight.cobasis.shape[1]),
             )
         )
-        self._optimizer.state.pop(old_sigma, None)
-        replace_parameter(self._optimizer, old_sigma, [weight.sigma], [])
+        nothing = old_sigma.new_zeros(old_sigma.shape[0], inner_rank)
+        replace_parameter(self._optimizer, old_sigma, [weight.sigma], [(nothing, nothing)])
 
 
-def weight_names(layer_name: str, layer: LowRankLayer) -> dict[str, LowRankWeight]:
-    """Name a layer's weights: by the layer's name, and a number where there are several."""
-    if len(layer.weights) == 1:
-        return {layer_name: layer.weights[0]}
-    return {f"{layer_name}[{i}]": weight for i, weight in enumerate(layer.weights)}
+def refuse_distributed(model: nn.Module) -> None:
+    """Refuse a wrapper that would go on averaging the gradients of parameters long replaced."""
+    if any(isinstance(module, DistributedDataParallel) for module in model.modules()):
+        raise OIALRError(
+            "give OIALR the model itself and wrap it in DistributedDataParallel afterwards"
+        )
 
 
 def refuse_unusable(eligible: list[EligibleLayer], dense_layers: Mapping[str, str]) -> None:

@@ -2,17 +2,20 @@
 
 The paper leaves its state open; the authors zero the moments at conversion and slice them at an
 update. Here both moments are taken into the new bases: left and right are U and V at conversion,
-the kept columns of U' and V' at an update.
+the kept columns of U' and V' at an update. The authors' way is there by option, and a third, to
+forget the moments. The step count always goes on.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from workers.oialr.decomposition import precise_product
 from workers.oialr.errors import OIALRError
+from workers.oialr.settings import OptimizerState
 
 # left: m x r, right: n x r; a moment goes from m x n to r x r
 
@@ -27,6 +30,7 @@ def replace_parameter(
     old: nn.Parameter,
     new: Sequence[nn.Parameter],
     rotations: Sequence[tuple[Tensor, Tensor]],
+    how: OptimizerState = "rotate",
 ) -> None:
     """Put the Σ made of a weight or of an older Σ in its place in the optimiser, state and all."""
     group, position = find_group(optimizer, old)
@@ -38,20 +42,48 @@ def replace_parameter(
         state = optimizer.state.pop(old)
         blocks = matrix_states(state, len(new))
         for sigma, block, (left, right) in zip(new, blocks, rotations, strict=True):
-            optimizer.state[sigma] = rotate(block, left, right)
+            optimizer.state[sigma] = carry(block, left, right, how)
 
 
-def rotate(state: State, left: Tensor, right: Tensor) -> State:
-    """Take one parameter's state into new bases; copy what is no moment, as the step count."""
-    rotated = {}
+def carry(state: State, left: Tensor, right: Tensor, how: OptimizerState) -> State:
+    """Carry one parameter's moments over; copy what is no moment, as the step count."""
+    carried = {}
     for key, value in state.items():
-        if key in FIRST_MOMENTS and value is not None:
-            rotated[key] = rotate_first(value, left, right)
-        elif key in SECOND_MOMENTS and value is not None:
-            rotated[key] = rotate_second(value, left, right)
+        if key in FIRST_MOMENTS | SECOND_MOMENTS and value is not None:
+            carried[key] = CARRY[how](key, value, left, right)
         else:
-            rotated[key] = value.clone() if isinstance(value, Tensor) else value
-    return rotated
+            carried[key] = value.clone() if isinstance(value, Tensor) else value
+    return carried
+
+
+def rotate(key: str, moment: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Take a moment into new bases."""
+    rotate_moment = rotate_first if key in FIRST_MOMENTS else rotate_second
+    return rotate_moment(moment, left, right)
+
+
+def cut(key: str, moment: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Keep the corner of a moment that has the kept inner rank, in the old bases (the authors)."""
+    corner = moment[: left.shape[1], : right.shape[1]]
+    return corner.clone(memory_format=torch.contiguous_format)  # no view, which would hold it all
+
+
+def reset(key: str, moment: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Forget a moment."""
+    return moment.new_zeros(left.shape[1], right.shape[1])
+
+
+CARRY: dict[OptimizerState, Callable[[str, Tensor, Tensor, Tensor], Tensor]] = {
+    "rotate": rotate,
+    "cut": cut,
+    "reset": reset,
+}
+
+
+def forget_moments(optimizer: Optimizer, parameter: nn.Parameter) -> None:
+    """Zero a parameter's moments, in place."""
+    for moment in moments(optimizer.state.get(parameter, {})).values():
+        moment.zero_()
 
 
 def rotate_first(moment: Tensor, left: Tensor, right: Tensor) -> Tensor:
@@ -78,12 +110,17 @@ def matrix_states(state: State, num_blocks: int) -> list[State]:
 
 def refuse_unknown_state(optimizer: Optimizer, parameter: nn.Parameter) -> None:
     """Refuse an optimiser whose state for a parameter could not follow a change of bases."""
-    for key, value in optimizer.state.get(parameter, {}).items():
-        if is_shaped(value) and key not in FIRST_MOMENTS | SECOND_MOMENTS:
+    for key, value in moments(optimizer.state.get(parameter, {})).items():
+        if key not in FIRST_MOMENTS | SECOND_MOMENTS:
             raise OIALRError(
                 f"{type(optimizer).__name__} keeps {key!r}, of shape {tuple(value.shape)}, for a"
                 f" weight of shape {tuple(parameter.shape)}: OIALR cannot take it into new bases"
             )
+
+
+def moments(state: State) -> dict[str, Tensor]:
+    """The part of a parameter's state that has its shape."""
+    return {key: value for key, value in state.items() if is_shaped(value)}
 
 
 def is_shaped(value: object) -> bool:

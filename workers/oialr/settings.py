@@ -7,6 +7,7 @@ from workers.oialr.errors import OIALRError
 
 LastLayer = Literal["last_converted", "classifier"]
 FusedProjections = Literal["together", "apart"]
+OptimizerState = Literal["rotate", "cut", "reset"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,9 @@ class OIALRSettings:
 
     layer_fraction: float = 0.1
     """α: the u-th basis update reaches the last ceil(L · α · u) of the L low-rank layers."""
+
+    growing_window: bool = True
+    """False: every basis update reaches all layers, and `layer_fraction` has no effect."""
 
     full_rank_warmup: bool = True
     """False: conversion happens before the first step; the first basis update still waits for d."""
@@ -59,6 +63,12 @@ class OIALRSettings:
     min_inner_rank_fraction: float = 0.01
     """Truncation never goes under this share of the full inner rank min(m, n), nor under 1."""
 
+    optimizer_state: OptimizerState = "rotate"
+    """What becomes of the optimiser's moments; its step counts stay as they are in every case.
+    "rotate": they are taken into the new bases, at conversion and at updates; "cut": as the
+    authors do, zeroed at conversion, at an update sliced to the kept inner rank though the bases
+    turn; "reset": zeroed at conversion and at updates."""
+
     def __post_init__(self) -> None:
         """Refuse a value outside its range."""
         self._require("delay_steps >= 0", self.delay_steps >= 0)
@@ -75,6 +85,10 @@ class OIALRSettings:
         self._require(
             f"fused_projections in {get_args(FusedProjections)}",
             self.fused_projections in get_args(FusedProjections),
+        )
+        self._require(
+            f"optimizer_state in {get_args(OptimizerState)}",
+            self.optimizer_state in get_args(OptimizerState),
         )
 
     def _require(self, rule: str, holds: bool) -> None:

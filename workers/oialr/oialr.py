@@ -284,9 +284,19 @@ def refuse_distributed(model: nn.Module) -> None:
 def refuse_unusable(eligible: list[EligibleLayer], dense_layers: Mapping[str, str]) -> None:
     """Refuse a model with nothing to convert, or with no place to put what was converted."""
     if not eligible:
-        raise OIALRError(f"no layer can become low-rank: {dict(dense_layers)}")
+        raise OIALRError(f"no layer can become low-rank: {summary(dense_layers)}")
     if eligible[0].name == "":
         raise OIALRError(
             f"the model is itself a {type(eligible[0].module).__name__}, which cannot be replaced"
             " in place: wrap it, for instance in nn.Sequential(model)"
         )
+
+
+def summary(dense_layers: Mapping[str, str]) -> str:
+    """Each reason once, the most frequent first, with its number of layers and one's name."""
+    names: dict[str, list[str]] = {}
+    for name, reason in dense_layers.items():
+        names.setdefault(reason, []).append(name)
+    reasons = sorted(names.items(), key=lambda item: -len(item[1]))
+    lines = [f"{reason} ({len(layers)} layers, as {layers[0]})" for reason, layers in reasons]
+    return "; ".join(lines) or "it has none of the right kind"

@@ -174,6 +174,7 @@ def train(
         metrics, updates = _run_epoch(training, epoch)
         step = epoch * training.splits.train.num_batches
         report(Epoch(epoch=epoch, step=step, metrics=metrics, rank_updates=updates))
+        metrics = {"epoch": float(epoch), **metrics}  # a result says of which epoch it is
         _require_finite("train_loss", metrics)
         if not keep_best:
             _require_finite("validation_loss", metrics)
@@ -226,7 +227,6 @@ def _run_epoch(training: Training, epoch: int) -> tuple[dict[str, float], list[R
     train_loss, lr, updates = _train_epoch(training, epoch)
     validation = _evaluate(training, training.model, training.splits.validation)
     return {
-        "epoch": float(epoch),
         "train_loss": train_loss,
         **{f"validation_{name}": value for name, value in validation.items()},
         "lr": lr,

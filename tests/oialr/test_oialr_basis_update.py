@@ -7,7 +7,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from workers.oialr import OIALR, LowRankLinear, OIALRSettings, stability
-from workers.oialr.basis_update import kept_inner_rank, update_bases, update_basis
+from workers.oialr.basis_update import kept_inner_rank, update_bases
 from workers.oialr.decomposition import decompose
 
 
@@ -53,7 +53,7 @@ def test_without_truncation_the_product_stays(m: int, n: int) -> None:
     train(layer, optimizer, n, steps=3)
     assert not torch.equal(layer.sigma, layer.sigma.diag().diag())
     before, old = layer.weight.detach(), (layer.basis, layer.cobasis)
-    similarity = update_basis(layer, optimizer, make_settings())
+    similarity = update_bases([layer], optimizer, make_settings())[0]
     torch.testing.assert_close(layer.weight, before)
     assert torch.equal(layer.sigma, layer.sigma.diag().diag())
     eye = torch.eye(layer.inner_rank, dtype=torch.float64)
@@ -80,7 +80,7 @@ def test_truncation_drops_exactly_the_small_singular_values() -> None:
     singular_values = torch.tensor([10, 5, 1.01, 0.99, 0.5, 0.1])
     layer, optimizer = make_layer(8, 6, singular_values)
     left, _, right = decompose(layer.weight.detach())
-    update_basis(layer, optimizer, make_settings(cutoff_fraction=0.1))
+    update_bases([layer], optimizer, make_settings(cutoff_fraction=0.1))
     torch.testing.assert_close(layer.sigma.detach(), singular_values[:3].double().diag())
     best = left[:, :3] @ singular_values[:3].double().diag() @ right[:3]
     torch.testing.assert_close(layer.weight.detach(), best)
@@ -121,7 +121,7 @@ def test_truncation_frees_memory(inner_ranks: tuple[int, int]) -> None:
     layer, optimizer = make_layer(90, full, singular_values)
     train(layer, optimizer, full)
     layer.sigma.data = singular_values.double().diag()  # undo the step, keep the moments
-    update_basis(layer, optimizer, make_settings(cutoff_fraction=0.1, max_cut_fraction=1.0))
+    update_bases([layer], optimizer, make_settings(cutoff_fraction=0.1, max_cut_fraction=1.0))
     assert layer.inner_rank == kept
     assert layer.sigma.grad is None
     tensors = [layer.basis, layer.cobasis, layer.sigma.data, *optimizer.state[layer.sigma].values()]
@@ -186,7 +186,7 @@ def test_alike_sigmas_are_decomposed_in_one_call_and_as_if_alone() -> None:
     with SVDCounter() as counter:
         found = update_bases(list(together), optimizers[0], settings)
     assert counter.shapes == [(3, 6, 6), (2, 5, 5), (1, 4, 4), (1, 6, 6)]
-    expected = [update_basis(layer, optimizers[1], settings) for layer in alone]
+    expected = [update_bases([layer], optimizers[1], settings)[0] for layer in alone]
     assert found == pytest.approx(expected)
     assert [layer.inner_rank for layer in together] == [layer.inner_rank for layer in alone]
     assert min(layer.inner_rank for layer in together) < 4
@@ -238,7 +238,7 @@ def test_many_updates_do_not_wear_orthogonality_away(dtype: torch.dtype) -> None
         with torch.no_grad():
             layer.sigma += 0.05 * torch.randn_like(layer.sigma)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            update_basis(layer, optimizer, make_settings())
+            update_bases([layer], optimizer, make_settings())
     assert layer.basis.dtype == dtype
     deviation = (layer.basis.mT.double() @ layer.basis.double() - torch.eye(16)).abs().max()
     assert deviation < {torch.bfloat16: 0.1, torch.float32: 2e-5}[dtype]
@@ -247,7 +247,7 @@ def test_many_updates_do_not_wear_orthogonality_away(dtype: torch.dtype) -> None
 def test_sgd_on_sigma_is_projected_sgd_on_the_weight() -> None:
     layer, _ = make_layer(8, 6, torch.tensor([3.0, 2, 1, 1e-3, 1e-3, 1e-3]))
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.05)
-    update_basis(layer, optimizer, make_settings(cutoff_fraction=0.1))
+    update_bases([layer], optimizer, make_settings(cutoff_fraction=0.1))
     left, right = layer.basis @ layer.basis.mT, layer.cobasis.mT @ layer.cobasis
     weight = layer.weight.detach().clone().requires_grad_()  # the slow reference
     for _ in range(5):
@@ -257,7 +257,7 @@ def test_sgd_on_sigma_is_projected_sgd_on_the_weight() -> None:
         optimizer.zero_grad()
         layer(x).sin().square().sum().backward()
         optimizer.step()
-        update_basis(layer, optimizer, make_settings())
+        update_bases([layer], optimizer, make_settings())
     torch.testing.assert_close(layer.weight, weight)
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from workers.oialr import OIALR, LowRankConv, OIALRError, OIALRSettings
-from workers.oialr.basis_update import update_basis
+from workers.oialr.basis_update import update_bases
 from workers.oialr.decomposition import Factors, decompose
 from workers.oialr.layers import Convolution
 
@@ -319,8 +319,8 @@ def test_truncation_keeps_the_best_kernel_of_its_inner_rank() -> None:
     conv, _ = make("2d")
     low_rank = truncate(conv, 6)
     optimizer = torch.optim.SGD(low_rank.parameters(), lr=0.1)
-    update_basis(
-        low_rank,
+    update_bases(
+        [low_rank],
         optimizer,
         OIALRSettings(delay_steps=0, update_frequency=1, cutoff_fraction=0.99),
     )

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from workers.oialr import OIALR, LowRankLinear, OIALRSettings
-from workers.oialr.basis_update import update_basis
+from workers.oialr.basis_update import update_bases
 from workers.oialr.decomposition import decompose
 
 
@@ -92,7 +92,7 @@ def test_moments_follow_conversion_and_update(name: str, kind: str) -> None:
     train(model, optimizer, steps=2)
     sigma, basis, cobasis = layer.sigma, layer.basis, layer.cobasis
     sigma_state = copy.deepcopy(optimizer.state[sigma])
-    update_basis(layer, optimizer, make_settings(cutoff_fraction=0.9))
+    update_bases([layer], optimizer, make_settings(cutoff_fraction=0.9))
     assert layer.inner_rank == 2
     # U' and V' up to sign, out of the bases before and after
     left, right = basis.mT @ layer.basis, cobasis @ layer.cobasis.mT
@@ -177,7 +177,7 @@ def test_a_constant_second_moment_stays_constant() -> None:
     layer.sigma.grad = torch.randn_like(layer.sigma)
     optimizer.step()
     optimizer.state[layer.sigma]["exp_avg_sq"].fill_(0.25)
-    update_basis(layer, optimizer, make_settings(cutoff_fraction=0.9))
+    update_bases([layer], optimizer, make_settings(cutoff_fraction=0.9))
     second = optimizer.state[layer.sigma]["exp_avg_sq"]
     assert len(second) < 5
     torch.testing.assert_close(second, torch.full_like(second, 0.25))
@@ -194,7 +194,7 @@ def test_an_adamw_step_with_constant_v_does_not_notice_the_update() -> None:
     other, gradient = copy.deepcopy((layer, optimizer.state_dict())), torch.randn_like(weight)
     twin, twin_optimizer = other[0], torch.optim.AdamW(other[0].parameters())
     twin_optimizer.load_state_dict(other[1])
-    update_basis(layer, optimizer, make_settings())
+    update_bases([layer], optimizer, make_settings())
     for stepped, its_optimizer in ((layer, optimizer), (twin, twin_optimizer)):
         its_optimizer.zero_grad()
         (stepped.weight * gradient * 1e-9).sum().backward()

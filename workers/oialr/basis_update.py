@@ -52,11 +52,6 @@ def update_bases(
     ]
 
 
-def update_basis(weight: LowRankWeight, optimizer: Optimizer, settings: OIALRSettings) -> float:
-    """`update_bases` of one weight."""
-    return update_bases([weight], optimizer, settings)[0]
-
-
 def turn(weight: LowRankWeight, parts: SVD, optimizer: Optimizer, settings: OIALRSettings) -> float:
     """Turn and cut the bases of one weight by the SVD of its Σ; return the stability."""
     old_basis, old_sigma, old_cobasis = weight.basis, weight.sigma, weight.cobasis

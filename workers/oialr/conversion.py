@@ -22,6 +22,7 @@ from workers.oialr.optimizer_state import (
     refuse_unknown_state,
     replace_parameter,
 )
+from workers.oialr.settings import OptimizerState
 
 # What a call runs, and the marks that go with it; the same dictionaries, so that the handles the
 # user holds still remove his hooks. Hooks on loading and saving see other names now: not kept.
@@ -43,20 +44,24 @@ def convert(
     optimizer: Optimizer,
     layers: Sequence[EligibleLayer],
     factorize: Callable[[Tensor], Factors] = decompose,
+    how: OptimizerState = "rotate",
 ) -> dict[str, LowRankLayer]:
     """Put low-rank layers in the places of dense ones, Σ in the weights' place in the optimiser."""
     for layer in layers:
         for weight in layer.weights:
             refuse_unknown_state(optimizer, weight)
     outside = parameters_outside(model, optimizer)
-    converted = {layer.name: convert_layer(layer, optimizer, factorize) for layer in layers}
+    converted = {layer.name: convert_layer(layer, optimizer, factorize, how) for layer in layers}
     replace_modules(model, {layer.module: converted[layer.name] for layer in layers})
     assert parameters_outside(model, optimizer) == outside
     return converted
 
 
 def convert_layer(
-    layer: EligibleLayer, optimizer: Optimizer, factorize: Callable[[Tensor], Factors]
+    layer: EligibleLayer,
+    optimizer: Optimizer,
+    factorize: Callable[[Tensor], Factors],
+    how: OptimizerState,
 ) -> LowRankLayer:
     """Make one low-rank layer of a dense one; biases and the rest stay the same objects."""
     factors = [factorize(matrix) for matrix in layer.matrices]
@@ -65,7 +70,7 @@ def convert_layer(
     rotations = [(factor.basis, factor.cobasis.mT) for factor in factors]
     for position, weight in enumerate(layer.weights):
         blocks = slice(position * layer.num_blocks, (position + 1) * layer.num_blocks)
-        replace_parameter(optimizer, weight, sigmas[blocks], rotations[blocks])
+        replace_parameter(optimizer, weight, sigmas[blocks], rotations[blocks], how)
     return low_rank
 
 

@@ -49,8 +49,13 @@ def plain_layer(layer: LowRankLayer, form: Form) -> nn.Module:
     match layer:
         case LowRankMultiheadAttention():
             return attention(layer)
+        case LowRankConv() if two_factors:
+            return nn.Sequential(
+                convolution(layer, layer.cobasis, None),
+                pointwise(layer.basis @ layer.sigma, layer.bias, len(layer.kernel_size)),
+            )
         case LowRankConv():
-            return two_convolutions(layer) if two_factors else convolution(layer)
+            return convolution(layer, layer.dense(), layer.bias)
         case LowRankLinear() if two_factors:
             return nn.Sequential(
                 linear(layer.cobasis, None), linear(layer.basis @ layer.sigma, layer.bias)
@@ -78,52 +83,36 @@ def linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     return fill(layer, weight, bias)
 
 
-def convolution(layer: LowRankConv) -> nn.Module:
-    """The dense convolution."""
-    dense: nn.Module = blank(
+def convolution(layer: LowRankConv, matrix: Tensor, bias: Tensor | None) -> nn.Module:
+    """A convolution that moves as the layer does, its kernel given as a matrix."""
+    dense: Convolution = blank(
         CONVOLUTIONS[len(layer.kernel_size)],
         layer.in_channels,
-        layer.out_channels,
+        len(matrix),
         layer.kernel_size,
         stride=layer.stride,
         padding=layer.padding,
         dilation=layer.dilation,
         groups=layer.groups,
-        bias=layer.bias is not None,
+        bias=bias is not None,
         padding_mode=layer.padding_mode,
-        device=layer.basis.device,
+        device=matrix.device,
     )
-    return fill(dense, layer.weight, layer.bias)
+    return fill(dense, matrix.reshape(dense.weight.shape), bias)
 
 
-def two_convolutions(layer: LowRankConv) -> nn.Sequential:
-    """A convolution with Vᵀ for its kernel, then UΣ at each position."""
-    num_dims = len(layer.kernel_size)
-    first = blank(
+def pointwise(matrix: Tensor, bias: Tensor | None, num_dims: int) -> nn.Module:
+    """A convolution of kernel 1: the matrix at each position."""
+    num_rows, num_columns = matrix.shape
+    dense: Convolution = blank(
         CONVOLUTIONS[num_dims],
-        layer.in_channels,
-        layer.inner_rank,
-        layer.kernel_size,
-        stride=layer.stride,
-        padding=layer.padding,
-        dilation=layer.dilation,
-        bias=False,
-        padding_mode=layer.padding_mode,
-        device=layer.basis.device,
-    )
-    second = blank(
-        CONVOLUTIONS[num_dims],
-        layer.inner_rank,
-        layer.out_channels,
+        num_columns,
+        num_rows,
         1,
-        bias=layer.bias is not None,
-        device=layer.basis.device,
+        bias=bias is not None,
+        device=matrix.device,
     )
-    mixed = layer.basis @ layer.sigma
-    return nn.Sequential(
-        fill(first, layer.cobasis.view(first.weight.shape), None),
-        fill(second, mixed.view(second.weight.shape), layer.bias),
-    )
+    return fill(dense, matrix.reshape(dense.weight.shape), bias)
 
 
 def attention(layer: LowRankMultiheadAttention) -> nn.MultiheadAttention:

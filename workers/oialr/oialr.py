@@ -16,14 +16,9 @@ from workers.oialr.eligibility import EligibleLayer, survey
 from workers.oialr.errors import OIALRError
 from workers.oialr.layers import LowRankLayer, LowRankWeight
 from workers.oialr.metrics import compression_percent, count_parameters, trainable_percent
-from workers.oialr.optimizer_state import (
-    forget_moments,
-    moments,
-    refuse_unknown_state,
-    replace_parameter,
-)
+from workers.oialr.optimizer_state import moments, refuse_unknown_state, replace_parameter
 from workers.oialr.schedule import conversion_step, layers_reached, update_number
-from workers.oialr.settings import OIALRSettings
+from workers.oialr.settings import OIALRSettings, OptimizerState
 
 
 class OIALR:
@@ -131,12 +126,12 @@ class OIALR:
         def factorize(matrix: Tensor) -> Factors:
             return decompose(matrix) if self._is_mine(next(positions)) else blank(matrix)
 
-        layers = convert(self._model, self._optimizer, self._eligible, factorize)
+        # the authors, who cut at updates, forget at conversion: a weight's moments have other axes
+        how: OptimizerState = "rotate" if self.settings.optimizer_state == "rotate" else "reset"
+        layers = convert(self._model, self._optimizer, self._eligible, factorize, how)
         weights = [weight for layer in layers.values() for weight in layer.weights]
         for position, weight in enumerate(weights):
             self._share(weight, position)
-            if self.settings.optimizer_state != "rotate":
-                forget_moments(self._optimizer, weight.sigma)
         self._low_rank_layers = layers
         for average in self._averages:
             follow(average, self._eligible, layers)

@@ -80,12 +80,6 @@ CARRY: dict[OptimizerState, Callable[[str, Tensor, Tensor, Tensor], Tensor]] = {
 }
 
 
-def forget_moments(optimizer: Optimizer, parameter: nn.Parameter) -> None:
-    """Zero a parameter's moments, in place."""
-    for moment in moments(optimizer.state.get(parameter, {})).values():
-        moment.zero_()
-
-
 def rotate_first(moment: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """A mean of gradients changes bases as the gradient does."""
     return precise_product(left.mT, moment, right).to(moment.dtype)  # m ← U'ᵀ m V'

@@ -11,8 +11,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+EVENTS_FILE = "events.jsonl"
 RESULT_FILE = "result.json"
 
 
@@ -39,6 +40,14 @@ class Evaluate:
     """Also measure the trained network on the test set."""
     save_checkpoint: bool = False
     """Write the trained network as safetensors."""
+    state_file: str | None = None
+    """Where the state of the training is kept: read if it is there, written after each epoch;
+    None: nowhere."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stop:
+    """To the worker: end after the epoch that is running, its state written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +68,15 @@ class Started:
     """Which layers stay dense, and why; for people."""
     warnings: list[str] = field(default_factory=list)
     """Settings that have no effect in this training."""
+    resumed_epoch: int = 0
+    """Epochs that an earlier attempt had trained; they are reported again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progressed:
+    """The training moves; sent every few seconds."""
+
+    step: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +92,19 @@ class RankUpdate:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Observation:
+    """How far one layer's bases and mixings have come between two instants."""
+
+    step: int
+    earlier_step: int
+    layer: str
+    stability: float
+    """Eq. (4)."""
+    mixing_similarity: float
+    """Eq. (5)."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Epoch:
     """One epoch of training and its validation."""
 
@@ -81,10 +112,20 @@ class Epoch:
     step: int
     metrics: Mapping[str, float]
     rank_updates: list[RankUpdate] = field(default_factory=list)
+    observations: list[Observation] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         updates = [u if isinstance(u, RankUpdate) else RankUpdate(**u) for u in self.rank_updates]
         object.__setattr__(self, "rank_updates", updates)
+        seen = [o if isinstance(o, Observation) else Observation(**o) for o in self.observations]
+        object.__setattr__(self, "observations", seen)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stopped:
+    """The training ended early, as asked; its state is kept."""
+
+    epoch: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,15 +146,19 @@ class Failed:
 
     reason: str
     at: float
-    configuration: bool = False
-    """The configuration or the data are at fault: no other attempt can succeed."""
+    cause: Literal["configuration", "training", "machine"]
+    """What is at fault: the configuration cannot be trained, the training came to no result (it
+    diverged, it raised), or the machine, so that another attempt may succeed (memory, disk, data
+    that cannot be read)."""
 
 
-Message = Prepare | Evaluate
-Event = Ready | Started | Epoch | Completed | Failed
+Message = Prepare | Evaluate | Stop
+Event = Ready | Started | Progressed | Epoch | Stopped | Completed | Failed
 _TYPES: dict[str, type[Any]] = {
     kind.__name__.lower(): kind
-    for kind in (Prepare, Evaluate, Ready, Started, Epoch, Completed, Failed)
+    for kind in (
+        Prepare, Evaluate, Stop, Ready, Started, Progressed, Epoch, Stopped, Completed, Failed,
+    )  # fmt: skip
 }
 
 

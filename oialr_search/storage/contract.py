@@ -6,7 +6,7 @@ whatever goes wrong in a database arrives as one `StorageError` without a passwo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,6 +20,10 @@ JsonValue: TypeAlias = (
 
 class StorageError(Exception):
     """A database that cannot be used as asked; its text is one line for the user."""
+
+
+class StorageUnavailable(StorageError):  # noqa: N818  (a state of the database, not a mistake)
+    """The database cannot be reached, is locked or full just now: the same call may work later."""
 
 
 class Status(StrEnum):
@@ -100,19 +104,21 @@ class Proposal:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NewEvaluation:
-    """One execution of a worker for an individual, about to start."""
+class Runner:
+    """Who evaluates, and with what: one controller rank of one launch."""
 
-    individual_id: int
-    attempt: int
+    launch_id: int
+    world_rank: int
     hostname: str
     device: str | None
-    world_rank: int
-    seed: int
+    seed: int  # of the training
     num_threads: int  # CPU threads of the training; sums over threads depend on it
-    folder: str
-    log_path: str
-    started_at: datetime = field(default_factory=utc_now)  # when the request was sent
+    search_folder: str  # absolute; each evaluation gets a folder in it
+
+
+def individual_folder(search_folder: str, individual_id: int) -> str:
+    """Where the files of an individual are."""
+    return f"{search_folder}/individual-{individual_id:06d}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,15 +133,28 @@ class Outcome:
     metrics: Mapping[str, float] = field(default_factory=dict)  # final values; inf reads as NaN
     trainable_percent: float | None = None  # of the full-rank model's parameters
     compression_percent: float | None = None  # total parameters, same reference
+    log_tail: str | None = None  # the end of the worker's log, where it did not complete
     finished_at: datetime = field(default_factory=utc_now)
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationRecord(NewEvaluation):
-    """A stored evaluation; what it has not come to yet is None."""
+class EvaluationRecord:
+    """A stored execution of a worker for an individual; what it has not come to yet is None."""
 
     id: int
+    individual_id: int
+    attempt: int  # 1, 2, ... for one individual
+    launch_id: int
+    world_rank: int
+    hostname: str
+    device: str | None
+    seed: int
+    num_threads: int
+    folder: str
+    log_path: str
     status: Status
+    started_at: datetime  # when it was claimed
+    resumed_epoch: int | None  # epochs taken over from an earlier attempt; None before training
     reason: str | None
     exit_code: int | None
     exit_signal: int | None
@@ -147,6 +166,7 @@ class EvaluationRecord(NewEvaluation):
     metrics: Mapping[str, float]
     trainable_percent: float | None
     compression_percent: float | None
+    log_tail: str | None
 
     @property
     def duration_s(self) -> float | None:
@@ -174,9 +194,10 @@ class IndividualRecord(Proposal):
 class Claim:
     """An individual that the caller, and nobody else, is to evaluate now."""
 
-    individual: IndividualRecord
-    attempt: int  # 1 for a new individual
+    individual: IndividualRecord  # with the evaluation that has just been stored as running
+    evaluation: EvaluationRecord  # the same
     repeated: bool  # lost earlier: the proposal was not used
+    failures: int  # earlier attempts that failed or timed out
     remaining: int  # claims left after this one, lost individuals included
 
 
@@ -198,6 +219,35 @@ class RankUpdate:
     inner_rank: int
     full_inner_rank: int
     stability: float | None  # Eq. (4); None at the conversion
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """How far one layer's bases and mixings have come between two instants of a training."""
+
+    step: int
+    earlier_step: int
+    layer: str
+    stability: float  # Eq. (4)
+    mixing_similarity: float  # Eq. (5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndividualHistory:
+    """All that is known of an individual, to be restored from its files."""
+
+    individual: IndividualRecord
+    evaluations: Sequence[EvaluationHistory]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationHistory:
+    """All that is known of an evaluation."""
+
+    evaluation: EvaluationRecord
+    epochs: Sequence[EpochRecord]
+    rank_updates: Sequence[RankUpdate]
+    observations: Sequence[Observation]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,32 +316,39 @@ class Storage(AbstractContextManager["Storage"], Protocol):
     def launches(self, search_id: int) -> list[LaunchRecord]:
         """Return a search's launches, oldest first."""
 
-    def claim(self, search_id: int, launch_id: int, proposal: Proposal, total: int) -> Claim | None:
+    def claim(
+        self, search_id: int, proposal: Proposal, total: int, runner: Runner
+    ) -> Claim | None:
         """Hand out the oldest lost individual, else the proposal, else None at `total`.
 
-        Atomic over all processes: no individual is handed out twice, and no more than `total`
-        ever exist.
+        Its evaluation is stored as running. Atomic over all processes: no individual is handed out
+        twice, and no more than `total` ever exist. A runner that has a running evaluation gets it
+        again: it had been cut off before it knew of it.
         """
 
-    def start_evaluation(self, evaluation: NewEvaluation) -> int:
-        """Store a running evaluation and return its id."""
-
-    def mark_training_started(self, evaluation_id: int, at: datetime) -> None:
-        """Note the time of the first training step."""
+    def mark_training_started(self, evaluation_id: int, at: datetime, resumed_epoch: int) -> None:
+        """Note the time of the first training step, and the epochs taken over."""
 
     def add_epoch(
-        self, evaluation_id: int, epoch: int, step: int, metrics: Mapping[str, float]
+        self,
+        evaluation_id: int,
+        epoch: EpochRecord,
+        rank_updates: Sequence[RankUpdate] = (),
+        observations: Sequence[Observation] = (),
     ) -> None:
-        """Store the metrics of one epoch; what is already there stays."""
+        """Store an epoch and what OIALR did in it; what is already there stays."""
 
-    def add_rank_updates(self, evaluation_id: int, updates: Sequence[RankUpdate]) -> None:
-        """Store inner ranks after a basis update; what is already there stays."""
-
-    def finish_evaluation(self, evaluation_id: int, outcome: Outcome) -> bool:
+    def finish_evaluation(
+        self, evaluation_id: int, outcome: Outcome, *, repeat: bool = False
+    ) -> bool:
         """Close an evaluation and its individual; False if it had been closed before.
 
-        The status `lost` leaves the individual to be claimed again.
+        With `repeat`, and always with the status `lost`, the individual becomes `lost`: it is
+        claimed again.
         """
+
+    def unfinished(self, search_id: int) -> list[EvaluationRecord]:
+        """Return the evaluations that are stored as running."""
 
     def record_migration(
         self, search_id: int, individual_id: int, source_island: int, target_island: int
@@ -300,6 +357,17 @@ class Storage(AbstractContextManager["Storage"], Protocol):
 
     def progress(self, search_id: int) -> Progress:
         """Return where a search stands."""
+
+    def breeders(
+        self, search_id: int, island: int, num_islands: int, limit: int
+    ) -> list[IndividualRecord]:
+        """Return the fittest of an island: those bred there and those it accepted.
+
+        Islands are counted modulo `num_islands`: a launch may have fewer than an earlier one.
+        """
+
+    def next_generation(self, search_id: int, island: int, island_rank: int) -> int:
+        """Return the number of the next proposal of a rank: one more than its highest so far."""
 
     def individuals(
         self,
@@ -323,8 +391,26 @@ class Storage(AbstractContextManager["Storage"], Protocol):
     def rank_updates(self, evaluation_id: int) -> list[RankUpdate]:
         """Return an evaluation's inner ranks by step and layer."""
 
+    def observations(self, evaluation_id: int) -> list[Observation]:
+        """Return an evaluation's observations by step, earlier step and layer."""
+
     def migrations(self, search_id: int) -> list[MigrationRecord]:
         """Return a search's accepted migrations, oldest first."""
+
+    def last_finish_number(self, search_id: int) -> int:
+        """Return how many evaluations of a search have finished."""
+
+    def restore(
+        self,
+        search: SearchRecord,
+        launches: Sequence[LaunchRecord],
+        histories: Iterable[IndividualHistory],
+    ) -> None:
+        """Store a whole search as it was, ids included, in one transaction.
+
+        Raises:
+            StorageError: when an id or the name is taken.
+        """
 
     def finished_since(self, search_id: int, finish_number: int = 0) -> list[EvaluationRecord]:
         """Return evaluations that finished after the one with that number, in that order."""

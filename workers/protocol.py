@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 EVENTS_FILE = "events.jsonl"
 RESULT_FILE = "result.json"
@@ -155,10 +155,7 @@ class Failed:
 Message = Prepare | Evaluate | Stop
 Event = Ready | Started | Progressed | Epoch | Stopped | Completed | Failed
 _TYPES: dict[str, type[Any]] = {
-    kind.__name__.lower(): kind
-    for kind in (
-        Prepare, Evaluate, Stop, Ready, Started, Progressed, Epoch, Stopped, Completed, Failed,
-    )  # fmt: skip
+    kind.__name__.lower(): kind for kind in (*get_args(Message), *get_args(Event))
 }
 
 

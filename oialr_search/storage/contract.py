@@ -316,9 +316,7 @@ class Storage(AbstractContextManager["Storage"], Protocol):
     def launches(self, search_id: int) -> list[LaunchRecord]:
         """Return a search's launches, oldest first."""
 
-    def claim(
-        self, search_id: int, proposal: Proposal, total: int, runner: Runner
-    ) -> Claim | None:
+    def claim(self, search_id: int, proposal: Proposal, total: int, runner: Runner) -> Claim | None:
         """Hand out the oldest lost individual, else the proposal, else None at `total`.
 
         Its evaluation is stored as running. Atomic over all processes: no individual is handed out

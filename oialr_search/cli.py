@@ -15,7 +15,13 @@ import typer
 
 from oialr_search import exit_codes
 from oialr_search.rows import Format, print_rows
-from oialr_search.storage import StorageError, database_exists, open_storage, upgrade_storage
+from oialr_search.storage import (
+    StorageError,
+    database_exists,
+    has_password,
+    open_storage,
+    upgrade_storage,
+)
 from workers.config import ConfigError
 
 if TYPE_CHECKING:
@@ -26,6 +32,8 @@ if TYPE_CHECKING:
 WORLD_RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
 
 HEAD_START_S = 2.0
+# Seconds before Slurm's end in which the last results are stored.
+END_MARGIN_S = 15.0
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -83,8 +91,21 @@ def run(
     islands: Annotated[int | None, typer.Option(min=1, help="Number of islands.")] = None,
     time_limit: Annotated[
         str | None,
-        typer.Option(metavar="T", help="Stop after e.g. `90s`, `30m`, `2h`, `1:30:00`; exit 75."),
+        typer.Option(
+            metavar="T",
+            help="Start nothing more after e.g. `90s`, `30m`, `2h`, `1:30:00`, and exit 75; under "
+            "Slurm, in time before the job's end.",
+        ),
     ] = None,
+    grace: Annotated[
+        str,
+        typer.Option(
+            metavar="T", help="Time that running evaluations then have to end their epoch."
+        ),
+    ] = "60s",
+    new: Annotated[
+        bool, typer.Option("--new", help="Begin another search if there is one of this name.")
+    ] = False,
     assignments: SetOption = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of the search.")] = None,
 ) -> None:
@@ -97,6 +118,7 @@ def run(
     given = {"evaluations": evaluations, "islands": islands, "seed": seed}
     changed = {key: value for key, value in given.items() if value is not None}
     limit_s = None if time_limit is None else parse_duration(time_limit)
+    grace_s = parse_duration(grace)
     from oialr_search.launch import LaunchSettings
     from oialr_search.launch import run as run_rank
 
@@ -106,11 +128,40 @@ def run(
             database_url=database_url(db, search_dir),
             search_dir=search_dir,
             data_dir=str(data_dir) if data_dir else None,
-            time_limit_s=limit_s,
+            new=new,
+            deadline=deadline(limit_s, grace_s, os.environ),
+            grace_s=grace_s,
             environment=dict(os.environ),
         ),
     )
     raise typer.Exit(exit_code)
+
+
+@app.command(name="import")
+def import_(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder of a search, or of several.")
+    ],
+    db: DatabaseOption = None,
+    search_dir: SearchDirOption = SEARCH_DIR,
+) -> None:
+    """Make a lost database anew from the folders of the evaluations.
+
+    Example: `oialr-search import searches/minivit_cifar10`
+    """
+    from oialr_search.folders import FolderError, search_folders
+    from oialr_search.search import import_search
+
+    try:
+        folders = search_folders(folder)
+        with open_storage(database_url(db, search_dir), create=True) as storage:
+            for path in folders:
+                search, number, mistakes = import_search(storage, path)
+                for mistake in mistakes:
+                    print(f"warning: left out: {mistake}", file=sys.stderr)
+                print(f"search {search.name!r}: {number} individuals imported")
+    except FolderError as error:
+        raise ConfigError(str(error)) from None
 
 
 @app.command()
@@ -306,8 +357,27 @@ def upgrade(db: DatabaseOption = None, search_dir: SearchDirOption = SEARCH_DIR)
 
 
 def database_url(db: str | None, search_dir: Path) -> str:
-    """The database asked for, or the SQLite file in the search folder."""
+    """The database asked for, or the SQLite file in the search folder.
+
+    Raises:
+        typer.BadParameter: when a password would be for all to see in the list of processes.
+    """
+    if db and has_password(db) and any(db in argument for argument in sys.argv):
+        raise typer.BadParameter(
+            "a password on the command line is for all to see: give the URL in OIALR_SEARCH_DB, "
+            "or the password in PGPASSWORD or ~/.pgpass"
+        )
     return db or f"sqlite:///{(search_dir / 'search.db').absolute()}"
+
+
+def deadline(limit_s: float | None, grace_s: float, environment: Mapping[str, str]) -> float | None:
+    """When to start nothing more: after the limit, and so that all has ended before Slurm does."""
+    deadlines = []
+    if limit_s is not None:
+        deadlines.append(time.time() + limit_s)
+    if end := environment.get("SLURM_JOB_END_TIME"):
+        deadlines.append(float(end) - grace_s - END_MARGIN_S)
+    return min(deadlines, default=None)
 
 
 def parse_duration(text: str) -> float:

@@ -51,6 +51,16 @@ class SearchSettings(Config):
     """Seed of breeding and migration; that of the trainings is the top-level `seed`."""
     evaluation_time_limit_s: Annotated[float, Field(gt=0.0)] | None = None
     """An evaluation that takes longer is stopped and counts as `timed_out`; null: no limit."""
+    no_progress_limit_s: Annotated[float, Field(gt=0.0)] = 600.0
+    """So is one whose worker has neither trained nor measured a batch for so long."""
+    log_limit_mib: Annotated[int, Field(ge=1)] = 64
+    """An evaluation that writes a longer log has failed."""
+    retries: Annotated[int, Field(ge=0)] = 1
+    """How often an individual is evaluated again when the machine may be at fault: the worker was
+    killed, ran out of memory, hung, could not read or write. A configuration that diverges, raises
+    or takes too long is not repeated."""
+    failures_in_a_row: Annotated[int, Field(ge=1)] = 3
+    """After so many such failures one after the other, a rank asks for no more work."""
 
 
 @dataclass(frozen=True, kw_only=True)

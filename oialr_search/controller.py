@@ -10,18 +10,21 @@ from __future__ import annotations
 import random
 import signal
 import time
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
 from oialr_search.config import SearchFile
 from oialr_search.evaluator import Evaluated, Evaluator
 from oialr_search.evolution import Member, Population, random_numbers
-from oialr_search.islands import POLL_S, STOP, Exchange, Place, Visitor
+from oialr_search.islands import END, POLL_S, STOP, STOP_AT_ONCE, Exchange, Place, Visitor
+from oialr_search.outbox import Outbox
 from oialr_search.progress import ProgressDisplay
-from oialr_search.search import is_complete, stored_members
-from oialr_search.storage import Proposal, Storage
+from oialr_search.search import is_complete
+from oialr_search.storage import IndividualRecord, Proposal, Storage, StorageUnavailable
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+ASK_AGAIN_S = 1.0
 
 
 class Controller:
@@ -33,6 +36,7 @@ class Controller:
         place: Place,
         search_file: SearchFile,
         storage: Storage,
+        outbox: Outbox,
         search_id: int,
         launch_id: int,
         evaluator: Evaluator,
@@ -44,7 +48,7 @@ class Controller:
         self._place = place
         self._search = search_file.search
         self._space = search_file.space
-        self._storage = storage
+        self._outbox = outbox
         self._search_id = search_id
         self._launch_id = launch_id
         self._evaluator = evaluator
@@ -55,62 +59,113 @@ class Controller:
         names = tuple(h.name for h in self._space.hyperparameters)
         size = self._search.population_size or 2 * place.world_size
         self._population = Population(names, self._search, size)
-        members, self._generation = stored_members(
-            storage, search_id, place.island, place.island_rank, place.num_islands
-        )
-        for member in members:
-            self._population.add(member)
+        for individual in storage.breeders(search_id, place.island, place.num_islands, size):
+            self._population.add(member_of(individual))
+        self._generation = storage.next_generation(search_id, place.island, place.island_rank)
+        self._ask_at = self._check_at = 0.0
+        self._stop_words: set[str] = set()
+        self._ended = False
 
     def run(self) -> bool:
         """Evaluate until the search is complete (True) or stopped (False)."""
-        while not self._stop.requested() and self._start_next():
-            evaluated = None
-            while evaluated is None and not self._stop.requested():
-                evaluated = self._evaluator.poll(POLL_S)
-                self._take_in_messages()
-                self._show()
-            if evaluated is not None:
-                self._pass_on(evaluated)
-        self._evaluator.stop()
-        if self._stop.requested():
-            self._exchange.tell_all_to_stop()
+        while self._evaluator.busy or not self._ended:
+            if self._evaluator.busy:
+                self._follow()
+            elif not self._start_next():
+                self._exchange.report(idle=True, unreliable=self._evaluator.unreliable)
+                self._end_if_all_idle()
+                time.sleep(POLL_S)
+            self._look_around()
+        self._evaluator.abandon()
         self._exchange.finish(self._take_in, meanwhile=self._show)
+        self._empty_outbox()
         if self._display is not None:
             self._display.close()
-        return is_complete(self._storage, self._search_id, self._search.evaluations)
+        with suppress(StorageUnavailable):
+            return self._outbox.ask(self._is_complete)
+        return False
 
     def _start_next(self) -> bool:
-        """Claim the next individual and start its evaluation; False when there is none."""
+        """Claim the next individual and start its evaluation; False when there is none now."""
+        if self._stop.requested() or self._evaluator.unreliable or time.monotonic() < self._ask_at:
+            return False
         offspring = self._population.breed(self._random_numbers("breeding"))
-        claim = self._storage.claim(
-            self._search_id,
-            self._launch_id,
-            Proposal(
-                island=self._place.island,
-                island_rank=self._place.island_rank,
-                generation=self._generation,
-                parents=offspring.parents,
-                origin=offspring.origin,
-                genes=offspring.genes,
-                hyperparameters=self._space.decode(offspring.genes),
-            ),
-            self._search.evaluations,
+        proposal = Proposal(
+            island=self._place.island,
+            island_rank=self._place.island_rank,
+            generation=self._generation,
+            parents=offspring.parents,
+            origin=offspring.origin,
+            genes=offspring.genes,
+            hyperparameters=self._space.decode(offspring.genes),
         )
+        runner, total = self._evaluator.runner(self._launch_id), self._search.evaluations
+        claim = None
+        with suppress(StorageUnavailable):
+            claim = self._outbox.ask(lambda s: s.claim(self._search_id, proposal, total, runner))
         if claim is None:
+            # Another rank may yet lose an individual, which this one can repeat.
+            self._ask_at = time.monotonic() + ASK_AGAIN_S
             return False
         if not claim.repeated:
             self._generation += 1
+        self._exchange.report(idle=False)
         self._evaluator.start(claim)
         return True
+
+    def _follow(self) -> None:
+        """Move the evaluation along that runs."""
+        if self._stop.at_once():
+            self._evaluator.abandon()
+            return
+        if self._stop.requested():
+            self._evaluator.ask_to_stop()
+        evaluated = self._evaluator.poll(POLL_S)
+        if evaluated is not None:
+            self._pass_on(evaluated)
+
+    def _look_around(self) -> None:
+        """Take in messages, pass on a wish to stop, store what waits, show progress."""
+        for message in self._exchange.receive():
+            self._take_in(message)
+        self._pass_on_stop()
+        self._outbox.flush()
+        self._show()
+
+    def _pass_on_stop(self) -> None:
+        """A signal may have reached this rank only."""
+        word = STOP_AT_ONCE if self._stop.at_once() else STOP if self._stop.requested() else None
+        if word is not None and word not in self._stop_words:
+            self._stop_words.add(word)
+            self._exchange.tell_all(word)
+
+    def _end_if_all_idle(self) -> None:
+        """World rank 0 ends the launch when nobody works and nothing is left that anyone could."""
+        now = time.monotonic()
+        if self._place.world_rank != 0 or not self._exchange.all_idle() or now < self._check_at:
+            return
+        self._check_at = now + ASK_AGAIN_S
+        ended = self._stop.requested() or self._exchange.all_unreliable()
+        with suppress(StorageUnavailable):
+            ended = ended or self._outbox.ask(self._is_complete)
+        if ended:
+            self._ended = True
+            self._exchange.tell_all(END)
+
+    def _is_complete(self, storage: Storage) -> bool:
+        return is_complete(storage, self._search_id, self._search.evaluations)
+
+    def _empty_outbox(self) -> None:
+        """Wait for the database, but not for ever: what is not stored is in the folders."""
+        while not self._outbox.flush() and not self._stop.at_once():
+            time.sleep(POLL_S)
 
     def _pass_on(self, evaluated: Evaluated) -> None:
         """Take an evaluated individual into the population, tell the peers, perhaps migrate."""
         if evaluated.fitness is None:
             return
         individual = evaluated.claim.individual
-        member = Member(
-            individual_id=individual.id, genes=dict(individual.genes), fitness=evaluated.fitness
-        )
+        member = member_of(individual, evaluated.fitness)
         self._population.add(member)
         island = self._place.island
         self._exchange.tell_peers(Visitor(member=member, island=island))
@@ -125,20 +180,23 @@ class Controller:
             self._search.seed, place.island, place.island_rank, self._generation, purpose
         )
 
-    def _take_in_messages(self) -> None:
-        for message in self._exchange.receive():
-            self._take_in(message)
-
     def _take_in(self, message: Any) -> None:
-        if message == STOP:
-            self._stop.request()
-            return
-        assert isinstance(message, Visitor)
-        new = self._population.add(message.member)
+        if message in (STOP, STOP_AT_ONCE):
+            self._stop_words.add(message)  # whoever sent it has told all
+            self._stop.request(at_once=message == STOP_AT_ONCE)
+        elif message == END:
+            self._ended = True
+        elif isinstance(message, Visitor):
+            self._welcome(message)
+
+    def _welcome(self, visitor: Visitor) -> None:
+        member, home = visitor.member, visitor.island
+        new = self._population.add(member)
         # One rank keeps the island's book.
-        if new and message.island != self._place.island and self._place.island_rank == 0:
-            self._storage.record_migration(
-                self._search_id, message.member.individual_id, message.island, self._place.island
+        if new and home != self._place.island and self._place.island_rank == 0:
+            individual, island = member.individual_id, self._place.island
+            self._outbox.put(
+                lambda s: s.record_migration(self._search_id, individual, home, island)
             )
 
     def _show(self) -> None:
@@ -149,22 +207,47 @@ class Controller:
 
 
 class StopRequest:
-    """Signals and the time limit only set a flag; the loop looks at it."""
+    """Signals, the time limit and the batch system's end only set a flag; the loop looks at it.
 
-    def __init__(self, time_limit_s: float | None) -> None:
-        self._requested = False
-        self._deadline = None if time_limit_s is None else time.monotonic() + time_limit_s
+    The first wish leaves running evaluations `grace_s` seconds to reach the end of their epoch, a
+    second signal none.
+    """
+
+    def __init__(self, deadline: float | None, grace_s: float) -> None:
+        """`deadline` is a time of `time.time()`."""
+        self._signals = 0
+        self._since: float | None = None
+        self._at_once = False
+        self._deadline = deadline
+        self._grace_s = grace_s
         for number in STOP_SIGNALS:
             signal.signal(number, self._on_signal)
 
-    def request(self) -> None:
+    def request(self, *, at_once: bool = False) -> None:
         """Stop as soon as the loop comes by."""
-        self._requested = True
+        self._at_once |= at_once
+        if self._since is None:
+            self._since = time.monotonic()
 
     def requested(self) -> bool:
-        """Is it time to stop?"""
-        late = self._deadline is not None and time.monotonic() >= self._deadline
-        return self._requested or late
+        """Is it time to start nothing more?"""
+        if self._signals or (self._deadline is not None and time.time() >= self._deadline):
+            self.request(at_once=self._signals > 1)
+        return self._since is not None
+
+    def at_once(self) -> bool:
+        """Is it time to wait for nothing any longer?"""
+        if not self.requested():
+            return False
+        assert self._since is not None
+        return self._at_once or time.monotonic() - self._since > self._grace_s
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._requested = True
+        self._signals += 1
+
+
+def member_of(individual: IndividualRecord, fitness: float | None = None) -> Member:
+    """An evaluated individual as islands exchange it."""
+    fitness = individual.fitness if fitness is None else fitness
+    assert fitness is not None
+    return Member(individual_id=individual.id, genes=dict(individual.genes), fitness=fitness)

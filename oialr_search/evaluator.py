@@ -1,4 +1,4 @@
-"""Individual → request → worker → fitness → storage. Whatever a worker does, it is an outcome.
+"""Individual → request → worker → outcome → storage. Whatever a worker does, it is an outcome.
 
 While one worker trains, the next is already started and warm; the log it has written so far becomes
 the log of the evaluation that it is given.
@@ -9,31 +9,54 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import signal
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from oialr_search.config import SearchFile
-from oialr_search.fitness import fitness_of
+from oialr_search.fitness import outcome_of
+from oialr_search.folders import (
+    OUTCOME_FILE,
+    REQUEST_FILE,
+    STATE_FILE,
+    Ending,
+    epoch_records,
+    read_ending,
+    write_claim,
+    write_record,
+)
 from oialr_search.launcher import (
     Worker,
     WorkerDied,
     WorkerSettings,
     as_request,
     kill_ending_workers,
+    oom_kills,
 )
+from oialr_search.outbox import Outbox
 from oialr_search.search_space import with_hyperparameters
-from oialr_search.storage import Claim, NewEvaluation, Outcome, RankUpdate, Status, Storage
+from oialr_search.storage import Claim, Outcome, Runner, Status
 from workers.config import ConfigError
-from workers.protocol import Completed, Epoch, Evaluate, Event, Failed, Prepare, Ready, Started
+from workers.protocol import (
+    Completed,
+    Epoch,
+    Evaluate,
+    Event,
+    Failed,
+    Prepare,
+    Ready,
+    Started,
+    Stop,
+    Stopped,
+)
 
-LOG_FILE = "log.txt"
-REQUEST_FILE = "request.json"
 PREPARE_POLL_S = 0.1
 PREPARATION_LIMIT_S = 600.0
+LOG_LOOK_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,14 +68,27 @@ class Evaluated:
     fitness: float | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class _End:
+    """How a worker came to its end."""
+
+    outcome: Outcome
+    machine: bool = False
+    """The machine may be at fault: another attempt may succeed."""
+
+
 @dataclass(kw_only=True)
 class _Running:
     claim: Claim
-    evaluation_id: int
     worker: Worker | None = None
     since: float = field(default_factory=time.monotonic)
+    heard: float = field(default_factory=time.monotonic)
+    log_seen: float = field(default_factory=time.monotonic)
+    ready: bool = False
     training_since: float | None = None
-    failure: str | None = None
+    asked_to_stop: bool = False
+    oom_kills: int | None = field(default_factory=oom_kills)
+    end: _End | None = None
 
 
 class Evaluator:
@@ -81,7 +117,8 @@ class Evaluator:
         self._worker_numbers = itertools.count(1)
         self._spare: Worker | None = None
         self._running: _Running | None = None
-        self._storage: Storage
+        self._failures_in_a_row = 0
+        self._outbox: Outbox
 
     def prepare(self) -> Callable[[], bool]:
         """Start the first worker; the function returned tells whether it is ready.
@@ -100,90 +137,76 @@ class Evaluator:
 
         return ready
 
-    def open(self, storage: Storage) -> None:
+    def open(self, outbox: Outbox) -> None:
         """From now on outcomes are stored there."""
-        self._storage = storage
+        self._outbox = outbox
+
+    def runner(self, launch_id: int) -> Runner:
+        """Who evaluates here, for the database."""
+        gpu = self._worker_settings.gpu
+        return Runner(
+            launch_id=launch_id,
+            world_rank=self._world_rank,
+            hostname=socket.gethostname(),
+            device=f"cuda:{gpu}" if gpu else "cpu",
+            seed=int(self._training["seed"]),
+            num_threads=int(self._training["num_threads"]),
+            search_folder=str(self._folder.absolute()),
+        )
+
+    @property
+    def busy(self) -> bool:
+        """Does an evaluation run?"""
+        return self._running is not None
+
+    @property
+    def unreliable(self) -> bool:
+        """Has this rank failed so often, one time after the other, that it had better stop?"""
+        return self._failures_in_a_row >= self._search.failures_in_a_row
 
     def start(self, claim: Claim) -> None:
         """Begin the evaluation of a claimed individual; what goes wrong is told by `poll`."""
         assert self._running is None
-        individual = claim.individual
-        folder = self._folder / f"individual-{individual.id:06d}" / f"attempt-{claim.attempt}"
+        self._running = running = _Running(claim=claim)
+        evaluation = claim.evaluation
+        folder = Path(evaluation.folder)
+        training = self._training | {"num_threads": evaluation.num_threads}
         request = Evaluate(
-            config=with_hyperparameters(self._training, individual.hyperparameters),  # type: ignore[arg-type]
-            folder=str(folder.absolute()),
+            config=with_hyperparameters(training, claim.individual.hyperparameters),  # type: ignore[arg-type]
+            folder=evaluation.folder,
+            state_file=str(folder.parent / STATE_FILE),
         )
-        evaluation_id = self._storage.start_evaluation(
-            NewEvaluation(
-                individual_id=individual.id,
-                attempt=claim.attempt,
-                hostname=socket.gethostname(),
-                device=f"cuda:{self._worker_settings.gpu}" if self._worker_settings.gpu else "cpu",
-                world_rank=self._world_rank,
-                seed=int(request.config["seed"]),
-                num_threads=int(request.config["num_threads"]),
-                folder=str(folder.absolute()),
-                log_path=str((folder / LOG_FILE).absolute()),
-            )
-        )
-        self._running = running = _Running(claim=claim, evaluation_id=evaluation_id)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            write_claim(claim)
             (folder / REQUEST_FILE).write_text(json.dumps(request.config, indent=1))
             running.worker = self._take_spare()
-            running.worker.move_log(folder / LOG_FILE)
+            running.worker.move_log(Path(evaluation.log_path))
             running.worker.send(request)
             if claim.remaining:
                 self._spare = self._start_worker()
         except OSError as error:
-            running.failure = f"cannot start: {error}"
-
-    def _take_spare(self) -> Worker:
-        worker, self._spare = self._spare, None
-        if worker is None or worker.dead():
-            self._discard(worker)
-            worker = self._start_worker()
-        return worker
+            reason = f"cannot start: {error}"
+            running.end = _End(outcome=Outcome(status=Status.FAILED, reason=reason), machine=True)
 
     def poll(self, timeout_s: float) -> Evaluated | None:
         """Take in what the worker says, for at most `timeout_s`; the outcome when it has ended."""
         running = self._running
         assert running is not None
-        if running.worker is None or running.failure is not None:
-            return self._finish(Outcome(status=Status.FAILED, reason=running.failure))
-        try:
-            events = running.worker.receive(timeout_s)
-        except WorkerDied as death:
-            return self._finish(
-                Outcome(
-                    status=Status.FAILED,
-                    reason=str(death),
-                    exit_code=death.exit_code,
-                    exit_signal=death.exit_signal,
-                )
-            )
-        for event in events:
-            outcome = self._take_in(event, running)
-            if outcome is not None:
-                return self._finish(outcome)
-        reason = self._over_time(running)
-        return self._finish(Outcome(status=Status.TIMED_OUT, reason=reason)) if reason else None
+        end = running.end or self._follow(running, timeout_s) or self._over_a_limit(running)
+        return None if end is None else self._finish(end)
 
-    def _over_time(self, running: _Running) -> str | None:
-        """The limit that has passed. Until the training starts, it is that of preparation."""
-        if running.training_since is None:
-            if time.monotonic() - running.since > PREPARATION_LIMIT_S:
-                return f"the worker was not ready after {PREPARATION_LIMIT_S:g} s"
-            return None
-        limit = self._search.evaluation_time_limit_s
-        if limit is not None and time.monotonic() - running.training_since > limit:
-            return f"over the time limit of {limit:g} s"
-        return None
+    def ask_to_stop(self) -> None:
+        """Have the worker end after its epoch; the individual is `lost` then, to be repeated."""
+        self.stop_spare()
+        running = self._running
+        if running is not None and running.worker is not None and not running.asked_to_stop:
+            running.asked_to_stop = True
+            running.worker.send(Stop())
 
-    def stop(self) -> None:
+    def abandon(self) -> None:
         """Kill all workers; what was running is `lost` and will be repeated."""
         if self._running is not None:
-            self._finish(Outcome(status=Status.LOST, reason="the search was stopped"))
+            self._finish(_End(outcome=_lost("the search was stopped")))
         self.stop_spare()
         kill_ending_workers()
 
@@ -192,53 +215,127 @@ class Evaluator:
         self._discard(self._spare)
         self._spare = None
 
-    def _take_in(self, event: Event, running: _Running) -> Outcome | None:
-        evaluation_id = running.evaluation_id
+    def _take_spare(self) -> Worker:
+        worker, self._spare = self._spare, None
+        if worker is None or worker.dead():
+            self._discard(worker)
+            worker = self._start_worker()
+        return worker
+
+    def _follow(self, running: _Running, timeout_s: float) -> _End | None:
+        assert running.worker is not None
+        try:
+            events = running.worker.receive(timeout_s)
+        except WorkerDied as death:
+            return self._of_death(death, running)
+        for event in events:
+            running.heard = time.monotonic()
+            end = self._take_in(event, running)
+            if end is not None:
+                return end
+        return None
+
+    def _take_in(self, event: Event, running: _Running) -> _End | None:
+        evaluation_id = running.claim.evaluation.id
         match event:
+            case Ready():
+                running.ready = True
             case Started():
                 running.training_since = time.monotonic()
-                at = datetime.fromtimestamp(event.at, UTC)
-                self._storage.mark_training_started(evaluation_id, at)
+                at, resumed = datetime.fromtimestamp(event.at, UTC), event.resumed_epoch
+                self._outbox.put(lambda s: s.mark_training_started(evaluation_id, at, resumed))
                 for warning in event.warnings:
                     self._notify(warning)
             case Epoch():
-                self._storage.add_epoch(evaluation_id, event.epoch, event.step, event.metrics)
-                if event.rank_updates:
-                    self._storage.add_rank_updates(
-                        evaluation_id, [RankUpdate(**asdict(u)) for u in event.rank_updates]
-                    )
-            case Completed():
-                return self._completed(event)
-            case Failed():
-                at = datetime.fromtimestamp(event.at, UTC)
-                return Outcome(status=Status.FAILED, reason=event.reason, finished_at=at)
+                records = epoch_records(event)
+                self._outbox.put(lambda s: s.add_epoch(evaluation_id, *records))
+            case Stopped():
+                return _End(outcome=_lost(f"the search was stopped after epoch {event.epoch}"))
+            case Completed() | Failed():
+                outcome = outcome_of(event, self._search.metric, self._task)
+                # What could be prepared when the launch began fails now: not the configuration.
+                machine = isinstance(event, Failed) and (
+                    event.cause == "machine" or not running.ready
+                )
+                return _End(outcome=outcome, machine=machine)
         return None
 
-    def _completed(self, event: Completed) -> Outcome:
-        at = datetime.fromtimestamp(event.at, UTC)
-        fitness = fitness_of(event.metrics, self._search.metric, self._task)
-        if fitness is None:
-            reason = f"{self._search.metric} is {event.metrics.get(self._search.metric)}"
-            return Outcome(status=Status.FAILED, reason=reason, finished_at=at)
-        return Outcome(
-            status=Status.COMPLETED,
-            fitness=fitness,
-            metrics=event.metrics,
-            trainable_percent=event.trainable_percent,
-            compression_percent=event.compression_percent,
-            finished_at=at,
+    def _of_death(self, death: WorkerDied, running: _Running) -> _End:
+        """What a dead worker leaves: its result, if it has still written that."""
+        folder, search = Path(running.claim.evaluation.folder), self._search
+        ending = read_ending(folder, search.metric, self._task, may_repeat=True)
+        if ending is not None:
+            return _End(outcome=ending.outcome, machine=ending.repeat)
+        if running.asked_to_stop:
+            return _End(outcome=_lost("the search was stopped"))
+        reason = str(death)
+        if death.exit_signal == signal.SIGKILL and running.oom_kills != oom_kills():
+            reason = "the worker was killed by the kernel: out of memory"
+        outcome = Outcome(
+            status=Status.FAILED,
+            reason=reason,
+            exit_code=death.exit_code,
+            exit_signal=death.exit_signal,
         )
+        return _End(outcome=outcome, machine=True)
 
-    def _finish(self, outcome: Outcome) -> Evaluated:
+    def _over_a_limit(self, running: _Running) -> _End | None:
+        """The limit that has passed. Until the training starts, it is that of preparation."""
+        now, search = time.monotonic(), self._search
+        if running.training_since is None:
+            if now - running.since > PREPARATION_LIMIT_S:
+                return _timed_out(f"not ready after {PREPARATION_LIMIT_S:g} s", machine=True)
+            return None
+        limit = search.evaluation_time_limit_s
+        if limit is not None and now - running.training_since > limit:
+            return _timed_out(f"over the time limit of {limit:g} s", machine=False)
+        if now - running.heard > search.no_progress_limit_s:
+            reason = f"no progress for {search.no_progress_limit_s:g} s"
+            return _timed_out(reason, machine=True)
+        if now - running.log_seen > LOG_LOOK_S and running.worker is not None:
+            running.log_seen = now
+            if running.worker.log_bytes() > search.log_limit_mib << 20:
+                reason = f"a log of more than {search.log_limit_mib} MiB"
+                return _End(outcome=Outcome(status=Status.FAILED, reason=reason))
+        return None
+
+    def _finish(self, end: _End) -> Evaluated:
         assert self._running is not None
         running, self._running = self._running, None
+        outcome, claim = end.outcome, running.claim
         if running.worker is not None:
             if outcome.status is Status.COMPLETED:
                 running.worker.release()
             else:
                 running.worker.kill()
-        self._storage.finish_evaluation(running.evaluation_id, outcome)
-        return Evaluated(claim=running.claim, status=outcome.status, fitness=outcome.fitness)
+                outcome = replace(outcome, log_tail=running.worker.log_tail())
+        repeat = outcome.status is Status.LOST or (
+            end.machine and claim.failures < self._search.retries
+        )
+        folder = Path(claim.evaluation.folder)
+        try:
+            write_record(folder / OUTCOME_FILE, Ending(outcome=outcome, repeat=repeat))
+            if not repeat:
+                (folder.parent / STATE_FILE).unlink(missing_ok=True)
+        except OSError as error:
+            self._notify(f"cannot write {folder / OUTCOME_FILE}: {error.strerror}")
+        evaluation_id = claim.evaluation.id
+        self._outbox.put(lambda s: s.finish_evaluation(evaluation_id, outcome, repeat=repeat))
+        self._count(end, outcome)
+        return Evaluated(claim=claim, status=outcome.status, fitness=outcome.fitness)
+
+    def _count(self, end: _End, outcome: Outcome) -> None:
+        if outcome.status is Status.LOST:
+            return
+        self._failures_in_a_row = self._failures_in_a_row + 1 if end.machine else 0
+        if self.unreliable:
+            runner = self.runner(0)
+            self._notify(
+                f"world rank {runner.world_rank} asks for no more work: {runner.device} on "
+                f"{runner.hostname} failed {self._failures_in_a_row} times in a row, "
+                f"last: {outcome.reason}"
+            )
+            self.stop_spare()
 
     def _start_worker(self) -> Worker:
         name = f"worker-{socket.gethostname()}-{self._world_rank}-{next(self._worker_numbers)}.log"
@@ -253,3 +350,11 @@ class Evaluator:
             worker.kill()
             with contextlib.suppress(FileNotFoundError):
                 worker.log_path.unlink()
+
+
+def _lost(reason: str) -> Outcome:
+    return Outcome(status=Status.LOST, reason=reason)
+
+
+def _timed_out(reason: str, *, machine: bool) -> _End:
+    return _End(outcome=Outcome(status=Status.TIMED_OUT, reason=reason), machine=machine)

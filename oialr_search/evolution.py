@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import warnings
+from bisect import insort
 from dataclasses import dataclass
 
 with warnings.catch_warnings():
@@ -61,17 +62,17 @@ class Population:
         self._settings = settings
         self._size = size
         self._members: list[Member] = []
-        self._known: set[int] = set()
 
     def add(self, member: Member) -> bool:
-        """Take in an evaluated individual or an immigrant; False when it is known already."""
-        if member.individual_id in self._known:
+        """Take in an evaluated individual or an immigrant; False if it is there or not fit enough.
+
+        One that was once crowded out never comes back: the others only get fitter.
+        """
+        if any(known.individual_id == member.individual_id for known in self._members):
             return False
-        self._known.add(member.individual_id)
-        self._members.append(member)
-        self._members.sort(key=lambda m: (m.fitness, m.individual_id))
+        insort(self._members, member, key=lambda m: (m.fitness, m.individual_id))
         del self._members[self._size :]
-        return True
+        return member in self._members
 
     def best(self) -> Member | None:
         """The fittest individual, if there is one."""

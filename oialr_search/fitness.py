@@ -1,11 +1,14 @@
-"""Metrics → fitness, the scalar that the search minimises; pure."""
+"""What a worker measured → fitness, the scalar that the search minimises; pure."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from datetime import UTC, datetime
 
+from oialr_search.storage import Outcome, Status
 from workers.config import TASKS
+from workers.protocol import Completed, Failed
 
 
 def fitness_of(metrics: Mapping[str, float], metric: str, task: str) -> float | None:
@@ -17,3 +20,22 @@ def fitness_of(metrics: Mapping[str, float], metric: str, task: str) -> float | 
     if not math.isfinite(value):
         return None
     return value if TASKS[task].metrics[metric] == "lower" else 100.0 - value
+
+
+def outcome_of(result: Completed | Failed, metric: str, task: str) -> Outcome:
+    """How an evaluation ended whose worker came to this result."""
+    at = datetime.fromtimestamp(result.at, UTC)
+    if isinstance(result, Failed):
+        return Outcome(status=Status.FAILED, reason=result.reason, finished_at=at)
+    fitness = fitness_of(result.metrics, metric, task)
+    if fitness is None:
+        reason = f"{metric} is {result.metrics.get(metric)}"
+        return Outcome(status=Status.FAILED, reason=reason, finished_at=at)
+    return Outcome(
+        status=Status.COMPLETED,
+        fitness=fitness,
+        metrics=result.metrics,
+        trainable_percent=result.trainable_percent,
+        compression_percent=result.compression_percent,
+        finished_at=at,
+    )

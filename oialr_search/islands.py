@@ -17,6 +17,8 @@ from oialr_search.evolution import Member
 
 POLL_S = 0.02
 STOP = "stop"
+STOP_AT_ONCE = "stop at once"
+END = "end"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +56,15 @@ class Visitor:
     island: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """A message to world rank 0: what a rank is about."""
+
+    world_rank: int
+    idle: bool
+    unreliable: bool = False
+
+
 class Exchange:
     """Messages between ranks that never block: a rank waits for its worker, not for others."""
 
@@ -61,29 +72,56 @@ class Exchange:
         self._comm = comm
         self._place = place
         self._sent: list[MPI.Request] = []
-        self._visited: set[tuple[int, int]] = set()
+        self._visited: dict[int, int] = {}
+        self._reported: Report | None = None
+        self._reports: dict[int, Report] = {}
 
     def tell_peers(self, visitor: Visitor) -> None:
         """Send an evaluated individual to the other ranks of its island."""
         self._send(visitor, self._place.ranks_of(self._place.island))
 
     def migrate(self, visitor: Visitor) -> None:
-        """Send an individual to all ranks of all other islands, to each island once."""
+        """Send an individual to all ranks of all other islands, unless it was the last to go."""
         for island in range(self._place.num_islands):
-            key = (visitor.member.individual_id, island)
-            if island != self._place.island and key not in self._visited:
-                self._visited.add(key)
+            individual_id = visitor.member.individual_id
+            if island != self._place.island and self._visited.get(island) != individual_id:
+                self._visited[island] = individual_id
                 self._send(visitor, self._place.ranks_of(island))
 
-    def tell_all_to_stop(self) -> None:
-        """Ask every other rank to stop."""
-        self._send(STOP, range(self._place.world_size))
+    def tell_all(self, message: str) -> None:
+        """Send one of the words above to every other rank."""
+        self._send(message, range(self._place.world_size))
+
+    def report(self, *, idle: bool, unreliable: bool = False) -> None:
+        """Tell world rank 0 whether this rank has work, when that has changed."""
+        report = Report(world_rank=self._place.world_rank, idle=idle, unreliable=unreliable)
+        if report == self._reported:
+            return
+        self._reported = report
+        if self._place.world_rank == 0:
+            self._reports[0] = report
+        else:
+            self._send(report, [0])
+
+    def all_idle(self) -> bool:
+        """On world rank 0: has every rank reported that it has nothing to do?"""
+        idle = sum(report.idle for report in self._reports.values())
+        return idle == self._place.world_size
+
+    def all_unreliable(self) -> bool:
+        """On world rank 0: does no rank ask for work any more?"""
+        unreliable = sum(report.unreliable for report in self._reports.values())
+        return unreliable == self._place.world_size
 
     def receive(self) -> list[Any]:
-        """All messages that have arrived."""
+        """All messages that have arrived, except the reports."""
         arrived = []
-        while (message := self._comm.improbe()) is not None:
-            arrived.append(message.recv())
+        while (request := self._comm.improbe()) is not None:
+            message = request.recv()
+            if isinstance(message, Report):
+                self._reports[message.world_rank] = message
+            else:
+                arrived.append(message)
         self._sent = [request for request in self._sent if not request.Test()]
         return arrived
 

@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
@@ -29,9 +29,22 @@ from oialr_search.launcher import (
     threads_per_rank,
     visible_gpus,
 )
+from oialr_search.outbox import Outbox
 from oialr_search.progress import ProgressDisplay
-from oialr_search.search import ended_individuals, find_stored, is_complete, start_search
-from oialr_search.storage import Storage, StorageError, database_exists, open_storage
+from oialr_search.search import (
+    ended_individuals,
+    find_stored,
+    free_name,
+    is_complete,
+    start_search,
+)
+from oialr_search.storage import (
+    Storage,
+    StorageError,
+    StorageUnavailable,
+    database_exists,
+    open_storage,
+)
 from workers.config import ConfigError
 
 # The size of the launch as the launchers announce it, whatever MPI mpi4py has loaded.
@@ -54,7 +67,12 @@ class LaunchSettings:
     database_url: str
     search_dir: Path
     data_dir: str | None
-    time_limit_s: float | None
+    new: bool
+    """Begin another search when there is one of this name."""
+    deadline: float | None
+    """Time (of `time.time()`) after which nothing new is started."""
+    grace_s: float
+    """How long running evaluations may then take to reach the end of their epoch."""
     environment: dict[str, str] = field(repr=False)
 
 
@@ -64,8 +82,9 @@ def run(load: Callable[[], SearchFile], settings: LaunchSettings) -> int:
     `load` reads the search file; only rank 0 calls it, so that all ranks have the same.
     """
     comm = MPI.COMM_WORLD
+    logs = [settings.search_dir]
     try:
-        return _run(comm, load, settings)
+        return _run(comm, load, settings, logs)
     except LaunchError as error:
         if comm.rank == 0:
             for line in str(error).splitlines():
@@ -74,10 +93,8 @@ def run(load: Callable[[], SearchFile], settings: LaunchSettings) -> int:
     except StorageError as error:
         print(f"error: {error}; the same command goes on with the search", file=sys.stderr)
         code = exit_codes.STOPPED
-    except BaseException:
-        place = f"world rank {comm.rank} on {MPI.Get_processor_name()}"
-        print(f"error: {place} failed:", file=sys.stderr)
-        traceback.print_exc()
+    except BaseException as error:
+        print(f"error: {_obituary(comm, error, logs[-1])}", file=sys.stderr)
         code = exit_codes.INTERNAL
     sys.stderr.flush()
     # The other ranks would wait for this one for ever.
@@ -85,10 +102,23 @@ def run(load: Callable[[], SearchFile], settings: LaunchSettings) -> int:
     return code
 
 
-def _run(comm: MPI.Comm, load: Callable[[], SearchFile], settings: LaunchSettings) -> int:
-    stop = StopRequest(settings.time_limit_s)
+def _obituary(comm: MPI.Comm, error: BaseException, folder: Path) -> str:
+    """Name the rank, the host and the log of a rank that ends by a mistake of ours."""
+    text = f"world rank {comm.rank} on {MPI.Get_processor_name()} failed: {error!r:.200}"
+    log = folder / f"rank-{comm.rank}.log"
+    try:
+        log.write_text(traceback.format_exc())
+    except OSError:
+        return f"{text}\n{traceback.format_exc()}"
+    return f"{text} (log: {log})"
+
+
+def _run(
+    comm: MPI.Comm, load: Callable[[], SearchFile], settings: LaunchSettings, logs: list[Path]
+) -> int:
+    stop = StopRequest(settings.deadline, settings.grace_s)
     _check_world_size(comm, settings.environment)
-    search_file = _load(comm, load)
+    search_file = _load(comm, load, settings)
     search = search_file.search
     if comm.size < search.islands:
         raise LaunchError(
@@ -102,6 +132,7 @@ def _run(comm: MPI.Comm, load: Callable[[], SearchFile], settings: LaunchSetting
     worker_settings = _worker_settings(comm, search_file, settings)
     warnings: list[str] = []
     with _search_folder(comm, settings.search_dir / search.name) as folder:
+        logs.append(folder)
         evaluator = Evaluator(
             search_file=search_file,
             folder=folder,
@@ -112,17 +143,19 @@ def _run(comm: MPI.Comm, load: Callable[[], SearchFile], settings: LaunchSetting
         )
         try:
             _prepare(comm, evaluator, stop)
-            storage, search_id, launch_id = _open(comm, search_file, settings)
+            storage, search_id, launch_id = _open(comm, search_file, settings, folder)
         except LaunchError:
             evaluator.stop_spare()
             raise
-        evaluator.open(storage)
         with storage:
+            outbox = Outbox(storage, warnings.append)
+            evaluator.open(outbox)
             place = Place(world_rank=comm.rank, world_size=comm.size, num_islands=search.islands)
             controller = Controller(
                 place=place,
                 search_file=search_file,
                 storage=storage,
+                outbox=outbox,
                 search_id=search_id,
                 launch_id=launch_id,
                 evaluator=evaluator,
@@ -134,14 +167,21 @@ def _run(comm: MPI.Comm, load: Callable[[], SearchFile], settings: LaunchSetting
             complete = controller.run()
             exit_code = exit_codes.FINISHED if complete else exit_codes.STOPPED
             if comm.rank == 0:
-                storage.end_launch(launch_id, exit_code)
-                if not complete:
-                    ended = ended_individuals(storage, search_id)
-                    print(
-                        f"stopped after {ended} of {search.evaluations} evaluations; "
-                        "the same command goes on"
-                    )
+                _end(storage, search_id, launch_id, exit_code, search.evaluations)
     return exit_code
+
+
+def _end(
+    storage: Storage, search_id: int, launch_id: int, exit_code: int, evaluations: int
+) -> None:
+    try:
+        storage.end_launch(launch_id, exit_code)
+        ended = ended_individuals(storage, search_id)
+    except StorageUnavailable as error:
+        print(f"warning: the database is away, the folders have what it lacks: {error}")
+        return
+    if exit_code != exit_codes.FINISHED:
+        print(f"stopped after {ended} of {evaluations} evaluations; the same command goes on")
 
 
 def _check_world_size(comm: MPI.Comm, environment: Mapping[str, str]) -> None:
@@ -155,18 +195,30 @@ def _check_world_size(comm: MPI.Comm, environment: Mapping[str, str]) -> None:
         )
 
 
-def _load(comm: MPI.Comm, load: Callable[[], SearchFile]) -> SearchFile:
+def _load(comm: MPI.Comm, load: Callable[[], SearchFile], settings: LaunchSettings) -> SearchFile:
     mistake, search_file = None, None
     if comm.rank == 0:
         try:
             search_file = load()
+            if settings.new:
+                search_file = _renamed(search_file, settings)
             for name in search_file.pinned:
                 print(f"`{name}` is set, and no longer searched", flush=True)
-        except ConfigError as error:
+        except (ConfigError, StorageError) as error:
             mistake = str(error)
     _agree(comm, mistake, exit_codes.CONFIG)
     shared: SearchFile = comm.bcast(search_file)
     return shared
+
+
+def _renamed(search_file: SearchFile, settings: LaunchSettings) -> SearchFile:
+    """The same search under a name that is free."""
+    name = search_file.search.name
+    if database_exists(settings.database_url):
+        with open_storage(settings.database_url, create=True) as storage:
+            name = free_name(storage, name, settings.search_dir)
+    print(f"search {name!r}", flush=True)
+    return replace(search_file, search=search_file.search.model_copy(update={"name": name}))
 
 
 def _display(storage: Storage, search_id: int, metric: str) -> ProgressDisplay:
@@ -274,16 +326,18 @@ def _prepare(comm: MPI.Comm, evaluator: Evaluator, stop: StopRequest) -> None:
 
 
 def _open(
-    comm: MPI.Comm, search_file: SearchFile, settings: LaunchSettings
+    comm: MPI.Comm, search_file: SearchFile, settings: LaunchSettings, folder: Path
 ) -> tuple[Storage, int, int]:
     """Open the database on every rank; rank 0 creates it and the search when they are new."""
     mistake, storage, ids = None, None, (0, 0)
     if comm.rank == 0:
         try:
             storage = open_storage(settings.database_url, create=True)
-            ids = start_search(storage, search_file, comm.size)
+            ids = start_search(storage, search_file, comm.size, folder)
         except (StorageError, ConfigError) as error:
             mistake = str(error)
+        except OSError as error:
+            mistake = f"cannot write to the search folder {folder}: {error.strerror}"
     _agree(comm, mistake, exit_codes.CONFIG)
     search_id, launch_id = comm.bcast(ids)
     try:

@@ -24,6 +24,7 @@ LAUNCHER_VARIABLES = (
     "OMPI_", "PMIX_", "PMI", "PRTE_", "HYDRA_", "HYDI_", "MPIR_", "I_MPI_", "MV2_", "SLURM_",
 )  # fmt: skip
 READ_BYTES = 1 << 16
+MAX_LINE_BYTES = 1 << 26
 LOG_TAIL_BYTES = 4096
 END_GRACE_S = 2.0
 
@@ -98,6 +99,9 @@ class Worker:
                 exit_code = self._wait_or_kill()
                 raise WorkerDied(self._reason_of_death(exit_code), exit_code)
         *lines, self._buffer = self._buffer.split(b"\n")
+        if len(self._buffer) > MAX_LINE_BYTES:
+            self.kill()
+            raise WorkerDied("garbage on the worker's pipe: a line without end")
         try:
             return [decode(line) for line in lines]
         except ProtocolError as error:
@@ -154,6 +158,13 @@ class Worker:
         hint = ", perhaps out of memory" if name == "SIGKILL" else ""
         return f"the worker was killed by {name}{hint}"
 
+    def log_bytes(self) -> int:
+        """Size of the worker's log; 0 when it is gone."""
+        try:
+            return self.log_path.stat().st_size
+        except OSError:
+            return 0
+
     def log_tail(self) -> str:
         """The end of the worker's log; nothing when it cannot be read."""
         try:
@@ -175,6 +186,16 @@ def kill_ending_workers(grace_s: float = END_GRACE_S) -> None:
             worker._process.wait(max(0.0, deadline - time.monotonic()))
         worker.kill()
     _ending.clear()
+
+
+def oom_kills() -> int | None:
+    """How often the kernel has killed for want of memory in this control group (version 2)."""
+    try:
+        group = Path("/proc/self/cgroup").read_text().rpartition("::")[2].strip()
+        events = Path(f"/sys/fs/cgroup{group}/memory.events").read_text()
+        return int(events.partition("oom_kill ")[2].split()[0])
+    except (OSError, IndexError):
+        return None
 
 
 def worker_environment(environment: Mapping[str, str], settings: WorkerSettings) -> dict[str, str]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from oialr_search.search import ended_individuals
-from oialr_search.storage import EvaluationRecord, Status, Storage
+from oialr_search.storage import EvaluationRecord, Status, Storage, StorageUnavailable
 
 REFRESH_S = 1.0
 
@@ -26,9 +27,7 @@ class ProgressDisplay:
         self._said: set[str] = set()
         self._ended = ended_individuals(storage, search_id)
         # Evaluations of earlier launches are not told again.
-        self._last_finished = max(
-            (e.finish_number or 0 for e in storage.finished_since(search_id)), default=0
-        )
+        self._last_finished = storage.last_finish_number(search_id)
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -52,6 +51,10 @@ class ProgressDisplay:
         if not now and time.monotonic() - self._shown < REFRESH_S:
             return
         self._shown = time.monotonic()
+        with suppress(StorageUnavailable):
+            self._update()
+
+    def _update(self) -> None:
         progress = self._storage.progress(self._search_id)
         for evaluation in self._storage.finished_since(self._search_id, self._last_finished):
             self._last_finished = evaluation.finish_number or self._last_finished
@@ -72,7 +75,7 @@ class ProgressDisplay:
 
     def _tell(self, evaluation: EvaluationRecord, total: int) -> None:
         elapsed = time.strftime("%H:%M:%S", time.gmtime(time.monotonic() - self._started))
-        self._ended += evaluation.status is not Status.LOST
+        self._ended += self._has_ended(evaluation)
         head = f"{elapsed} [{self._ended}/{total}] {evaluation.individual_id:>5}"
         if evaluation.fitness is None:
             self._say(f"{head} {evaluation.status}: {evaluation.reason}", style="red")
@@ -87,6 +90,15 @@ class ProgressDisplay:
             f"  {evaluation.duration_s:.1f} s" + ("  best so far" if new_best else ""),
             style="bold" if new_best else "",
         )
+
+    def _has_ended(self, evaluation: EvaluationRecord) -> bool:
+        """Was it the last attempt at its individual?"""
+        if evaluation.status is Status.COMPLETED:
+            return True
+        individual = self._storage.individual(evaluation.individual_id)
+        assert individual is not None
+        last = individual.evaluation is not None and individual.evaluation.id == evaluation.id
+        return last and individual.status is not Status.LOST
 
     def _say(self, text: str, style: str) -> None:
         self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)

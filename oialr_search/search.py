@@ -3,20 +3,41 @@
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import json
 import platform
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from oialr_search.config import SearchFile
-from oialr_search.evolution import Member
-from oialr_search.storage import NewLaunch, NewSearch, SearchRecord, Status, Storage
+from oialr_search.folders import (
+    SEARCH_FILE,
+    epoch_records,
+    holds_individuals,
+    read_ending,
+    read_events,
+    read_histories,
+    read_search,
+    write_record,
+)
+from oialr_search.storage import (
+    IndividualHistory,
+    NewLaunch,
+    NewSearch,
+    SearchRecord,
+    Status,
+    Storage,
+)
 from workers.config import TASKS, ConfigError
+from workers.protocol import Epoch, Started
 
 # Where a search runs may change from launch to launch, what it searches may not.
-MACHINE_SETTINGS = ("device", "num_threads", "data.num_loader_processes")
+MACHINE_SETTINGS = ("device", "num_threads", "data.num_loader_processes", "observation")
 REPORTED_PACKAGES = ("oialr-search", "torch", "timm", "propulate", "mpi4py", "numpy", "sqlalchemy")
 
 
@@ -40,7 +61,7 @@ def find_stored(storage: Storage, search_file: SearchFile) -> SearchRecord | Non
     before, now = (_flat(json.loads(json.dumps(settings))) for settings in (old, new))
     for path in dict.fromkeys((*before, *now)):
         was, is_now = before.get(path), now.get(path)
-        if was != is_now and path not in MACHINE_SETTINGS:
+        if was != is_now and not path.startswith(MACHINE_SETTINGS):
             raise ConfigError(
                 f"search {name!r} is stored with `{path}` = {was!r:.60}, got {is_now!r:.60}: "
                 f"give this one another name, `--set search.name=NAME` ({search_file.source})"
@@ -70,15 +91,22 @@ def is_complete(storage: Storage, search_id: int, evaluations: int) -> bool:
     return ended_individuals(storage, search_id) >= evaluations
 
 
-def start_search(storage: Storage, search_file: SearchFile, world_size: int) -> tuple[int, int]:
+def start_search(
+    storage: Storage, search_file: SearchFile, world_size: int, folder: Path
+) -> tuple[int, int]:
     """Create the search, or take up the stored one of the same name; returns its and launch's id.
 
     Raises:
-        ConfigError: see `find_stored`.
+        ConfigError: see `find_stored`; or the folder holds evaluations that the database does not.
     """
     search = search_file.search
     stored = find_stored(storage, search_file)
     if stored is None:
+        if holds_individuals(folder):
+            raise ConfigError(
+                f"{folder} holds evaluations of a search that the database does not know: "
+                f"`oialr-search import {folder}` stores them, `--new` begins another search"
+            )
         search_id = storage.create_search(
             NewSearch(
                 name=search.name,
@@ -96,6 +124,7 @@ def start_search(storage: Storage, search_file: SearchFile, world_size: int) -> 
         search_id = stored.id
         if search.evaluations != stored.evaluations_total:
             storage.set_evaluations_total(search_id, search.evaluations)
+        take_in_results(storage, search_id, search_file)
     launch_id = storage.start_launch(
         NewLaunch(
             search_id=search_id,
@@ -107,31 +136,82 @@ def start_search(storage: Storage, search_file: SearchFile, world_size: int) -> 
             git_revision=git_revision(),
         )
     )
+    record = storage.find_search(search.name)
+    assert record is not None
+    write_record(folder / SEARCH_FILE, record)
+    launch = next(x for x in storage.launches(search_id) if x.id == launch_id)
+    write_record(folder / f"launch-{launch_id:06d}.json", launch)
     return search_id, launch_id
 
 
-def stored_members(
-    storage: Storage, search_id: int, island: int, island_rank: int, num_islands: int
-) -> tuple[list[Member], int]:
-    """An island's stored individuals, and the number of this rank's next proposal.
+def take_in_results(storage: Storage, search_id: int, search_file: SearchFile) -> None:
+    """Store what earlier launches left in the folders of their evaluations and nowhere else."""
+    search, task = search_file.search, search_file.training.task
+    for evaluation in storage.unfinished(search_id):
+        folder = Path(evaluation.folder)
+        for event in read_events(folder):
+            if isinstance(event, Started):
+                at = datetime.fromtimestamp(event.at, UTC)
+                storage.mark_training_started(evaluation.id, at, event.resumed_epoch)
+            if isinstance(event, Epoch):
+                storage.add_epoch(evaluation.id, *epoch_records(event))
+        failures = sum(
+            attempt.status in (Status.FAILED, Status.TIMED_OUT)
+            for attempt in storage.evaluations(evaluation.individual_id)
+        )
+        may_repeat = failures < search.retries
+        ending = read_ending(folder, search.metric, task, may_repeat=may_repeat)
+        if ending is not None:
+            storage.finish_evaluation(evaluation.id, ending.outcome, repeat=ending.repeat)
 
-    Individuals of islands that this launch does not have are dealt to those it has, by remainder.
+
+def free_name(storage: Storage, name: str, search_dir: Path) -> str:
+    """The first of NAME, NAME-2, NAME-3, ... that neither the database nor a folder has."""
+    names = (name, *(f"{name}-{number}" for number in itertools.count(2)))
+    return next(
+        candidate
+        for candidate in names
+        if storage.find_search(candidate) is None and not (search_dir / candidate).exists()
+    )
+
+
+def import_search(storage: Storage, folder: Path) -> tuple[SearchRecord, int, list[str]]:
+    """Store a search from its folder; returns it, its individuals, and what could not be read.
+
+    Raises:
+        FolderError: when the folder holds no search.
+        StorageError: when the database has it already.
     """
-    individuals = storage.individuals(search_id)
-    accepted = {
-        migration.individual_id
-        for migration in storage.migrations(search_id)
-        if migration.target_island == island
-    }
-    members = [
-        Member(individual_id=i.id, genes=dict(i.genes), fitness=i.fitness)
-        for i in individuals
-        if i.status is Status.COMPLETED
-        and i.fitness is not None
-        and (i.island % num_islands == island or i.id in accepted)
+    search, launches = read_search(folder)
+    histories, mistakes = list[IndividualHistory](), list[str]()
+    for history in read_histories(folder, search):
+        if isinstance(history, str):
+            mistakes.append(history)
+        else:
+            histories.append(history)
+    storage.restore(search, launches, numbered(histories))
+    return search, len(histories), mistakes
+
+
+def numbered(histories: Sequence[IndividualHistory]) -> list[IndividualHistory]:
+    """The same, their evaluations numbered in the order in which they finished."""
+    finished = [
+        (h.evaluation.finished_at, h.evaluation.id)
+        for history in histories
+        for h in history.evaluations
+        if h.evaluation.finished_at is not None
     ]
-    own = [i.generation for i in individuals if (i.island, i.island_rank) == (island, island_rank)]
-    return members, max(own, default=-1) + 1
+    numbers = {evaluation_id: n for n, (_, evaluation_id) in enumerate(sorted(finished), start=1)}
+    return [
+        replace(
+            history,
+            evaluations=[
+                replace(h, evaluation=replace(h.evaluation, finish_number=numbers[h.evaluation.id]))
+                for h in history.evaluations
+            ],
+        )
+        for history in histories
+    ]
 
 
 def versions() -> dict[str, str]:

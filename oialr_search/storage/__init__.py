@@ -60,6 +60,7 @@ __all__ = [
     "StorageError",
     "StorageUnavailable",
     "database_exists",
+    "has_password",
     "individual_folder",
     "open_storage",
     "upgrade_storage",
@@ -84,6 +85,14 @@ def database_exists(url: str) -> bool:
 
     parsed = parse_url(url)
     return parsed.get_backend_name() != "sqlite" or Path(parsed.database or "").exists()
+
+
+def has_password(url: str) -> bool:
+    """Does a database URL hold a password?"""
+    from oialr_search.storage.engine import parse_url
+
+    parsed = parse_url(url)
+    return bool(parsed.password or {"password", "sslpassword"} & set(parsed.query))
 
 
 def upgrade_storage(url: str) -> None:

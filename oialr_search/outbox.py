@@ -1,0 +1,74 @@
+"""What a rank has to store, in order; while the database is away it waits here.
+
+Nothing is lost with it: the same is in the folders of the evaluations, where the next launch looks.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TypeVar
+
+from oialr_search.storage import Storage, StorageUnavailable
+
+FIRST_PAUSE_S = 0.25
+LONGEST_PAUSE_S = 15.0
+
+A = TypeVar("A")
+
+
+class Outbox:
+    """A rank's way to the database, which may be away for a while."""
+
+    def __init__(self, storage: Storage, notify: Callable[[str], None]) -> None:
+        self._storage = storage
+        self._notify = notify
+        self._waiting: deque[Callable[[Storage], object]] = deque()
+        self._away_since: float | None = None
+        self._pause_s = FIRST_PAUSE_S
+        self._next_try = 0.0
+
+    def put(self, write: Callable[[Storage], object]) -> None:
+        """Store something now, or as soon as the database is back."""
+        self._waiting.append(write)
+        self.flush()
+
+    def flush(self) -> bool:
+        """Store what waits; True when nothing waits any longer."""
+        while self._waiting:
+            try:
+                self._call(self._waiting[0])
+            except StorageUnavailable:
+                return False
+            self._waiting.popleft()
+        return True
+
+    def ask(self, question: Callable[[Storage], A]) -> A:
+        """Ask the database, which knows by then all that was put.
+
+        Raises:
+            StorageUnavailable: when it is away, or was a moment ago.
+        """
+        if not self.flush():
+            raise StorageUnavailable("writes are waiting")
+        return self._call(question)
+
+    def _call(self, work: Callable[[Storage], A]) -> A:
+        if time.monotonic() < self._next_try:
+            raise StorageUnavailable("not tried again yet")
+        try:
+            answer = work(self._storage)
+        except StorageUnavailable as error:
+            now = time.monotonic()
+            if self._away_since is None:
+                self._away_since = now
+                self._notify(f"the database is away, what runs goes on: {error}")
+            self._next_try = now + self._pause_s
+            self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+            raise
+        if self._away_since is not None:
+            away_s = time.monotonic() - self._away_since
+            self._notify(f"the database is back after {away_s:.0f} s: what waited is stored")
+            self._away_since, self._pause_s = None, FIRST_PAUSE_S
+        return answer

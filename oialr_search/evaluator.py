@@ -103,7 +103,9 @@ class Evaluator:
         worker_settings: WorkerSettings,
         world_rank: int,
         notify: Callable[[str], None],
+        worker_type: type[Worker] = Worker,
     ) -> None:
+        self._worker_type = worker_type
         self._search = search_file.search
         self._task = search_file.training.task
         self._training = as_request(
@@ -339,7 +341,7 @@ class Evaluator:
 
     def _start_worker(self) -> Worker:
         name = f"worker-{socket.gethostname()}-{self._world_rank}-{next(self._worker_numbers)}.log"
-        worker = Worker(self._worker_settings, self._folder / name)
+        worker = self._worker_type(self._worker_settings, self._folder / name)
         worker.send(Prepare(config=self._training, data_dir=self._data_dir))
         return worker
 

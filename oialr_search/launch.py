@@ -22,6 +22,7 @@ from oialr_search.controller import Controller, StopRequest
 from oialr_search.evaluator import Evaluator
 from oialr_search.islands import Exchange, Place, wait
 from oialr_search.launcher import (
+    Worker,
     WorkerDied,
     WorkerSettings,
     affinity,
@@ -74,6 +75,8 @@ class LaunchSettings:
     grace_s: float
     """How long running evaluations may then take to reach the end of their epoch."""
     environment: dict[str, str] = field(repr=False)
+    worker_type: type[Worker] = Worker
+    """What evaluates; a benchmark has one that answers at once."""
 
 
 def run(load: Callable[[], SearchFile], settings: LaunchSettings) -> int:
@@ -140,6 +143,7 @@ def _run(
             worker_settings=worker_settings,
             world_rank=comm.rank,
             notify=warnings.append,
+            worker_type=settings.worker_type,
         )
         try:
             _prepare(comm, evaluator, stop)

@@ -1,0 +1,154 @@
+"""A real launch of a search whose evaluations cost nothing: only the controllers' part is left.
+
+Started under mpiexec, by `benchmarks/controller.py` and by the tests of many ranks. Everything is
+as in `oialr-search run` but the workers: no process, an answer at once or after `--seconds`. Each
+rank writes what it cost into `FOLDER/cost-RANK.json`.
+
+    mpiexec -n 8 python -m mpi4py benchmarks/instant_search.py FOLDER --evaluations 2000
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import resource
+import sys
+import time
+from collections import deque
+from pathlib import Path
+
+from oialr_search.config import load_search
+from oialr_search.launch import LaunchSettings, run
+from oialr_search.launcher import Worker, WorkerSettings
+from workers.protocol import Completed, Epoch, Evaluate, Event, Message, Ready, Started
+
+SEARCH_FILE = Path(__file__).parents[1] / "search_spaces" / "minivit_digits.yaml"
+
+
+class Cost:
+    """What this rank spends from its first evaluation to its last."""
+
+    born = time.monotonic()
+    first: tuple[float, float] | None = None
+    last = (0.0, 0.0)
+    evaluations = 0
+
+    @classmethod
+    def count(cls) -> None:
+        """Note an evaluation."""
+        now = (time.monotonic(), time.process_time())
+        cls.first = cls.first or now
+        cls.last = now
+        cls.evaluations += 1
+
+    @classmethod
+    def figures(cls) -> dict[str, float]:
+        """Seconds and evaluations of this rank."""
+        first = cls.first or cls.last
+        return {
+            "evaluations": max(cls.evaluations - 1, 0),
+            "wall_s": cls.last[0] - first[0],
+            "cpu_s": cls.last[1] - first[1],
+            "first_evaluation_after_s": first[0] - cls.born,
+            "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        }
+
+
+class InstantWorker(Worker):
+    """No process: the fitness is a smooth function of the hyperparameters."""
+
+    seconds = 0.0
+
+    def __init__(self, settings: WorkerSettings, log_path: Path) -> None:
+        self.log_path = log_path
+        log_path.touch()
+        self._waiting: deque[tuple[float, Event]] = deque([(0.0, Ready())])
+
+    def send(self, message: Message) -> None:
+        """Answer an evaluation with its whole course."""
+        if not isinstance(message, Evaluate):
+            return
+        Cost.count()
+        loss = distance(message.config)
+        metrics = {"validation_loss": loss, "validation_top1": 100 / (1 + loss)}
+        metrics |= {"train_loss": loss, "trainable_percent": 10.0}
+        now = time.time()
+        done = Completed(
+            metrics=metrics | {"epoch": 1.0},
+            trainable_percent=10.0,
+            compression_percent=100.0,
+            device="none",
+            duration_s=self.seconds,
+            at=now + self.seconds,
+        )
+        self._waiting += [
+            (0.0, Started(at=now, total_steps=1, parameters=1, layers="none")),
+            (0.0, Epoch(epoch=1, step=1, metrics=metrics)),
+            (time.monotonic() + self.seconds, done),
+        ]
+
+    def receive(self, timeout_s: float) -> list[Event]:
+        """What has come by now."""
+        if not self._waiting:
+            time.sleep(timeout_s)
+            return []
+        due, _ = self._waiting[0]
+        time.sleep(max(0.0, min(due - time.monotonic(), timeout_s)))
+        arrived = []
+        while self._waiting and self._waiting[0][0] <= time.monotonic():
+            arrived.append(self._waiting.popleft()[1])
+        return arrived
+
+    def dead(self) -> bool:
+        """Never."""
+        return False
+
+    def kill(self) -> None:
+        """There is nothing to kill."""
+
+    def release(self) -> None:
+        """There is nothing to wait for."""
+
+
+def distance(config: object) -> float:
+    """How far the numbers of a configuration are from 1, on a log scale."""
+    if isinstance(config, dict):
+        return sum(distance(value) for value in config.values())
+    if isinstance(config, bool) or not isinstance(config, int | float) or config <= 0:
+        return 0.0
+    return math.log(config) ** 2 / 100
+
+
+def main() -> None:
+    """One rank."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--evaluations", type=int, required=True)
+    parser.add_argument("--islands", type=int, default=2)
+    parser.add_argument("--db", help="by default search.db in the folder")
+    parser.add_argument("--seconds", type=float, default=0.0, help="how long an evaluation takes")
+    arguments = parser.parse_args()
+    InstantWorker.seconds = arguments.seconds
+    changed = {"evaluations": arguments.evaluations, "islands": arguments.islands}
+    settings = LaunchSettings(
+        database_url=arguments.db or str(arguments.folder / "search.db"),
+        search_dir=arguments.folder,
+        data_dir=None,
+        new=False,
+        deadline=None,
+        grace_s=1.0,
+        environment=dict(os.environ),
+        worker_type=InstantWorker,
+    )
+    from mpi4py import MPI
+
+    code = run(lambda: load_search(SEARCH_FILE, (), changed), settings)
+    path = arguments.folder / f"cost-{MPI.COMM_WORLD.rank}.json"
+    path.write_text(json.dumps(Cost.figures()))
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

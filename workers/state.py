@@ -87,7 +87,8 @@ class StateFile:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            reason = str(error).partition("\n")[0]
+            known = error.strerror if isinstance(error, OSError) else None
+            reason = known or str(error).partition("\n")[0]
             log.warning("starting from the beginning: cannot use %s: %s", self._path, reason)
             return None
         if content["identity"] != identity:

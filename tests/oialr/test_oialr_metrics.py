@@ -1,5 +1,6 @@
 import copy
 import gc
+import io
 
 import pytest
 import torch
@@ -265,3 +266,22 @@ def test_observing_what_is_not_finite_names_layer_and_step() -> None:
     model.convolution.weight.data[0, 1, 2] = float("inf")
     with pytest.raises(NotFiniteError, match=r"layer 'convolution' is not finite at step 2\b"):
         observer.step()
+
+
+def test_an_observer_goes_on_from_its_saved_state() -> None:
+    model = Network()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    settings = OIALRSettings(delay_steps=4, update_frequency=3, cutoff_fraction=0.4)
+    oialr, observer = OIALR(model, optimizer, settings), Observer(model, interval=2, lags=(1, 3))
+    for step in range(1, 15):
+        train_step(model, optimizer)
+        oialr.step()
+        file = io.BytesIO()
+        torch.save(observer.state_dict(), file)
+        file.seek(0)
+        resumed = Observer(model, interval=2, lags=(1, 3))
+        resumed.load_state_dict(torch.load(file, weights_only=True))
+        found = observer.step()
+        assert resumed.step() == found
+        assert bool(found) == (step % 2 == 0)
+        observer = resumed

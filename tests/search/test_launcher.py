@@ -102,7 +102,7 @@ def test_a_diverging_training_is_a_result_not_a_crash(worker: Worker, tmp_path: 
     failed = wait_for(worker, Failed)[-1]
     assert isinstance(failed, Failed)
     assert "diverged" in failed.reason
-    assert not failed.configuration
+    assert failed.cause == "training"
 
 
 def test_missing_data_is_the_configuration_s_fault(worker: Worker, tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_missing_data_is_the_configuration_s_fault(worker: Worker, tmp_path: Pat
     worker.send(Prepare(config=config, data_dir=str(tmp_path)))
     failed = wait_for(worker, Failed)[-1]
     assert isinstance(failed, Failed)
-    assert failed.configuration
+    assert failed.cause == "configuration"
     assert str(tmp_path) in failed.reason
     assert "--data-dir" in failed.reason
 

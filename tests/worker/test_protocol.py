@@ -12,17 +12,22 @@ from workers.protocol import (
     Epoch,
     Evaluate,
     Failed,
+    Observation,
     Prepare,
+    Progressed,
     ProtocolError,
     RankUpdate,
     Ready,
     Started,
+    Stop,
+    Stopped,
     decode,
     encode,
     write_result,
 )
 
 UPDATE = RankUpdate(step=3, layer="a", inner_rank=2, full_inner_rank=4, stability=0.5)
+SEEN = Observation(step=3, earlier_step=1, layer="a", stability=0.5, mixing_similarity=0.25)
 COMPLETED = Completed(
     metrics={"validation_loss": 0.1 + 0.2},
     trainable_percent=10.0,
@@ -38,11 +43,15 @@ COMPLETED = Completed(
     [
         Prepare(config={"epochs": 1}, data_dir=None),
         Evaluate(config={"text": "line\nbreak"}, folder="/x"),
+        Evaluate(config={}, folder="/x", state_file="/x/state"),
+        Stop(),
         Ready(),
+        Progressed(step=3),
+        Stopped(epoch=2),
         Started(at=1.0, total_steps=3, parameters=4, layers="all", warnings=["w"]),
-        Epoch(epoch=1, step=2, metrics={"a": 0.1}, rank_updates=[UPDATE]),
+        Epoch(epoch=1, step=2, metrics={"a": 0.1}, rank_updates=[UPDATE], observations=[SEEN]),
         COMPLETED,
-        Failed(reason="r", at=1.0, configuration=True),
+        Failed(reason="r", at=1.0, cause="configuration"),
     ],
     ids=lambda message: type(message).__name__,
 )
@@ -65,3 +74,10 @@ def test_a_result_is_whole_or_not_there(tmp_path: Path) -> None:
     write_result(tmp_path, COMPLETED)
     assert [path.name for path in tmp_path.iterdir()] == [RESULT_FILE]
     assert decode((tmp_path / RESULT_FILE).read_bytes()) == COMPLETED
+
+
+def test_a_result_without_room_leaves_nothing_aside(tmp_path: Path) -> None:
+    (tmp_path / RESULT_FILE).mkdir()
+    with pytest.raises(OSError, match=RESULT_FILE):
+        write_result(tmp_path, COMPLETED)
+    assert [path.name for path in tmp_path.iterdir()] == [RESULT_FILE]

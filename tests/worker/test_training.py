@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+import workers.training
 from workers.config import (
     TASKS,
     MiniViTDigits,
@@ -21,7 +22,7 @@ from workers.config import (
 )
 from workers.models import minivit
 from workers.oialr import OIALRSettings
-from workers.protocol import Epoch, Event, Started
+from workers.protocol import Epoch, Event, Progressed, Started
 from workers.tasks import measure_classification, task_of
 from workers.training import DivergedError, Training, set_up, train
 
@@ -123,6 +124,18 @@ def test_a_diverging_training_says_so() -> None:
         training = prepare(config(optimizer__lr=1e30, **section))
         with pytest.raises(DivergedError, match="diverged"):
             train(training, lambda event: None)
+
+
+def test_a_training_that_moves_says_so_from_all_its_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not any(isinstance(event, Progressed) for event in run(config())[1])
+    monkeypatch.setattr(workers.training, "PROGRESS_INTERVAL_S", 0.0)
+    events = list[Event]()
+    train(prepare(config(epochs=2)), events.append, evaluate_test=True)
+    steps = [event.step for event in events if isinstance(event, Progressed)]
+    assert steps == sorted(steps)
+    assert set(steps) == set(range(1, 27))
+    validation = [step for step in steps if step in (13, 26)]
+    assert len(validation) > 2  # once of training, more of validation and test
 
 
 def test_settings_without_effect_are_told() -> None:

@@ -125,7 +125,7 @@ def _follow(worker: Worker, folder: Path, report: Callable[[Event], None]) -> Co
                         }
                         row = {"epoch": event.epoch, "step": event.step, **numbers}
                         metrics.write(json.dumps(row) + "\n")
-                    case Failed(configuration=True):
+                    case Failed(cause="configuration"):
                         (folder / METRICS_FILE).unlink()
                         raise ConfigError(event.reason)
                     case Failed():

@@ -7,29 +7,34 @@ process that started it: end-of-file on its input or the death of its parent kil
 from __future__ import annotations
 
 import argparse
-import ctypes
+import faulthandler
 import logging
 import os
 import queue
 import signal
 import sys
 import threading
-import time
-import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workers.config import AnyTraining, ConfigError, validate_training
+from workers.parent import die_with
 from workers.protocol import (
+    EVENTS_FILE,
     Completed,
     Epoch,
     Evaluate,
     Event,
     Failed,
     Prepare,
+    Progressed,
+    ProtocolError,
     Ready,
     Started,
+    Stop,
+    Stopped,
     decode,
     encode,
     write_result,
@@ -42,7 +47,6 @@ if TYPE_CHECKING:
     from workers.training import Training
 
 log = logging.getLogger("workers")
-PR_SET_PDEATHSIG = 1
 READ_BYTES = 1 << 16
 CHECKPOINT_FILE = "checkpoint.safetensors"
 
@@ -52,13 +56,20 @@ class Worker:
 
     def __init__(self, events_fd: int) -> None:
         self._events_fd = events_fd
+        self._folder: Path | None = None
+        self._data_dir: Path | None = None
         self._data_settings: tuple[object, ...] = ()
         self._load: Callable[[LoadSettings], Splits] | None = None
 
     def report(self, event: Event) -> None:
-        """Write one event to the pipe, and what people want to read of it to the log."""
+        """Write one event to the folder and the pipe, and what people want of it to the log."""
         log_event(event)
         line = encode(event)
+        if self._folder and not isinstance(event, Progressed):
+            try:
+                _append(line, self._folder / EVENTS_FILE)
+            except OSError as error:
+                log.warning("cannot write %s: %s", self._folder / EVENTS_FILE, error.strerror)
         while line:
             line = line[os.write(self._events_fd, line) :]
 
@@ -68,6 +79,7 @@ class Worker:
         Reports `Ready`, or `Failed` when the configuration or the data are wrong.
         """
         from workers.data import DataError
+        from workers.failures import failed
         from workers.oialr import OIALRError
         from workers.training import DeviceError
 
@@ -76,32 +88,45 @@ class Worker:
             config = _training_config(message.config)
             self._warm_up(self._set_up(config))
         except (ConfigError, DataError, DeviceError, OIALRError) as error:
-            self.report(Failed(reason=str(error), at=time.time(), configuration=True))
+            self.report(replace(failed(error), cause="configuration"))
             sys.exit(1)
         self.report(Ready())
 
-    def evaluate(self, message: Evaluate) -> None:
+    def evaluate(self, message: Evaluate, stop: threading.Event) -> None:
         """Train; the result is written to the evaluation's folder, then reported."""
-        from workers.data import DataError
-        from workers.oialr import OIALRError
-        from workers.training import DivergedError, train
+        from workers.failures import TOLD, failed
+        from workers.state import StateFile
+        from workers.training import Interrupted, train
 
-        folder = Path(message.folder)
-        result: Event
+        self._folder = Path(message.folder)
+        state_file = StateFile(Path(message.state_file)) if message.state_file else None
+        result: Completed | Failed
         try:
             training = self._set_up(_training_config(message.config))
-            trained = train(training, self.report, evaluate_test=message.evaluate_test)
+            trained = train(
+                training,
+                self.report,
+                evaluate_test=message.evaluate_test,
+                state_file=state_file,
+                stop=stop.is_set,
+            )
             result = trained.completed
             if message.save_checkpoint:
-                _save_checkpoint(trained.model, folder / CHECKPOINT_FILE)
-        except (ConfigError, DataError, OIALRError) as error:
-            result = Failed(reason=str(error), at=time.time(), configuration=True)
-        except DivergedError as error:
-            result = Failed(reason=str(error), at=time.time())
+                _save_checkpoint(trained.model, self._folder / CHECKPOINT_FILE)
+        except Interrupted as interrupted:
+            self.report(Stopped(epoch=interrupted.epoch))
+            return
+        except TOLD as error:
+            result = failed(error)
         except Exception as error:  # whatever a training raises is that evaluation's result
-            traceback.print_exc()
-            result = Failed(reason=_one_line(error), at=time.time())
-        write_result(folder, result)
+            log.exception("what the training raised:")
+            result = failed(error)
+        try:
+            write_result(self._folder, result)
+        except OSError as error:
+            log.warning("cannot write the result to %s: %s", self._folder, error.strerror)
+        if state_file and not (isinstance(result, Failed) and result.cause == "machine"):
+            state_file.delete()
         self.report(result)
 
     def _set_up(self, config: AnyTraining) -> Training:
@@ -139,6 +164,8 @@ def log_event(event: Event) -> None:
     match event:
         case Started():
             log.info("training starts: %d steps", event.total_steps)
+            if event.resumed_epoch:
+                log.info("going on after epoch %d", event.resumed_epoch)
             log.info("layers: %s", event.layers)
             for warning in event.warnings:
                 log.warning("%s", warning)
@@ -150,6 +177,8 @@ def log_event(event: Event) -> None:
                 )  # fmt: skip
             metrics = "  ".join(f"{name} {value:.6g}" for name, value in event.metrics.items())
             log.info("epoch %d: %s", event.epoch, metrics)
+        case Stopped():
+            log.info("stopped after epoch %d", event.epoch)
         case Completed():
             log.info("completed after %.1f s", event.duration_s)
         case Failed():
@@ -162,28 +191,36 @@ def _training_config(content: Any) -> AnyTraining:
 
 def _save_checkpoint(model: nn.Module, path: Path) -> None:
     """Dense weights, which the network loads as it is built, without OIALR."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     from workers.oialr import export
 
     aside = path.with_suffix(f".{os.getpid()}")
-    save_file({k: v.contiguous() for k, v in export(model).state_dict().items()}, aside)
-    os.replace(aside, path)
+    try:
+        save_file({k: v.contiguous() for k, v in export(model).state_dict().items()}, aside)
+        os.replace(aside, path)
+    except (SafetensorError, OSError) as error:
+        aside.unlink(missing_ok=True)
+        raise OSError(f"cannot write {path}: {error}") from None
 
 
-def _one_line(error: Exception) -> str:
-    first, *_ = str(error).splitlines() or [""]
-    return f"{type(error).__name__}: {first}"
+def _append(line: bytes, path: Path) -> None:
+    """Add a whole line to a file, or nothing."""
+    with path.open("ab", buffering=0) as file:
+        end = file.tell()
+        try:
+            while line:
+                line = line[file.write(line) :]
+        except OSError:
+            file.truncate(end)
+            raise
 
 
-def _die_with_parent(parent: int) -> None:
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        sys.exit("the parent process is gone")
-
-
-def _read_messages(messages: queue.SimpleQueue[bytes]) -> None:
+def _read_messages(messages: queue.SimpleQueue[bytes], stop: threading.Event) -> None:
     """Pass on standard input line by line; its end kills this process and its children.
+
+    A `Stop` also sets `stop`, as whoever trains takes no message.
 
     Read without Python's buffer, whose lock aborts an interpreter that ends meanwhile.
     """
@@ -192,27 +229,40 @@ def _read_messages(messages: queue.SimpleQueue[bytes]) -> None:
         *lines, buffer = (buffer + chunk).split(b"\n")
         for line in lines:
             messages.put(line)
+            if _asks_to_stop(line):
+                stop.set()
     os.killpg(0, signal.SIGKILL)
 
 
+def _asks_to_stop(line: bytes) -> bool:
+    try:
+        return isinstance(decode(line), Stop)
+    except ProtocolError:
+        return False  # told by the main thread
+
+
 def main() -> None:
-    """Serve one `Prepare` (optional) and one `Evaluate`."""
+    """Serve one `Prepare` (optional) and one `Evaluate`, which a `Stop` ends early."""
     parser = argparse.ArgumentParser(prog="python -m workers", description=__doc__)
     parser.add_argument("--events", type=int, required=True, help="descriptor of the event pipe")
     parser.add_argument("--parent", type=int, required=True, help="process id of the starter")
     arguments = parser.parse_args()
-    _die_with_parent(arguments.parent)
+    die_with(arguments.parent)
+    faulthandler.enable()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     os.set_inheritable(arguments.events, False)
     messages: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-    threading.Thread(target=_read_messages, args=(messages,), daemon=True).start()
+    stop = threading.Event()
+    threading.Thread(target=_read_messages, args=(messages, stop), daemon=True).start()
     worker = Worker(arguments.events)
     while True:
         match decode(messages.get()):
             case Prepare() as message:
                 worker.prepare(message)
             case Evaluate() as message:
-                worker.evaluate(message)
+                worker.evaluate(message, stop)
+                return
+            case Stop():
                 return
 
 

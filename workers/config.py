@@ -242,6 +242,18 @@ class OIALRConfig(Config):
     sliced (the authors), or zeroed; its step counts always stay."""
 
 
+class ObservationConfig(Config):
+    """How the bases of all layers are watched, also at full rank; changes no result."""
+
+    interval_steps: Annotated[int, Field(ge=1)]
+    """Optimiser steps between two instants; each takes an SVD of every weight, a low-rank one's
+    of its Σ."""
+    lags: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False, min_length=1)] = (
+        1,
+    )
+    """An instant is compared with those so many instants before."""
+
+
 class TrainingConfig(Config):
     """What a worker needs to train once. Subclasses add `task`, `model` and `data`."""
 
@@ -269,6 +281,8 @@ class TrainingConfig(Config):
     scheduler: SchedulerConfig
     oialr: OIALRConfig | None
     """null: train at full rank (the baseline)."""
+    observation: ObservationConfig | None = None
+    """Record stability (Eq. 4) and mixing similarity (Eq. 5) of every layer; null: do not."""
     provenance: dict[str, Any] | None = None
     """Where an exported configuration comes from; training ignores it."""
 

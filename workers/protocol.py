@@ -184,5 +184,9 @@ def decode(line: bytes | str) -> Any:
 def write_result(folder: Path, result: Completed | Failed) -> None:
     """Put the result into the evaluation's folder: whole or not at all."""
     aside = folder / f"{RESULT_FILE}.{os.getpid()}"
-    aside.write_bytes(encode(result))
-    os.replace(aside, folder / RESULT_FILE)
+    try:
+        aside.write_bytes(encode(result))
+        os.replace(aside, folder / RESULT_FILE)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 import random
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,18 +21,40 @@ from torch import nn
 from workers.config import (
     AnyTraining,
     CosineSchedule,
+    ObservationConfig,
     OIALRConfig,
     TrainingConfig,
     Type1Schedule,
 )
-from workers.data import Batches, LoadSettings, Splits
-from workers.oialr import OIALR, NotFiniteError, OIALRSettings
-from workers.protocol import Completed, Epoch, Event, RankUpdate, Started
+from workers.data import Batch, Batches, LoadSettings, Splits
+from workers.oialr import OIALR, NotFiniteError, Observer, OIALRSettings
+from workers.protocol import (
+    Completed,
+    Epoch,
+    Event,
+    Observation,
+    Progressed,
+    RankUpdate,
+    Started,
+    decode,
+    encode,
+)
+from workers.state import StateFile, identity, random_states, set_random_states
 from workers.tasks import Task
+
+PROGRESS_INTERVAL_S = 5.0
 
 
 class DivergedError(Exception):
     """The loss is no longer a finite number."""
+
+
+class Interrupted(Exception):  # noqa: N818  (an outcome)
+    """The training ended before its last epoch, as asked."""
+
+    def __init__(self, epoch: int) -> None:
+        super().__init__(f"stopped after epoch {epoch}")
+        self.epoch = epoch
 
 
 class DeviceError(Exception):
@@ -49,6 +72,7 @@ class Training:
     optimizer: torch.optim.AdamW
     scheduler: Scheduler
     oialr: OIALR | None
+    observer: Observer | None
     device: torch.device
     total_steps: int
     num_parameters: int
@@ -96,6 +120,10 @@ def set_up(config: AnyTraining, task: Task, load: Callable[[LoadSettings], Split
     oialr = None
     if config.oialr is not None:
         oialr = OIALR(model, optimizer, OIALRSettings(**config.oialr.model_dump()))
+    observer = None
+    if config.observation is not None:
+        watched = config.observation
+        observer = Observer(model, interval=watched.interval_steps, lags=watched.lags)
     return Training(
         config=config,
         task=task,
@@ -104,6 +132,7 @@ def set_up(config: AnyTraining, task: Task, load: Callable[[LoadSettings], Split
         optimizer=optimizer,
         scheduler=build_scheduler(config, optimizer, splits.train.num_batches),
         oialr=oialr,
+        observer=observer,
         device=device,
         total_steps=config.epochs * splits.train.num_batches,
         num_parameters=num_parameters,
@@ -151,62 +180,122 @@ class Trained:
 
 
 def train(
-    training: Training, report: Callable[[Event], None], *, evaluate_test: bool = False
+    training: Training,
+    report: Callable[[Event], None],
+    *,
+    evaluate_test: bool = False,
+    state_file: StateFile | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Trained:
     """Train to the end; `report` is handed an event at the start and after each epoch.
 
+    With a `state_file` the training goes on where that stands, and is kept there after each epoch
+    that is not the last. `stop` is asked after each of these.
+
     Raises:
         DivergedError: when the training loss is no finite number, or the result's validation loss.
+        Interrupted: when `stop` said so.
     """
-    config, started = training.config, time.time()
+    config = training.config
+    best = _Best(training, keep_network=config.result_epoch == "best")
+    epochs: list[Epoch] = []
+    earlier_s = 0.0  # trained by earlier attempts
+    if state_file and (state := state_file.read(identity(config, training.device))):
+        epochs, earlier_s = _restore(training, best, state)
+    start = time.monotonic()
     report(
         Started(
-            at=started,
+            at=time.time(),
             total_steps=training.total_steps,
             parameters=training.num_parameters,
             layers=describe_layers(training),
             warnings=settings_without_effect(training),
+            resumed_epoch=len(epochs),
         )
     )
-    keep_best = config.result_epoch == "best"
-    best = _Best(training.model, keep_model=keep_best)
-    for epoch in range(1, config.epochs + 1):
-        metrics, updates = _run_epoch(training, epoch)
-        step = epoch * training.splits.train.num_batches
-        report(Epoch(epoch=epoch, step=step, metrics=metrics, rank_updates=updates))
-        metrics = {"epoch": float(epoch), **metrics}  # a result says of which epoch it is
+    for event in epochs:
+        report(event)
+    pulse = _Pulse(report)
+    for epoch in range(len(epochs) + 1, config.epochs + 1):
+        event = _run_epoch(training, epoch, pulse)
+        report(event)
+        epochs.append(event)
+        metrics = {"epoch": float(epoch), **event.metrics}  # a result says of which epoch it is
         _require_finite("train_loss", metrics)
-        if not keep_best:
+        if not best.keep_network:
             _require_finite("validation_loss", metrics)
         best.compare(metrics)
         if best.epochs_since >= (config.early_stopping_patience or math.inf):
             break
-    if keep_best:
+        if epoch == config.epochs:
+            break
+        if state_file:
+            trained_s = earlier_s + time.monotonic() - start
+            state = _state(training, best, epochs, trained_s)
+            state_file.write(identity(config, training.device), state)
+        if stop():
+            raise Interrupted(epoch)
+    model = training.model
+    if best.keep_network:
         metrics = best.metrics or metrics
         _require_finite("validation_loss", metrics)
+        model = best.network()
     if evaluate_test:
-        test = _evaluate(training, best.model, training.splits.test)
+        test = _evaluate(training, model, training.splits.test, pulse)
         metrics = metrics | {f"test_{name}": value for name, value in test.items()}
-    finished = time.time()
     completed = Completed(
         metrics=metrics,
         trainable_percent=metrics["trainable_percent"],
         compression_percent=metrics["compression_percent"],
         device=_device_name(training.device),
-        duration_s=finished - started,
-        at=finished,
+        duration_s=earlier_s + time.monotonic() - start,
+        at=time.time(),
     )
-    return Trained(completed=completed, model=best.model)
+    return Trained(completed=completed, model=model)
+
+
+def _state(
+    training: Training, best: _Best, epochs: list[Epoch], trained_s: float
+) -> dict[str, Any]:
+    """All that the rest of the training follows from, as `torch.load` reads it without pickle.
+
+    The order of the samples is not in it: it follows from seed and epoch.
+    """
+    oialr, observer = training.oialr, training.observer
+    return {
+        "epochs": [encode(event).decode() for event in epochs],
+        "trained_s": trained_s,
+        "model": training.model.state_dict(),
+        "optimizer": training.optimizer.state_dict(),
+        "scheduler": training.scheduler.state_dict(),
+        "oialr": oialr.state_dict() if oialr else None,
+        "observer": observer.state_dict() if observer else None,
+        "best": best.state_dict(),
+        "random": random_states(training.device),
+    }
+
+
+def _restore(training: Training, best: _Best, state: dict[str, Any]) -> tuple[list[Epoch], float]:
+    """Put a fresh training where the state stands; its epochs, and the seconds they took."""
+    if training.oialr:
+        training.oialr.load_state_dict(state["oialr"])  # first: the others' sizes follow from it
+    training.model.load_state_dict(state["model"])
+    training.optimizer.load_state_dict(state["optimizer"])
+    training.scheduler.load_state_dict(state["scheduler"])
+    if training.observer:
+        training.observer.load_state_dict(state["observer"])
+    best.load_state_dict(state["best"])
+    set_random_states(state["random"], training.device)
+    return [decode(line) for line in state["epochs"]], state["trained_s"]
 
 
 class _Best:
     """The epoch with the lowest validation loss so far; one whose loss is no number is never it."""
 
-    def __init__(self, model: nn.Module, *, keep_model: bool) -> None:
-        self._trained_model = model
-        self._keep_model = keep_model
-        self.model = model
-        """A copy of the network as it was then, if it is to be kept."""
+    def __init__(self, training: Training, *, keep_network: bool) -> None:
+        self._training = training
+        self.keep_network = keep_network
+        self._network: dict[str, Any] = {}
         self.metrics: dict[str, float] = {}
         self.epochs_since = 0
 
@@ -217,23 +306,90 @@ class _Best:
             self.epochs_since += 1
             return
         self.metrics, self.epochs_since = metrics, 0
-        if self._keep_model:
-            self.model = copy.deepcopy(self._trained_model)
+        if self.keep_network:
+            oialr, weights = self._training.oialr, self._training.model.state_dict()
+            self._network = {
+                "model": {name: tensor.clone() for name, tensor in weights.items()},
+                "oialr": oialr.state_dict() if oialr else None,
+            }
+
+    def network(self) -> nn.Module:
+        """A network of its own, as the trained one was then."""
+        training = self._training
+        model = training.task.build_model().to(training.device)
+        if training.oialr:
+            # Dense at first, so that nothing is decomposed only to be overwritten.
+            settings = replace(training.oialr.settings, full_rank_warmup=True, delay_steps=1)
+            oialr = OIALR(model, torch.optim.AdamW(model.parameters()), settings)
+            oialr.load_state_dict(self._network["oialr"])
+        model.load_state_dict(self._network["model"])
+        return model
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` takes."""
+        return {
+            "metrics": self.metrics,
+            "epochs_since": self.epochs_since,
+            "network": self._network,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a saved state."""
+        self.metrics, self.epochs_since = state["metrics"], state["epochs_since"]
+        self._network = state["network"]
 
 
-def _run_epoch(training: Training, epoch: int) -> tuple[dict[str, float], list[RankUpdate]]:
-    """Train and validate; the metrics and the basis updates of the epoch."""
+class _Pulse:
+    """Tells from time to time that the training moves."""
+
+    def __init__(self, report: Callable[[Event], None]) -> None:
+        self._report = report
+        self._told = time.monotonic()
+        self.step = 0
+
+    def beat(self) -> None:
+        """A batch is done."""
+        now = time.monotonic()
+        if now - self._told >= PROGRESS_INTERVAL_S:
+            self._told = now
+            self._report(Progressed(step=self.step))
+
+
+class _Watched:
+    """Batches that make the pulse beat."""
+
+    def __init__(self, batches: Batches, pulse: _Pulse) -> None:
+        self.batches = batches
+        self.num_batches = batches.num_batches
+        self._pulse = pulse
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """See `workers.data.Batches.epoch`."""
+        for batch in self.batches.epoch(epoch):
+            yield batch
+            self._pulse.beat()
+
+
+def _run_epoch(training: Training, epoch: int, pulse: _Pulse) -> Epoch:
+    """Train and validate."""
     started = time.perf_counter()
-    train_loss, lr, updates = _train_epoch(training, epoch)
-    validation = _evaluate(training, training.model, training.splits.validation)
-    return {
-        "train_loss": train_loss,
+    trained = _train_epoch(training, epoch, pulse)
+    validation = _evaluate(training, training.model, training.splits.validation, pulse)
+    metrics = {
+        "train_loss": trained.loss,
         **{f"validation_{name}": value for name, value in validation.items()},
-        "lr": lr,
+        "lr": trained.lr,
         "epoch_s": time.perf_counter() - started,
         "trainable_percent": trainable_percent(training),
         "compression_percent": compression_percent(training),
-    }, updates
+    }
+    return Epoch(
+        epoch=epoch,
+        step=epoch * training.splits.train.num_batches,
+        metrics=metrics,
+        rank_updates=trained.rank_updates,
+        observations=trained.observations,
+    )
 
 
 def _require_finite(name: str, metrics: Mapping[str, float]) -> None:
@@ -267,6 +423,8 @@ def settings_without_effect(training: Training) -> list[str]:
     if gpu and config.device == "auto" and training.device.type == "cpu":
         warnings.append(f"training on the CPU: torch cannot use the visible GPU {gpu}")
     warnings += _oialr_without_effect(config.oialr, training.total_steps) if config.oialr else []
+    if config.observation is not None:
+        warnings += _observation_without_effect(config.observation, training.total_steps)
     schedule = config.scheduler
     if isinstance(schedule, CosineSchedule) and schedule.warmup_epochs >= config.epochs:
         warnings.append(
@@ -287,13 +445,36 @@ def _oialr_without_effect(config: OIALRConfig, total_steps: int) -> list[str]:
     return [f"{consequence}: `oialr.{name}` = {first_update}, the training has {total_steps} steps"]
 
 
-def _train_epoch(training: Training, epoch: int) -> tuple[float, float, list[RankUpdate]]:
-    """Mean training loss of the epoch, its last learning rate, and its basis updates."""
+def _observation_without_effect(config: ObservationConfig, total_steps: int) -> list[str]:
+    interval, longest = config.interval_steps, max(config.lags)
+    if interval > total_steps:
+        setting = f"`observation.interval_steps` = {interval}"
+        return [f"nothing is observed: {setting}, the training has {total_steps} steps"]
+    if longest * interval > total_steps:
+        setting = f"`observation.lags` has {longest}"
+        return [f"nothing is that far apart: {setting}, the training {total_steps // interval}"]
+    return []
+
+
+@dataclass(frozen=True, kw_only=True)
+class _TrainedEpoch:
+    """What one epoch's training steps came to."""
+
+    loss: float
+    """Mean over the samples."""
+    lr: float
+    """The last step's."""
+    rank_updates: list[RankUpdate]
+    observations: list[Observation]
+
+
+def _train_epoch(training: Training, epoch: int, pulse: _Pulse) -> _TrainedEpoch:
     training.model.train()
     total_loss, num_samples = torch.zeros((), device=training.device), 0
     updates: list[RankUpdate] = []
+    observations: list[Observation] = []
     lr, num_updates = math.nan, (epoch - 1) * training.splits.train.num_batches
-    for inputs, targets in training.splits.train.epoch(epoch):
+    for inputs, targets in _Watched(training.splits.train, pulse).epoch(epoch):
         training.optimizer.zero_grad()
         with _autocast(training):
             loss = training.task.criterion(training.model(*inputs), targets)
@@ -302,16 +483,27 @@ def _train_epoch(training: Training, epoch: int) -> tuple[float, float, list[Ran
         total_loss += loss.detach() * len(targets)
         num_samples += len(targets)
         num_updates += 1
-        if training.oialr:
-            updates += _oialr_step(training.oialr, num_updates)
+        pulse.step = num_updates
+        with _divergence(num_updates):
+            if training.oialr:
+                updates += [RankUpdate(**asdict(update)) for update in training.oialr.step()]
+            if training.observer:
+                observations += [Observation(**asdict(o)) for o in training.observer.step()]
         lr = training.optimizer.param_groups[0]["lr"]
         training.scheduler.step_update(num_updates)
-    return total_loss.item() / num_samples, lr, updates
+    return _TrainedEpoch(
+        loss=total_loss.item() / num_samples,
+        lr=lr,
+        rank_updates=updates,
+        observations=observations,
+    )
 
 
-def _oialr_step(oialr: OIALR, num_updates: int) -> list[RankUpdate]:
+@contextmanager
+def _divergence(num_updates: int) -> Iterator[None]:
+    """Call by its name what an SVD refuses."""
     try:
-        return [RankUpdate(**asdict(update)) for update in oialr.step()]
+        yield
     except NotFiniteError as error:
         raise DivergedError(f"diverged: {error}") from None
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
@@ -319,10 +511,12 @@ def _oialr_step(oialr: OIALR, num_updates: int) -> list[RankUpdate]:
         raise DivergedError(f"diverged: step {num_updates}: {error}") from None
 
 
-def _evaluate(training: Training, model: nn.Module, batches: Batches) -> dict[str, float]:
+def _evaluate(
+    training: Training, model: nn.Module, batches: Batches, pulse: _Pulse
+) -> dict[str, float]:
     model.eval()
     with _autocast(training):
-        return training.task.measure(model, batches)
+        return training.task.measure(model, _Watched(batches, pulse))
 
 
 def _autocast(training: Training) -> torch.autocast:

@@ -291,10 +291,23 @@ class Progress:
     running: Sequence[RunningEvaluation]
 
 
+@dataclass(frozen=True, kw_only=True)
+class IslandSummary:
+    """Where one island of a search stands."""
+
+    island: int
+    counts: Mapping[Status, int]  # individuals bred there; every status is there
+    best_fitness: float | None
+    best_individual_id: int | None
+
+
 class Storage(AbstractContextManager["Storage"], Protocol):
     """The database of searches. Each method is one transaction; any number of processes may call.
 
-    Every method raises `StorageError` where the database cannot do it.
+    Every method raises `StorageError` where the database cannot do it, and its `StorageUnavailable`
+    where the same call may work later. Nothing of that call is stored then, but for one case: a
+    database lost in the middle of a commit does not say whether it happened. All methods that a
+    controller calls while it evaluates may be called again after that.
     """
 
     def create_search(self, search: NewSearch) -> int:
@@ -344,7 +357,7 @@ class Storage(AbstractContextManager["Storage"], Protocol):
         """Close an evaluation and its individual; False if it had been closed before.
 
         With `repeat`, and always with the status `lost`, the individual becomes `lost`: it is
-        claimed again.
+        claimed again. What completed is never repeated.
         """
 
     def unfinished(self, search_id: int) -> list[EvaluationRecord]:
@@ -353,15 +366,22 @@ class Storage(AbstractContextManager["Storage"], Protocol):
     def record_migration(
         self, search_id: int, individual_id: int, source_island: int, target_island: int
     ) -> bool:
-        """Note that an island accepted an individual; False if it had done so before."""
+        """Note that an island accepted an individual; False if it had done so before.
+
+        Raises:
+            StorageError: when the individual has not completed: only fitness breeds.
+        """
 
     def progress(self, search_id: int) -> Progress:
         """Return where a search stands."""
 
+    def islands(self, search_id: int) -> list[IslandSummary]:
+        """Return the islands that have bred or accepted an individual, by number."""
+
     def breeders(
         self, search_id: int, island: int, num_islands: int, limit: int
     ) -> list[IndividualRecord]:
-        """Return the fittest of an island: those bred there and those it accepted.
+        """Return the fittest of an island, best first: those bred there and those it accepted.
 
         Islands are counted modulo `num_islands`: a launch may have fewer than an earlier one.
         """
@@ -407,6 +427,8 @@ class Storage(AbstractContextManager["Storage"], Protocol):
         histories: Iterable[IndividualHistory],
     ) -> None:
         """Store a whole search as it was, ids included, in one transaction.
+
+        Accepted migrations are in no individual's files: they are not restored.
 
         Raises:
             StorageError: when an id or the name is taken.

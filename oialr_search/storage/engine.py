@@ -22,11 +22,20 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL, make_url
 
 from oialr_search.storage.contract import StorageError
+from oialr_search.storage.errors import display_name, storage_errors
 from oialr_search.storage.leaderboard import create_leaderboard, drop_leaderboard
 from oialr_search.storage.schema import REVISION, REVISION_TABLE
 
 BUSY_TIMEOUT_S = 60
-CONNECT_TIMEOUT_S = 10
+WAL_LIMIT_BYTES = 64 * 2**20
+# A connection that a firewall dropped silently is given up after about 30 s, and made anew.
+LIBPQ_OPTIONS = {
+    "connect_timeout": 10,  # s
+    "keepalives_idle": 15,  # s
+    "keepalives_interval": 5,  # s
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,  # ms
+}
 ADVISORY_LOCK = 0x6F69616C72  # "oialr"
 NETWORK_FILE_SYSTEMS = re.compile(
     r"(fuse\.)?(nfs4?|cifs|smb3|9p|lustre|gpfs|beegfs|ceph|glusterfs|afs|panfs|sshfs|juicefs)"
@@ -44,51 +53,36 @@ def parse_url(text: str) -> URL:
             "not a database URL: use sqlite:///path/search.db or postgresql://user@host/name"
         ) from None
     if backend == "sqlite" and url.database and url.database != ":memory:":
-        return URL.create("sqlite", database=str(Path(url.database).expanduser().absolute()))
+        path = str(Path(url.database).expanduser().absolute())
+        return URL.create("sqlite", database=path, query=_sqlite_options(url))
     if backend in ("postgresql", "postgres"):
-        query = {"connect_timeout": str(CONNECT_TIMEOUT_S)} | dict(url.query)
-        return url.set(drivername="postgresql+psycopg", query=query)
+        return url.set(drivername="postgresql+psycopg")
     raise StorageError(
         f"`{url.drivername}` is no database we can use: give sqlite:///path/search.db "
         "or postgresql://user@host/name"
     )
 
 
-def display_name(url: URL) -> str:
-    """Return a database's name for messages: a path, or a URL without its password."""
-    if url.get_backend_name() == "sqlite":
-        return str(url.database)
-    shown = url.set(drivername="postgresql").difference_update_query(
-        ["password", "sslpassword", "connect_timeout"]
-    )
-    return shown.render_as_string(hide_password=True)
-
-
-@contextmanager
-def storage_errors(url: URL) -> Iterator[None]:
-    """Turn whatever the database raises into one line without the password."""
-    try:
-        yield
-    except (sa.exc.SQLAlchemyError, sqlite3.Error) as error:
-        cause = getattr(error, "orig", None) or error
-        text = " ".join(str(cause).partition("DETAIL:")[0].split())
-        for secret in (url.password, url.query.get("password"), url.query.get("sslpassword")):
-            text = text.replace(str(secret), "***") if secret else text
-        raise StorageError(f"{display_name(url)}: {text}") from error
-    except OSError as error:
-        text = f"{error.strerror} ({error.filename})"
-        raise StorageError(f"{display_name(url)}: {text}") from error
+def _sqlite_options(url: URL) -> dict[str, str]:
+    """Return the one option that we know: the seconds to wait for a locked database."""
+    timeout = str(url.query.get("timeout", BUSY_TIMEOUT_S))
+    if set(url.query) - {"timeout"} or not re.fullmatch(r"\d+(\.\d+)?", timeout):
+        raise StorageError(
+            f"`{url.database}` is given with options that are none: "
+            "an SQLite database knows `?timeout=SECONDS` only"
+        )
+    return {"timeout": timeout}
 
 
 def open_engine(text: str, *, create: bool, read_only: bool) -> sa.Engine:
     """Connect to a database that is ours and up to date, or make it first if asked to."""
     url = parse_url(text)
     if create:
-        with storage_errors(url):
+        with storage_errors(url, opening=True):
             _create(url)
     engine = _engine(url, read_only=read_only)
     try:
-        with storage_errors(url), engine.connect() as connection:
+        with storage_errors(url, opening=True), engine.connect() as connection:
             _check(_revision(connection), url)
     except StorageError:
         engine.dispose()
@@ -99,7 +93,7 @@ def open_engine(text: str, *, create: bool, read_only: bool) -> sa.Engine:
 def upgrade(text: str) -> None:
     """Bring an older database of ours to the schema of this version."""
     url = parse_url(text)
-    with storage_errors(url), _changing_schema(url) as connection:
+    with storage_errors(url, opening=True), _changing_schema(url) as connection:
         revision = _revision(connection)
         if revision is None or revision > REVISION:
             _check(revision, url)
@@ -121,20 +115,38 @@ def lock_schema(connection: sa.Connection) -> None:
 
 @contextmanager
 def _changing_schema(url: URL) -> Iterator[sa.Connection]:
-    engine = _engine(url)
+    engine = _engine(url, foreign_keys=False)
     try:
         with begin_immediate(engine) as connection:
             lock_schema(connection)
             yield connection
+            _check_foreign_keys(connection)
     finally:
         engine.dispose()
 
 
-def _engine(url: URL, *, read_only: bool = False) -> sa.Engine:
+def _check_foreign_keys(connection: sa.Connection) -> None:
+    """Look up by hand what SQLite did not watch while tables were copied and replaced."""
+    if connection.dialect.name == "sqlite":
+        broken = connection.exec_driver_sql("PRAGMA foreign_key_check").first()
+        if broken:
+            raise StorageError(
+                f"{broken[0]} {broken[1]} belongs to a row of {broken[2]} that is not there: "
+                "the database is damaged and was left as it is"
+            )
+
+
+def _engine(url: URL, *, read_only: bool = False, foreign_keys: bool = True) -> sa.Engine:
     if url.get_backend_name() == "postgresql":
+        options = {k: v for k, v in LIBPQ_OPTIONS.items() if k not in url.query}
         try:
             engine = sa.create_engine(
-                url, pool_size=1, max_overflow=1, pool_pre_ping=True, hide_parameters=True
+                url,
+                connect_args=options,
+                pool_size=1,
+                max_overflow=1,
+                pool_pre_ping=True,
+                hide_parameters=True,
             )
         except ImportError:
             raise StorageError(
@@ -150,18 +162,22 @@ def _engine(url: URL, *, read_only: bool = False) -> sa.Engine:
         query["immutable"] = "1"  # a read-only medium: SQLite cannot make its shared memory there
     engine = sa.create_engine(
         url.set(database=path.as_uri(), query=query),
-        connect_args={"timeout": BUSY_TIMEOUT_S},
+        connect_args={"timeout": float(str(url.query["timeout"]))},
         json_serializer=partial(json.dumps, allow_nan=False),  # PostgreSQL refuses NaN by itself
         hide_parameters=True,
     )
-    sa.event.listen(engine, "connect", _prepare_sqlite)
+    sa.event.listen(engine, "connect", partial(_prepare_sqlite, foreign_keys=foreign_keys))
     sa.event.listen(engine, "begin", _begin_sqlite)
     return engine
 
 
-def _prepare_sqlite(connection: Any, _record: object) -> None:
+def _prepare_sqlite(connection: Any, _record: object, *, foreign_keys: bool) -> None:
     connection.isolation_level = None  # we say BEGIN ourselves
-    connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute(f"PRAGMA foreign_keys = {foreign_keys}")
+    # A commit is on the disk: 0.19 ms here against 0.02 ms with NORMAL, nothing beside a training.
+    connection.execute("PRAGMA synchronous = FULL")
+    # The log cannot start again while a reader needs what is in it; then it is cut to this size.
+    connection.execute(f"PRAGMA journal_size_limit = {WAL_LIMIT_BYTES}")
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:

@@ -16,7 +16,7 @@ from sqlalchemy.types import TypeDecorator
 
 from oialr_search.storage.contract import Status
 
-REVISION = "0001"
+REVISION = "0002"
 REVISION_TABLE = "oialr_search_revision"
 
 METADATA = sa.MetaData(
@@ -47,8 +47,19 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
 
 
-class MetricValue(TypeDecorator[float]):
-    """A float that may be NaN, which SQLite cannot hold: NULL in either database."""
+class FreeText(TypeDecorator[str]):
+    """What a program printed; no database holds half a character, PostgreSQL no NUL."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        """Replace what cannot be stored."""
+        return value and value.replace("\0", "?").encode(errors="replace").decode()
+
+
+class Number(TypeDecorator[float]):
+    """A float that is a number or unknown: SQLite would read NaN as NULL, PostgreSQL would not."""
 
     impl = sa.Double
     cache_ok = True
@@ -56,6 +67,12 @@ class MetricValue(TypeDecorator[float]):
     def process_bind_param(self, value: float | None, dialect: Dialect) -> float | None:
         """Turn NaN into NULL."""
         return None if value is None or math.isnan(value) else value
+
+
+class MetricValue(Number):
+    """A float that may be NaN: NULL in either database."""
+
+    cache_ok = True
 
     def process_result_value(self, value: float | None, dialect: Dialect) -> float:
         """Turn NULL into NaN."""
@@ -100,6 +117,11 @@ def _column(name: str, type_: Any, *args: Any, comment: str, **options: Any) -> 
     return sa.Column(name, type_, *args, comment=comment, **{"nullable": False} | options)
 
 
+def _counter(name: str, *, comment: str) -> sa.Column[Any]:
+    """Make a number that is kept up to date in the transaction that changes what it counts."""
+    return _column(name, sa.Integer, server_default=sa.text("0"), comment=comment)
+
+
 searches = sa.Table(
     "searches",
     METADATA,
@@ -114,6 +136,7 @@ searches = sa.Table(
     _column("evaluations_total", sa.Integer, comment="individuals the search will have"),
     _column("version", sa.Text, comment="oialr_search version that created the search"),
     _column("created_at", UtcDateTime, comment="UTC"),
+    _counter("last_finish_number", comment="how many evaluations have finished"),
     comment="one optimisation over one space each",
 )
 
@@ -131,6 +154,7 @@ launches = sa.Table(
     _column("command_line", sa.Text, comment="as typed, without passwords"),
     _column("versions", sa.JSON, comment="package -> version"),
     _column("git_revision", sa.Text, nullable=True, comment="commit of the code, if known"),
+    sa.Index(None, "search_id", "started_at"),
     comment="one mpirun each; a resumed search has several",
 )
 
@@ -148,12 +172,24 @@ individuals = sa.Table(
     _column("genes", sa.JSON, comment="hyperparameter -> number in [0, 1]"),
     _column("hyperparameters", sa.JSON, comment="hyperparameter -> value trained with"),
     _column("status", _status(), comment="of its latest evaluation"),
-    _column("fitness", sa.Double, nullable=True, comment="minimised; NULL unless completed"),
+    _column("fitness", Number, nullable=True, comment="minimised; NULL unless completed"),
     _column("created_at", UtcDateTime, comment="UTC"),
     _column("finished_at", UtcDateTime, nullable=True, comment="UTC"),
     sa.UniqueConstraint("search_id", "island", "island_rank", "generation"),
     _fitness_is_for_completed(),
+    sa.Index(None, "search_id", "status", "id"),
+    sa.Index(None, "search_id", "fitness", "id"),
+    sa.Index(None, "search_id", "island", "fitness", "id"),
     comment="genes and their provenance",
+)
+
+islands = sa.Table(
+    "islands",
+    METADATA,
+    _column("search_id", sa.ForeignKey("searches.id"), primary_key=True, comment="the search"),
+    _column("island", sa.Integer, primary_key=True, autoincrement=False, comment="its number"),
+    *(_counter(status.value, comment=f"bred there and now {status.value}") for status in Status),
+    comment="individuals of each island by status",
 )
 
 evaluations = sa.Table(
@@ -162,8 +198,9 @@ evaluations = sa.Table(
     _column("id", sa.Integer, primary_key=True, comment="numbers all evaluations of the database"),
     _column("individual_id", sa.ForeignKey("individuals.id"), comment="what was evaluated"),
     _column("attempt", sa.Integer, comment="1, 2, ... for one individual"),
+    _column("launch_id", sa.ForeignKey("launches.id"), comment="the launch that evaluated"),
     _column("status", _status(), comment="how it ended, running until then"),
-    _column("reason", sa.Text, nullable=True, comment="why it did not complete"),
+    _column("reason", FreeText, nullable=True, comment="why it did not complete"),
     _column("exit_code", sa.Integer, nullable=True, comment="of the worker process"),
     _column("exit_signal", sa.Integer, nullable=True, comment="that ended the worker process"),
     _column("hostname", sa.Text, comment="node it ran on"),
@@ -171,19 +208,29 @@ evaluations = sa.Table(
     _column("world_rank", sa.Integer, comment="controller rank that ran it"),
     _column("seed", sa.BigInteger, comment="seed of the training"),
     _column("num_threads", sa.Integer, comment="CPU threads of the training"),
-    _column("started_at", UtcDateTime, comment="UTC; request sent to the worker"),
+    _column("started_at", UtcDateTime, comment="UTC; claimed by its rank"),
     _column("training_started_at", UtcDateTime, nullable=True, comment="UTC; first step"),
+    _column("resumed_epoch", sa.Integer, nullable=True, comment="epochs of an earlier attempt"),
     _column("finished_at", UtcDateTime, nullable=True, comment="UTC"),
     _column("finish_number", sa.Integer, nullable=True, comment="n-th of its search to finish"),
     _column("folder", sa.Text, comment="where its files are"),
     _column("log_path", sa.Text, comment="output of the worker process"),
     _column("last_epoch", sa.Integer, nullable=True, comment="highest epoch reported"),
-    _column("fitness", sa.Double, nullable=True, comment="minimised; NULL unless completed"),
+    _column("fitness", Number, nullable=True, comment="minimised; NULL unless completed"),
     _column("metrics", MetricsJson, comment="final metric -> value, null if not finite"),
-    _column("trainable_percent", sa.Double, nullable=True, comment="of full rank's parameters"),
-    _column("compression_percent", sa.Double, nullable=True, comment="total parameters likewise"),
+    _column("trainable_percent", Number, nullable=True, comment="of full rank's parameters"),
+    _column("compression_percent", Number, nullable=True, comment="total parameters likewise"),
+    _column("log_tail", FreeText, nullable=True, comment="end of the log if it did not complete"),
     sa.UniqueConstraint("individual_id", "attempt"),
     _fitness_is_for_completed(),
+    sa.Index(None, "launch_id", "finish_number"),
+    sa.Index(
+        "ix_evaluations_running",
+        "launch_id",
+        "world_rank",
+        sqlite_where=sa.text("status = 'running'"),
+        postgresql_where=sa.text("status = 'running'"),
+    ),
     comment="one worker process each",
 )
 
@@ -206,8 +253,26 @@ rank_updates = sa.Table(
     _column("layer", sa.Text, primary_key=True, comment="which layer"),
     _column("inner_rank", sa.Integer, comment="after the update"),
     _column("full_inner_rank", sa.Integer, comment="of the layer at full rank"),
-    _column("stability", sa.Double, nullable=True, comment="of the basis; NULL at conversion"),
+    _column("stability", Number, nullable=True, comment="of the basis; NULL at conversion"),
     comment="how OIALR cut the inner rank of each layer",
+)
+
+observations = sa.Table(
+    "observations",
+    METADATA,
+    _column("evaluation_id", sa.ForeignKey("evaluations.id"), primary_key=True, comment="whose"),
+    _column("step", sa.BigInteger, primary_key=True, autoincrement=False, comment="when"),
+    _column(
+        "earlier_step",
+        sa.BigInteger,
+        primary_key=True,
+        autoincrement=False,
+        comment="what it is compared with",
+    ),
+    _column("layer", sa.Text, primary_key=True, comment="which layer"),
+    _column("stability", MetricValue, nullable=True, comment="of the basis, Eq. (4)"),
+    _column("mixing_similarity", MetricValue, nullable=True, comment="of the mixings, Eq. (5)"),
+    comment="how far bases and mixings have come between two instants",
 )
 
 migrations = sa.Table(
@@ -219,6 +284,8 @@ migrations = sa.Table(
     _column("source_island", sa.Integer, comment="island that sent it"),
     _column("target_island", sa.Integer, comment="island that accepted it"),
     _column("accepted_at", UtcDateTime, comment="UTC"),
+    _column("fitness", Number, nullable=True, comment="of the individual"),
     sa.UniqueConstraint("individual_id", "target_island"),
+    sa.Index(None, "search_id", "target_island", "fitness", "individual_id"),
     comment="individuals accepted by other islands",
 )

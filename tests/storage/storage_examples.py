@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from oialr_search.storage import NewEvaluation, NewLaunch, NewSearch, Proposal, Storage
+from oialr_search.storage import EpochRecord, NewLaunch, NewSearch, Proposal, Runner, Storage
 
 SPACE = [
     {"name": "optimizer.lr", "kind": "float", "low": 1e-5, "high": 1e-1, "log": True},
@@ -64,20 +64,18 @@ def new_proposal(generation: int = 0, **changes: Any) -> Proposal:
     return Proposal(**values | changes)
 
 
-def new_evaluation(individual_id: int, attempt: int = 1, **changes: Any) -> NewEvaluation:
-    """Make an evaluation on the first GPU of node1."""
+def new_runner(launch_id: int, **changes: Any) -> Runner:
+    """Make a rank on the first GPU of node1."""
     values: dict[str, Any] = {
-        "individual_id": individual_id,
-        "attempt": attempt,
+        "launch_id": launch_id,
+        "world_rank": 2,
         "hostname": "node1",
         "device": "GPU-0",
-        "world_rank": 2,
         "seed": 7,
         "num_threads": 2,
-        "folder": "/tmp/evaluation",
-        "log_path": "/tmp/evaluation/worker.log",
+        "search_folder": "/tmp/digits",
     }
-    return NewEvaluation(**values | changes)
+    return Runner(**values | changes)
 
 
 def launched_search(storage: Storage, **changes: Any) -> tuple[int, int]:
@@ -89,8 +87,13 @@ def launched_search(storage: Storage, **changes: Any) -> tuple[int, int]:
 def started_evaluation(
     storage: Storage, search_id: int, launch_id: int, generation: int = 0, **changes: Any
 ) -> tuple[int, int]:
-    """Claim a new individual and start evaluating it; return the ids of both."""
-    claim = storage.claim(search_id, launch_id, new_proposal(generation, **changes), total=100)
+    """Claim a new individual for a rank of the generation's number; return the ids of both."""
+    runner = new_runner(launch_id, world_rank=changes.pop("world_rank", generation))
+    claim = storage.claim(search_id, new_proposal(generation, **changes), 100, runner)
     assert claim is not None
-    evaluation_id = storage.start_evaluation(new_evaluation(claim.individual.id, claim.attempt))
-    return claim.individual.id, evaluation_id
+    return claim.individual.id, claim.evaluation.id
+
+
+def epoch_record(epoch: int, **metrics: float) -> EpochRecord:
+    """Make an epoch of a hundred steps."""
+    return EpochRecord(epoch=epoch, step=100 * epoch, metrics=metrics)

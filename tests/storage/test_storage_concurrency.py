@@ -40,15 +40,16 @@ claims = []
 with open_storage(url) as storage:
     for generation in range(1000):
         proposal = new_proposal(generation, island_rank=int(number))
-        claim = storage.claim(search_id, launch_id, proposal, total)
+        runner = new_runner(launch_id, world_rank=int(number))
+        claim = storage.claim(search_id, proposal, total, runner)
         if claim is None:
             break
         individual_id = claim.individual.id
-        evaluation_id = storage.start_evaluation(new_evaluation(individual_id, claim.attempt))
-        storage.add_epoch(evaluation_id, 1, 10, {"loss": 1.0})
+        evaluation_id = claim.evaluation.id
+        storage.add_epoch(evaluation_id, epoch_record(1, loss=1.0))
         done = Outcome(status=Status.COMPLETED, fitness=float(individual_id))
         assert storage.finish_evaluation(evaluation_id, done)
-        claims.append([individual_id, claim.attempt, claim.remaining])
+        claims.append([individual_id, claim.evaluation.attempt, claim.remaining])
 print(json.dumps(claims))
 """
 
@@ -93,6 +94,9 @@ def test_exactly_the_total_is_evaluated(storage: Storage, database_url: str) -> 
     assert {claimed for claimed, attempt, _ in claims if attempt == 2} == lost
     assert sorted(remaining for *_, remaining in claims) == list(range(total))
     assert Counter(i.status for i in individuals) == {Status.COMPLETED: total}
+    assert storage.progress(search_id).counts[Status.COMPLETED] == total
+    assert [i.counts[Status.COMPLETED] for i in storage.islands(search_id)] == [total]
+    assert storage.last_finish_number(search_id) == total
     assert all(i.fitness == i.id for i in individuals)
     finished = storage.finished_since(search_id)
     assert [e.finish_number for e in finished] == list(range(1, total + 1))

@@ -4,31 +4,35 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, timedelta, timezone
 from typing import Any
 
 import pytest
 from storage_examples import (
     HYPERPARAMETERS,
+    epoch_record,
     launched_search,
-    new_evaluation,
     new_launch,
     new_proposal,
+    new_runner,
     new_search,
     started_evaluation,
 )
 
 from oialr_search.storage import (
+    Observation,
     Outcome,
     RankUpdate,
     Status,
     Storage,
     StorageError,
+    StorageUnavailable,
     open_storage,
     utc_now,
 )
 
 COMPLETED = Outcome(status=Status.COMPLETED, fitness=0.25, metrics={"val.top1": 0.75})
+FAILED = Outcome(status=Status.FAILED, reason="CUDA out of memory", exit_signal=9)
 LOST = Outcome(status=Status.LOST, reason="the worker's node went away")
 
 
@@ -126,27 +130,37 @@ class TestClaims:
     def test_a_proposal_becomes_an_individual(self, storage: Storage) -> None:
         search_id, launch_id = launched_search(storage)
         proposal = new_proposal(3, parents=[1, 2], origin="bred")
+        runner = new_runner(launch_id, device=None, search_folder="/data/größe")
 
-        claim = storage.claim(search_id, launch_id, proposal, total=3)
+        claim = storage.claim(search_id, proposal, 3, runner)
 
         assert claim is not None
-        assert (claim.attempt, claim.repeated, claim.remaining) == (1, False, 2)
-        individual = claim.individual
+        assert (claim.repeated, claim.failures, claim.remaining) == (False, 0, 2)
+        individual, evaluation = claim.individual, claim.evaluation
         assert {name: getattr(individual, name) for name in vars(proposal)} == vars(proposal)
         assert (individual.search_id, individual.launch_id) == (search_id, launch_id)
         assert (individual.status, individual.fitness) == (Status.RUNNING, None)
-        assert (individual.evaluation, individual.finished_at) == (None, None)
+        assert (individual.evaluation, individual.finished_at) == (evaluation, None)
         assert storage.individual(individual.id) == individual
+        of_runner = vars(runner) | {"search_folder": None}
+        assert {n: getattr(evaluation, n, None) for n in of_runner} == of_runner
+        assert (evaluation.attempt, evaluation.status) == (1, Status.RUNNING)
+        assert evaluation.folder == f"/data/größe/individual-{individual.id:06d}/attempt-1"
+        assert evaluation.log_path == f"{evaluation.folder}/log.txt"
+        assert evaluation.started_at.tzinfo is UTC
+        assert (evaluation.metrics, evaluation.duration_s) == ({}, None)
+        assert storage.evaluations(individual.id) == storage.unfinished(search_id) == [evaluation]
 
     def test_no_more_than_the_total(self, storage: Storage) -> None:
         search_id, launch_id = launched_search(storage)
         other_search, other_launch = launched_search(storage, name="other")
         for generation in range(2):
-            assert storage.claim(search_id, launch_id, new_proposal(generation), total=2)
-        assert storage.claim(search_id, launch_id, new_proposal(2), total=2) is None
-        assert storage.claim(search_id, launch_id, new_proposal(2), total=1) is None
+            runner = new_runner(launch_id, world_rank=generation)
+            assert storage.claim(search_id, new_proposal(generation), 2, runner)
+        assert storage.claim(search_id, new_proposal(2), 2, new_runner(launch_id)) is None
+        assert storage.claim(search_id, new_proposal(2), 1, new_runner(launch_id)) is None
         assert len(storage.individuals(search_id)) == 2
-        assert storage.claim(other_search, other_launch, new_proposal(0), total=1)
+        assert storage.claim(other_search, new_proposal(0), 1, new_runner(other_launch))
 
     def test_the_oldest_lost_individual_goes_first(self, storage: Storage) -> None:
         search_id, launch_id = launched_search(storage)
@@ -155,10 +169,15 @@ class TestClaims:
         for evaluation_id in (second_evaluation, first_evaluation):
             assert storage.finish_evaluation(evaluation_id, LOST)
 
-        claims = [storage.claim(search_id, launch_id, new_proposal(9), total=3) for _ in "1234"]
+        claims = [
+            storage.claim(search_id, new_proposal(9), 3, new_runner(launch_id, world_rank=rank))
+            for rank in range(4)
+        ]
 
         assert claims[3] is None
-        found = [(c.individual.id, c.attempt, c.repeated, c.remaining) for c in claims if c]
+        found = [
+            (c.individual.id, c.evaluation.attempt, c.repeated, c.remaining) for c in claims if c
+        ]
         assert found[:2] == [(first, 2, True, 2), (second, 2, True, 1)]
         assert found[2][1:] == (1, False, 0)
         again = claims[0]
@@ -166,55 +185,85 @@ class TestClaims:
         assert again.individual.generation == 0
         assert again.individual.status is Status.RUNNING
         assert again.individual.finished_at is None
-        assert again.individual.evaluation
-        assert again.individual.evaluation.id == first_evaluation
-
-        storage.start_evaluation(new_evaluation(first, attempt=2))
+        assert again.individual.evaluation == again.evaluation
+        assert again.evaluation.folder.endswith("/attempt-2")
+        assert storage.individual(first) == again.individual
         assert [e.attempt for e in storage.evaluations(first)] == [1, 2]
 
-    def test_an_individual_lost_before_its_evaluation_began(self, storage: Storage) -> None:
+    def test_a_runner_cut_off_gets_its_evaluation_again(self, storage: Storage) -> None:
         search_id, launch_id = launched_search(storage)
-        storage.claim(search_id, launch_id, new_proposal(), total=1)
-        launch_id = storage.start_launch(new_launch(search_id))
+        runner = new_runner(launch_id)
+        first = storage.claim(search_id, new_proposal(0), 3, runner)
+        again = storage.claim(search_id, new_proposal(1), 3, runner)
+        assert again == first
+        assert first is not None
+        other = storage.claim(search_id, new_proposal(1), 2, new_runner(launch_id, world_rank=3))
+        assert other is not None
+        assert other.individual.id != first.individual.id
+        at_the_total = storage.claim(search_id, new_proposal(2), 2, runner)
+        assert at_the_total == replace(first, remaining=0)
 
-        claim = storage.claim(search_id, launch_id, new_proposal(1), total=1)
+        storage.finish_evaluation(first.evaluation.id, FAILED, repeat=True)
+        repeated = storage.claim(search_id, new_proposal(2), 2, runner)
+        assert repeated is not None
+        assert (repeated.evaluation.attempt, repeated.failures, repeated.repeated) == (2, 1, True)
+        assert storage.claim(search_id, new_proposal(3), 2, runner) == repeated
 
-        assert claim is not None
-        assert (claim.attempt, claim.repeated, claim.remaining) == (1, True, 0)
+        storage.finish_evaluation(repeated.evaluation.id, COMPLETED)
+        assert storage.claim(search_id, new_proposal(3), 2, runner) is None
+        relaunched = storage.start_launch(new_launch(search_id))
+        lost = storage.claim(search_id, new_proposal(3), 2, new_runner(relaunched))
+        assert lost is not None
+        assert lost.individual.id == other.individual.id
+
+    def test_a_repeated_individual_keeps_its_threads(self, storage: Storage) -> None:
+        search_id, launch_id = launched_search(storage)
+        outcomes = [FAILED, LOST, replace(FAILED, status=Status.TIMED_OUT), LOST]
+        for attempt, outcome in enumerate(outcomes, start=1):
+            runner = new_runner(
+                launch_id, num_threads=attempt, seed=attempt, hostname=f"n{attempt}"
+            )
+            claim = storage.claim(search_id, new_proposal(), 1, runner)
+            assert claim is not None
+            assert (claim.evaluation.attempt, claim.failures) == (attempt, attempt // 2)
+            assert (claim.evaluation.num_threads, claim.evaluation.seed) == (1, attempt)
+            assert claim.evaluation.hostname == f"n{attempt}"
+            assert storage.finish_evaluation(claim.evaluation.id, outcome, repeat=True)
+        individual = storage.individual(claim.individual.id)
+        assert individual is not None
+        assert individual.status is Status.LOST
+        statuses = [e.status for e in storage.evaluations(individual.id)]
+        assert statuses == [outcome.status for outcome in outcomes]
 
     def test_a_hyperparameter_that_json_cannot_hold_is_refused(self, storage: Storage) -> None:
         search_id, launch_id = launched_search(storage)
         for value in (math.nan, -math.inf):
             proposal = new_proposal(hyperparameters={"optimizer.lr": value})
             with pytest.raises(StorageError, match=r"(?i)json"):
-                storage.claim(search_id, launch_id, proposal, total=3)
+                storage.claim(search_id, proposal, 3, new_runner(launch_id))
         assert storage.individuals(search_id) == []
 
     def test_a_generation_is_bred_once(self, storage: Storage) -> None:
         search_id, launch_id = launched_search(storage)
-        storage.claim(search_id, launch_id, new_proposal(0), total=3)
-        with pytest.raises(StorageError, match=r"(?i)unique"):
-            storage.claim(search_id, launch_id, new_proposal(0), total=3)
-        storage.claim(search_id, launch_id, new_proposal(0, island_rank=1), total=3)
+        runners = [new_runner(launch_id, world_rank=rank) for rank in range(3)]
+        storage.claim(search_id, new_proposal(0), 3, runners[0])
+        with pytest.raises(StorageError, match=r"(?i)unique") as caught:
+            storage.claim(search_id, new_proposal(0), 3, runners[1])
+        assert not isinstance(caught.value, StorageUnavailable)
+        storage.claim(search_id, new_proposal(0, island_rank=1), 3, runners[2])
+        assert sum(storage.progress(search_id).counts.values()) == 2
         assert len(storage.individuals(search_id)) == 2
 
 
 class TestEvaluations:
     def test_an_evaluation_from_start_to_end(self, storage: Storage) -> None:
         search_id, launch_id = launched_search(storage)
-        claim = storage.claim(search_id, launch_id, new_proposal(), total=1)
+        claim = storage.claim(search_id, new_proposal(), 1, new_runner(launch_id))
         assert claim
-        start = datetime(2025, 3, 1, 14, 0, 0, 250000, tzinfo=timezone(timedelta(hours=2)))
-        request = new_evaluation(claim.individual.id, started_at=start)
+        evaluation_id = claim.evaluation.id
+        start = claim.evaluation.started_at.astimezone(timezone(timedelta(hours=2)))
 
-        evaluation_id = storage.start_evaluation(request)
-        [running] = storage.evaluations(claim.individual.id)
-        assert {name: getattr(running, name) for name in vars(request)} == vars(request)
-        assert (running.status, running.fitness, running.metrics) == (Status.RUNNING, None, {})
-        assert running.duration_s is None
-        assert running.started_at.tzinfo is UTC
-
-        storage.mark_training_started(evaluation_id, start + timedelta(seconds=5))
+        storage.mark_training_started(evaluation_id, start + timedelta(seconds=5), 3)
         outcome = replace(
             COMPLETED,
             metrics={"val.top1": 0.75, "val.loss": math.nan, "grad": math.inf},
@@ -237,13 +286,15 @@ class TestEvaluations:
         assert math.isnan(done.metrics["val.loss"])
         assert math.isnan(done.metrics["grad"])
         assert done.training_started_at == start + timedelta(seconds=5)
+        assert done.training_started_at.tzinfo is UTC
+        assert (done.resumed_epoch, done.log_tail) == (3, None)
         assert (done.duration_s, done.finish_number, done.exit_code) == (120.0, 1, 0)
         assert (done.trainable_percent, done.compression_percent) == (12.5, 101.0)
 
     def test_a_failure_has_a_reason_and_no_fitness(self, storage: Storage) -> None:
         search_id, launch_id = launched_search(storage)
         individual_id, evaluation_id = started_evaluation(storage, search_id, launch_id)
-        failed = Outcome(status=Status.FAILED, reason="CUDA out of memory", exit_signal=9)
+        failed = replace(FAILED, log_tail="Traceback\n  größer \0 \udcff")
 
         with pytest.raises(StorageError, match="fitness_is_for_completed"):
             storage.finish_evaluation(evaluation_id, replace(failed, fitness=1.0))
@@ -257,16 +308,17 @@ class TestEvaluations:
         assert (individual.status, individual.fitness) == (Status.FAILED, None)
         assert individual.evaluation.reason == "CUDA out of memory"
         assert individual.evaluation.exit_signal == 9
-        assert storage.claim(search_id, launch_id, new_proposal(1), total=1) is None
+        assert individual.evaluation.log_tail == "Traceback\n  größer ? ?"
+        assert storage.claim(search_id, new_proposal(1), 1, new_runner(launch_id)) is None
 
     def test_epochs_can_be_sent_twice(self, storage: Storage) -> None:
         search_id, launch_id = launched_search(storage)
         individual_id, evaluation_id = started_evaluation(storage, search_id, launch_id)
 
-        storage.add_epoch(evaluation_id, 2, 200, {"loss": math.inf, "top1": math.nan})
-        storage.add_epoch(evaluation_id, 1, 100, {"loss": 2.5, "top1": 0.5})
-        storage.add_epoch(evaluation_id, 1, 100, {"loss": 9.9, "top1": 0.5, "lr": 0.1})
-        storage.add_epoch(evaluation_id, 3, 300, {})
+        storage.add_epoch(evaluation_id, epoch_record(2, loss=math.inf, top1=math.nan))
+        storage.add_epoch(evaluation_id, epoch_record(1, loss=2.5, top1=0.5))
+        storage.add_epoch(evaluation_id, epoch_record(1, loss=9.9, top1=0.5, lr=0.1))
+        storage.add_epoch(evaluation_id, epoch_record(3))
 
         first, second = storage.epochs(evaluation_id)
         assert (first.epoch, first.step) == (1, 100)
@@ -284,15 +336,44 @@ class TestEvaluations:
             for layer in ("blocks.0", "blocks.1")
         ]
 
-        storage.add_rank_updates(evaluation_id, updates[:3])
-        storage.add_rank_updates(evaluation_id, [replace(updates[0], inner_rank=1), updates[3]])
-        storage.add_rank_updates(evaluation_id, [])
+        storage.add_epoch(evaluation_id, epoch_record(1), updates[:3])
+        again = [replace(updates[0], inner_rank=1), replace(updates[3], stability=math.nan)]
+        storage.add_epoch(evaluation_id, epoch_record(1), again)
+        storage.add_epoch(evaluation_id, epoch_record(2), [])
 
-        assert storage.rank_updates(evaluation_id) == updates
+        expected = [*updates[:3], replace(updates[3], stability=None)]
+        assert storage.rank_updates(evaluation_id) == expected
+
+    def test_observations_can_be_sent_twice(self, storage: Storage) -> None:
+        search_id, launch_id = launched_search(storage)
+        _, evaluation_id = started_evaluation(storage, search_id, launch_id)
+        observed = [
+            Observation(
+                step=step,
+                earlier_step=earlier_step,
+                layer=layer,
+                stability=0.75,
+                mixing_similarity=math.inf,
+            )
+            for step, earlier_step in ((200, 0), (200, 100), (2**40, 0))
+            for layer in ("blocks.0", "größe")
+        ]
+
+        storage.add_epoch(evaluation_id, epoch_record(1, loss=1.0), (), observed[3:])
+        again = [replace(observed[5], stability=0.0), *observed[:3]]
+        storage.add_epoch(evaluation_id, epoch_record(1, loss=1.0), (), again)
+        assert storage.observations(evaluation_id) == observed
+
+        unknown = replace(observed[0], step=1, mixing_similarity=math.nan)
+        storage.add_epoch(evaluation_id, epoch_record(1), (), [unknown])
+        assert math.isnan(storage.observations(evaluation_id)[0].mixing_similarity)
 
     def test_migrations_are_recorded_once_for_each_island(self, storage: Storage) -> None:
         search_id, launch_id = launched_search(storage)
-        individual_id, _ = started_evaluation(storage, search_id, launch_id)
+        individual_id, evaluation_id = started_evaluation(storage, search_id, launch_id)
+        with pytest.raises(StorageError, match="has not completed in search"):
+            storage.record_migration(search_id, individual_id, 1, 0)
+        storage.finish_evaluation(evaluation_id, COMPLETED)
 
         accepted = [storage.record_migration(search_id, individual_id, 1, t) for t in (0, 0, 2)]
 
@@ -303,9 +384,9 @@ class TestEvaluations:
 
     def test_unknown_ids_are_refused(self, storage: Storage) -> None:
         with pytest.raises(StorageError):
-            storage.start_evaluation(new_evaluation(individual_id=12))
+            storage.claim(12, new_proposal(), 3, new_runner(12))
         with pytest.raises(StorageError):
-            storage.add_epoch(12, 1, 1, {"loss": 1.0})
+            storage.add_epoch(12, epoch_record(1, loss=1.0))
         with pytest.raises(StorageError):
             storage.finish_evaluation(12, COMPLETED)
         assert storage.individual(12) is None
@@ -318,7 +399,7 @@ class TestProgress:
             _, evaluation_id = started_evaluation(storage, search_id, launch_id, generation)
             storage.finish_evaluation(evaluation_id, replace(COMPLETED, fitness=fitness))
         running, evaluation_id = started_evaluation(storage, search_id, launch_id, 3)
-        storage.add_epoch(evaluation_id, 4, 400, {"loss": 1.0})
+        storage.add_epoch(evaluation_id, epoch_record(4, loss=1.0))
         other_search, other_launch = launched_search(storage, name="other")
         started_evaluation(storage, other_search, other_launch)
 
@@ -335,7 +416,7 @@ class TestProgress:
         assert (progress.best_fitness, best.generation) == (0.1, 1)
         [entry] = progress.running
         assert (entry.individual_id, entry.evaluation_id) == (running, evaluation_id)
-        assert (entry.island, entry.island_rank, entry.world_rank) == (1, 0, 2)
+        assert (entry.island, entry.island_rank, entry.world_rank) == (1, 0, 3)
         assert (entry.last_epoch, entry.attempt, entry.device) == (4, 1, "GPU-0")
 
     def test_an_empty_search_has_no_best(self, storage: Storage) -> None:

@@ -17,13 +17,13 @@ from storage_examples import (
     HYPERPARAMETERS,
     SPACE,
     launched_search,
-    new_evaluation,
     new_proposal,
+    new_runner,
     new_search,
     started_evaluation,
 )
 
-from oialr_search.storage import Outcome, Status, Storage, StorageError, open_storage, utc_now
+from oialr_search.storage import Outcome, Status, Storage, StorageError, open_storage
 
 FIXED = [
     "search", "place", "individual_id", "fitness", "trainable_percent", "compression_percent",
@@ -62,12 +62,11 @@ def test_an_empty_leaderboard_can_be_asked(storage: Storage, database_url: str) 
 def test_hyperparameters_and_metrics_are_typed_columns(storage: Storage, database_url: str) -> None:
     ids = launched_search(storage)
     complete(storage, ids, 0, 0.5, metrics={"val.top1": 0.5, "val.loss": math.nan})
-    claim = storage.claim(*ids, new_proposal(1), total=10)
+    claim = storage.claim(ids[0], new_proposal(1), 10, new_runner(ids[1]))
     assert claim
-    start = utc_now()
-    evaluation = new_evaluation(claim.individual.id, started_at=start)
+    start = claim.evaluation.started_at
     storage.finish_evaluation(
-        storage.start_evaluation(evaluation),
+        claim.evaluation.id,
         Outcome(
             status=Status.COMPLETED,
             fitness=0.25,
@@ -138,10 +137,11 @@ def test_only_completed_individuals_with_their_last_attempt(
     individual_id, evaluation_id = started_evaluation(storage, *ids)
     storage.finish_evaluation(evaluation_id, Outcome(status=Status.LOST, metrics={"val.top1": 0.1}))
     assert ask(database_url, "SELECT * FROM leaderboard")[1] == []
-    assert storage.claim(*ids, new_proposal(), total=3)
-    evaluation_id = storage.start_evaluation(new_evaluation(individual_id, attempt=2))
+    claim = storage.claim(ids[0], new_proposal(), 3, new_runner(ids[1]))
+    assert claim
     storage.finish_evaluation(
-        evaluation_id, Outcome(status=Status.COMPLETED, fitness=0.1, metrics={"val.top1": 0.9})
+        claim.evaluation.id,
+        Outcome(status=Status.COMPLETED, fitness=0.1, metrics={"val.top1": 0.9}),
     )
     for generation, status in enumerate((Status.FAILED, Status.PRUNED, Status.TIMED_OUT), 1):
         _, evaluation_id = started_evaluation(storage, *ids, generation)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from storage_examples import launched_search, new_launch, new_proposal, new_search
+from storage_examples import launched_search, new_launch, new_proposal, new_runner, new_search
 
 from oialr_search.storage import Storage, StorageError, open_storage, upgrade_storage
 from oialr_search.storage.engine import NETWORK_FILE_SYSTEMS
@@ -118,7 +118,7 @@ class TestRevisions:
         _execute(database_url, "UPDATE oialr_search_revision SET version_num = '0999'")
         for create in (False, True):
             assert refusal(database_url, create=create).endswith(
-                "was written by a newer oialr-search (revision 0999, known 0001): "
+                "was written by a newer oialr-search (revision 0999, known 0002): "
                 "run `pip install --upgrade oialr-search`"
             )
         with pytest.raises(StorageError, match="a newer oialr-search"):
@@ -217,13 +217,13 @@ class TestSqliteFiles:
 class TestReadingWhileWriting:
     def test_a_reader_does_not_wait_for_a_writer(self, storage: Storage, database_url: str) -> None:
         search_id, launch_id = launched_search(storage)
-        storage.claim(search_id, launch_id, new_proposal(), total=3)
+        storage.claim(search_id, new_proposal(), 3, new_runner(launch_id))
         with closing(_connect(database_url)) as writer:
             writer.execute("BEGIN")
             writer.execute("UPDATE individuals SET origin = 'half done'")
             with open_storage(database_url, read_only=True) as reader:
                 assert [i.origin for i in reader.individuals(search_id)] == ["random"]
-                assert reader.progress(search_id).running == []
+                assert len(reader.progress(search_id).running) == 1
             writer.execute("ROLLBACK")
 
     def test_a_writer_does_not_wait_for_a_reader(self, storage: Storage, database_url: str) -> None:
@@ -231,7 +231,7 @@ class TestReadingWhileWriting:
         with closing(_connect(database_url)) as reader:
             reader.execute("BEGIN")
             assert reader.execute("SELECT count(*) FROM individuals").fetchone() == (0,)
-            assert storage.claim(search_id, launch_id, new_proposal(), total=3)
+            assert storage.claim(search_id, new_proposal(), 3, new_runner(launch_id))
             storage.set_evaluations_total(search_id, 9)
             reader.execute("ROLLBACK")
 

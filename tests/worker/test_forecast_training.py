@@ -64,7 +64,7 @@ def scripted(training: Training, losses: list[float]) -> Training:
     validation_losses: Iterator[float] = iter(losses)
 
     def measure(model: nn.Module, batches: Any) -> dict[str, float]:
-        if batches is training.splits.validation:
+        if batches.batches is training.splits.validation:
             return {"loss": next(validation_losses)}
         return measure_forecast(model, batches)
 

@@ -16,6 +16,10 @@ class DataError(Exception):
     """The data set is missing or is not what it should be."""
 
 
+class DataSettingsError(DataError):
+    """The data set is there, but the settings ask for what it does not have."""
+
+
 Batch = tuple[tuple[Tensor, ...], Tensor]
 """What the network's forward takes, and the targets; all begin with the batch's dimension."""
 
@@ -81,20 +85,20 @@ def held_out_indices(
     """Indices of the training and the validation part; `whole` leaves the validation part empty.
 
     Raises:
-        DataError: when one of the parts would be empty.
+        DataSettingsError: when one of the parts would be empty.
     """
     generator = torch.Generator().manual_seed(config.split_seed)
     order = torch.randperm(num_samples, generator=generator)
     if config.train_subset is not None:
         if config.train_subset > num_samples:
-            raise DataError(
+            raise DataSettingsError(
                 f"`data.train_subset` is at most the {num_samples} training samples, "
                 f"got {config.train_subset}"
             )
         order = order[: config.train_subset]
     num_held_out = 0 if whole else round(len(order) * config.validation_fraction)
     if not whole and not 0 < num_held_out < len(order):
-        raise DataError(
+        raise DataSettingsError(
             f"`data.validation_fraction` leaves a part of the {len(order)} samples empty, "
             f"got {config.validation_fraction}"
         )

@@ -7,10 +7,12 @@ processes nor anything else that draws random numbers changes what the network s
 
 from __future__ import annotations
 
+import os
 import random
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ from workers.data import (
     held_out_indices,
     test_indices,
 )
+from workers.parent import die_with
 
 IMAGE_SIZE = 32
 NUM_CLASSES = 10
@@ -98,6 +101,7 @@ class ImageBatches:
             sampler=self._sampler,
             num_workers=processes if training else 0,
             persistent_workers=training and processes > 0,
+            worker_init_fn=partial(_start_loader_process, os.getpid()),
             pin_memory=settings.device.type == "cuda",
             # A generator of its own: the loader draws from it instead of the training's.
             generator=torch.Generator().manual_seed(settings.seed),
@@ -114,6 +118,11 @@ class ImageBatches:
         device = self._settings.device
         for inputs, targets in self._loader:
             yield (inputs.to(device, non_blocking=True),), targets.to(device, non_blocking=True)
+
+
+def _start_loader_process(parent: int, _: int) -> None:
+    # torch's own watch over the parent looks every five seconds, and not while an image decodes.
+    die_with(parent)
 
 
 class _EpochSampler(Sampler[tuple[int, int]]):

@@ -20,7 +20,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from workers.config import ETTm2Data
-from workers.data import Batch, DataError, LoadSettings, Splits, epoch_generator
+from workers.data import (
+    Batch,
+    DataError,
+    DataSettingsError,
+    LoadSettings,
+    Splits,
+    epoch_generator,
+)
 
 FILE_NAMES = ("ETTm2.csv", "ETTm2.csv.gz")
 COLUMNS = ("HUFL", "HULL", "MUFL", "MULL", "LUFL", "LULL", "OT")
@@ -53,12 +60,12 @@ def load(
     def part(name: str, start: int, end: int, subset: int | None) -> Part:
         num_windows = end - start - seq_len - pred_len + 1
         if num_windows < 1:
-            raise DataError(
+            raise DataSettingsError(
                 f"`seq_len` + `pred_len` is at most the {end - start} rows of the {name} part, "
                 f"got {seq_len} + {pred_len}"
             )
         if subset is not None and subset > num_windows:
-            raise DataError(
+            raise DataSettingsError(
                 f"`data.{name}_subset` is at most the part's {num_windows} windows, got {subset}"
             )
         return Part(

@@ -1,9 +1,9 @@
 """What happens to the bases while a network trains (Coquelin et al., Figure 1)."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -82,6 +82,21 @@ class Observer:
         if self._steps % self._interval:
             return []
         return self._observe()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a fresh observer needs to continue: steps and instants."""
+        instants = [
+            (step, {name: tuple(portrait) for name, portrait in portraits.items()})
+            for step, portraits in self._instants
+        ]
+        return {"steps": self._steps, "instants": instants}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a saved state, in the place of the instant taken at the start."""
+        self._steps = state["steps"]
+        self._instants.clear()
+        for step, portraits in state["instants"]:
+            self._instants.append((step, {name: Portrait(*p) for name, p in portraits.items()}))
 
     @torch.no_grad()
     def _observe(self) -> list[Observation]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,14 +13,15 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 INK, PALE_INK = "#222222", "#555555"
-FONT = {"family": "Helvetica, Arial, 'Liberation Sans', sans-serif", "size": 12, "color": INK}
-SMALL, TITLE = 11, 17  # pixels
+TEXT, SMALL, TITLE = 12, 11, 17  # pixels
+FONT = {"family": "Helvetica, Arial, 'Liberation Sans', sans-serif", "size": TEXT, "color": INK}
 SMALL_CHARACTER = 6.2  # mean width in pixels
 SCALE = "Viridis"  # rises in lightness: reads in print and with colour blindness
 NOTHING = "#e4e4e4"  # grey, which is no colour of the scale
 
 # Pixels of heatmaps of layers; a panel is the narrower, the more are side by side.
 PANEL_WIDTHS = {1: 560, 2: 400, 3: 320}
+FEW = 25  # marks that have room above a panel
 ROW_GAP, COLUMN_GAP = 46, 32
 MARGINS = {"l": 46, "r": 100, "t": 106, "b": 66}
 
@@ -98,7 +100,13 @@ def edge_marks(steps: Sequence[int], name: str, *, in_legend: bool) -> go.Scatte
         y=[-0.5] * len(steps),
         mode="markers",
         # Turned round, as it is moved away from the panel to where it points from.
-        marker={"symbol": "triangle-up", "angle": 180, "standoff": 4, "size": 7, "color": INK},
+        marker={
+            "symbol": "triangle-up",
+            "angle": 180,
+            "standoff": 4,
+            "size": 7 if len(steps) <= FEW else 4,
+            "color": INK,
+        },
         cliponaxis=False,
         name=name,
         legendgroup=name,
@@ -137,7 +145,7 @@ def layer_panels(
         vertical_spacing=ROW_GAP / height,
         subplot_titles=[title for row in titles for title in row],
     )
-    figure.update_annotations(font_size=FONT["size"] + 1, yshift=10)
+    figure.update_annotations(font_size=TEXT + 1, yshift=10)
     low, high, meaning = colors
     figure.update_layout(
         **house_style(title, subtitle),
@@ -161,11 +169,11 @@ def layer_panels(
     figure.update_layout(plot_bgcolor=NOTHING)
     figure.update_yaxes(**layer_axis(layers))
     figure.update_yaxes(title="layer", col=1)
-    figure.update_xaxes(range=[0, last_step], tickfont_size=SMALL, title_font_size=FONT["size"])
+    figure.update_xaxes(range=[0, last_step], tickfont_size=SMALL, title_font_size=TEXT)
     figure.update_xaxes(title="training step", row=num_rows)
-    for number, note in enumerate(notes):
+    for number in range(0, len(notes), named_every(layers)):
         figure.add_annotation(
-            text=note,
+            text=notes[number],
             font_size=SMALL,
             x=1.0,
             xref="paper",
@@ -182,16 +190,20 @@ def row_height(layers: Sequence[str]) -> float:
     return max(6.0, min(17.0, 900 / len(layers)))
 
 
+def named_every(layers: Sequence[str]) -> int:
+    """Every n-th layer can be named, so that names do not touch; mostly 1."""
+    return math.ceil(SMALL / row_height(layers))
+
+
 def layer_axis(layers: Sequence[str]) -> dict[str, Any]:
-    """An axis with the first layer on top, that names all, or every n-th where they would touch."""
-    every = int(-(-SMALL // row_height(layers)))
-    numbers = range(0, len(layers), every)
+    """An axis with the first layer on top."""
+    numbers = range(0, len(layers), named_every(layers))
     return {
         "tickmode": "array",
         "tickvals": list(numbers),
         "ticktext": [layers[number] for number in numbers],
         "tickfont_size": SMALL,
-        "title_font_size": FONT["size"],
+        "title_font_size": TEXT,
         "range": [len(layers) - 0.5, -0.5],
     }
 
@@ -204,7 +216,7 @@ def house_style(title: str, subtitle: str) -> dict[str, Any]:
         "title": {
             "text": title,
             "font_size": TITLE,
-            "subtitle": {"text": subtitle, "font": {"size": FONT["size"], "color": PALE_INK}},
+            "subtitle": {"text": subtitle, "font": {"size": TEXT, "color": PALE_INK}},
             "x": 0.0,
             "xref": "paper",
             "y": 1.0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from workers.config import ConfigError
 
 PICTURES = ("png", "pdf", "svg")
 FORMATS = ("html", *PICTURES)
-PIXELS_PER_POINT = 2  # a png's, so that it prints
+PNG_SCALE = 2  # pixels a pixel of the layout: sharp in print
 
 
 def refuse_unknown_format(path: Path) -> None:
@@ -58,10 +59,12 @@ def _picture(figure: go.Figure, path: Path) -> bytes:
         "format": _format(path),
         "width": layout.width,
         "height": layout.height,
-        "scale": PIXELS_PER_POINT if _format(path) == "png" else 1,
+        "scale": PNG_SCALE if _format(path) == "png" else 1,
     }
+    # The browser's goodbye, where it is read, is told as an error.
+    logging.getLogger("choreographer").setLevel(logging.CRITICAL)
     try:
-        # Without `mathjax` the browser would fetch it from the network.
+        # Unless told not to, the browser loads MathJax from the network.
         picture: bytes = kaleido.calc_fig_sync(
             figure.to_dict(), opts=options, kopts={"mathjax": False}
         )

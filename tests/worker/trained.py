@@ -22,7 +22,10 @@ def train_here(
     stop: Callable[[list[Event]], bool] = lambda _: False,
     **more: Any,
 ) -> tuple[list[Event], Trained | None]:
-    """Train as a worker process does; all events that do not hang on the clock, and what came of it if it was not stopped."""
+    """Train as a worker process does; all events, and what came of it if it was not stopped.
+
+    But for what a slow machine sends, which would make the test hang on the clock.
+    """
     config = validate_training(content, "test")
     torch.set_num_threads(config.num_threads or 1)
     task, events = task_of(config), list[Event]()
@@ -31,7 +34,7 @@ def train_here(
         more["state_file"] = StateFile(state)
 
     def report(event: Event) -> None:
-        if not isinstance(event, Progressed):  # which a slow machine sends
+        if not isinstance(event, Progressed):
             events.append(event)
 
     try:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from oialr_search import exit_codes
+from oialr_search.analysis.plots.names import PlotName
 from oialr_search.rows import Format, print_rows
 from oialr_search.storage import (
     StorageError,
@@ -25,7 +26,7 @@ from oialr_search.storage import (
 from workers.config import ConfigError
 
 if TYPE_CHECKING:
-    from oialr_search.storage import SearchRecord, Storage
+    from oialr_search.storage import IndividualRecord, SearchRecord, Storage
     from workers.protocol import Event
 
 # Rank of this process in a launch, as the launchers announce it before MPI is initialised.
@@ -224,6 +225,40 @@ def show(
 
 
 @app.command()
+def plot(
+    name: Annotated[PlotName, typer.Argument(metavar="NAME", help=f"What: {', '.join(PlotName)}.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE",
+            help="File to write, .html, .png, .pdf or .svg; by default NAME.html.",
+        ),
+    ] = None,
+    individual: Annotated[
+        int | None,
+        typer.Option(help="Number of the individual; by default the best that has what it takes."),
+    ] = None,
+    db: DatabaseOption = None,
+    search_dir: SearchDirOption = SEARCH_DIR,
+    search: SearchOption = None,
+) -> None:
+    """Draw a figure from the database; works while the search runs.
+
+    Example: `oialr-search plot stability -o stability.pdf`
+    """
+    from oialr_search.analysis.plots import catalogue, writing
+
+    path = output or Path(f"{name}.html")
+    writing.refuse_unknown_format(path)
+    with _open(db, search_dir) as storage:
+        figure = catalogue.PLOTS[name](storage, *_choose(storage, search, individual))
+    writing.write(figure, path)
+    print(f"{name} written to {path}")
+
+
+@app.command()
 def export(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="File to write; by default, print.")
@@ -240,17 +275,9 @@ def export(
     Example: `oialr-search export -o best.yaml`
     """
     from oialr_search import export as exporting
-    from oialr_search.analysis.leaderboard import choose_search
 
     with _open(db, search_dir) as storage:
-        chosen, record = choose_search(storage, search), None
-        if individual is not None:
-            record = storage.individual(individual)
-            if record is None:
-                raise StorageError(f"no individual {individual} in the database")
-            if search is not None and record.search_id != chosen.id:
-                raise StorageError(f"individual {individual} is not of search {search!r}")
-            chosen = _search_of(storage, record.search_id)
+        chosen, record = _choose(storage, search, individual)
         record = record or exporting.best_individual(storage, chosen)
         text = exporting.export(storage, chosen, record)
     if output is None:
@@ -448,8 +475,21 @@ def _open(db: str | None, search_dir: Path) -> Storage:
     return open_storage(database_url(db, search_dir), read_only=True)
 
 
-def _search_of(storage: Storage, search_id: int) -> SearchRecord:
-    return next(search for search in storage.searches() if search.id == search_id)
+def _choose(
+    storage: Storage, search: str | None, individual: int | None
+) -> tuple[SearchRecord, IndividualRecord | None]:
+    """The search asked for, or the individual asked for and the search it is of."""
+    from oialr_search.analysis.leaderboard import choose_search
+
+    chosen = choose_search(storage, search)
+    if individual is None:
+        return chosen, None
+    record = storage.individual(individual)
+    if record is None:
+        raise StorageError(f"no individual {individual} in the database")
+    if search is not None and record.search_id != chosen.id:
+        raise StorageError(f"individual {individual} is not of search {search!r}")
+    return next(s for s in storage.searches() if s.id == record.search_id), record
 
 
 def _epoch_printer(name: str, epochs: int) -> Any:

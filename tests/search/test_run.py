@@ -115,7 +115,10 @@ def test_no_worker_is_left_and_no_stray_file(digits_search: FinishedSearch) -> N
     left = [p for p in psutil.process_iter(["cmdline", "cwd"]) if p.info["cwd"] == str(folder)]
     assert not left
     names = {path.name for path in (folder / "searches" / "minivit_digits").iterdir()}
-    assert names == {".lock", *(f"individual-{n:06d}" for n in range(1, 7))}
+    records = {".lock", "search.json", "launch-000001.json"}
+    assert names == records | {f"individual-{n:06d}" for n in range(1, 7)}
+    files = {path.name for path in (folder / "searches").glob("*/individual-*/*")}
+    assert files == {"individual.json", "attempt-1"}
 
 
 @pytest.mark.parametrize("output", ["table", "json", "csv", "yaml"])

@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--evaluations", type=int, default=2000)
     parser.add_argument("--db", nargs="+", default=["sqlite", "postgresql"])
     parser.add_argument("--parts", action="store_true", help="time the parts (costs some itself)")
-    parser.add_argument("--without-others", action="store_true", help="neither Propulate nor Optuna")
+    parser.add_argument("--without-others", action="store_true", help="ours only")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     figures: Figures = {"cores": os.cpu_count()}

@@ -19,7 +19,7 @@ import time
 from collections import deque
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from oialr_search import evaluator
 from oialr_search.config import load_search
@@ -27,6 +27,7 @@ from oialr_search.evolution import Population
 from oialr_search.islands import Exchange
 from oialr_search.launch import LaunchSettings, run
 from oialr_search.launcher import Worker, WorkerSettings
+from oialr_search.outbox import Outbox
 from oialr_search.progress import ProgressDisplay
 from oialr_search.storage.sql import SqlStorage
 from workers.protocol import Completed, Epoch, Evaluate, Event, Message, Ready, Started
@@ -36,10 +37,7 @@ SEARCH_FILE = Path(__file__).parents[1] / "search_spaces" / "minivit_digits.yaml
 PARTS: dict[str, list[tuple[Any, str]]] = {
     "breeding": [(Population, "breed"), (Population, "add")],
     "claim": [(SqlStorage, "claim")],
-    "storing": [
-        (SqlStorage, name)
-        for name in ("mark_training_started", "add_epoch", "finish_evaluation", "record_migration")
-    ],
+    "storing": [(Outbox, "flush")],
     "files": [(evaluator, "write_claim"), (evaluator, "write_record")],
     "exchange": [(Exchange, n) for n in ("receive", "tell_peers", "migrate", "report")],
     "display": [(ProgressDisplay, "refresh")],
@@ -55,7 +53,7 @@ class Cost:
     last = (0.0, 0.0)
     evaluations = 0
     first_memory_mib = 0.0
-    parts: dict[str, list[float]] = {}
+    parts: ClassVar[dict[str, list[float]]] = {}
 
     @classmethod
     def time_parts(cls) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, is_dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
@@ -93,7 +93,7 @@ def read_record(path: Path, kind: type[R]) -> R:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        record: R = _validator(kind).validate_python(content)
+        record: R = _validator(kind).validate_python(content)  # type: ignore[arg-type]
     except OSError as error:
         raise FolderError(f"cannot read {path}: {error.strerror}") from None
     except ValidationError as error:
@@ -106,7 +106,7 @@ def read_record(path: Path, kind: type[R]) -> R:
 
 
 @cache
-def _validator(kind: Hashable) -> TypeAdapter[Any]:
+def _validator(kind: type[Any]) -> TypeAdapter[Any]:
     """Making one takes longer than reading a file."""
     return TypeAdapter(kind)
 

@@ -91,7 +91,8 @@ class Cost:
         """Seconds and evaluations of this rank."""
         first = cls.first or cls.last
         return {
-            "evaluations": max(cls.evaluations - 1, 0),
+            "started": cls.evaluations,
+            "evaluations": max(cls.evaluations - 1, 0),  # from the first to the last
             "wall_s": cls.last[0] - first[0],
             "cpu_s": cls.last[1] - first[1],
             "first_evaluation_after_s": first[0] - cls.born,
@@ -204,7 +205,7 @@ def main() -> None:
     Cost.ready = time.monotonic()
     code = run(lambda: load_search(SEARCH_FILE, (), changed), settings)
     path = arguments.folder / f"cost-{MPI.COMM_WORLD.rank}.json"
-    path.write_text(json.dumps(Cost.figures()))
+    path.write_text(json.dumps(Cost.figures() | {"exit_code": code}))
     sys.exit(code)
 
 

@@ -84,7 +84,7 @@ def main() -> None:
                     figures[kind]["optuna"] = optuna_figures(new_database)
         if not arguments.without_others:
             figures["propulate"] = propulate_figures(Path(folder), arguments.ranks)
-    print(json.dumps(figures, indent=1) if arguments.json else as_text(figures))
+        print(json.dumps(figures, indent=1) if arguments.json else as_text(figures), flush=True)
 
 
 @contextmanager

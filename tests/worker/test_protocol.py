@@ -42,7 +42,7 @@ COMPLETED = Completed(
         Started(at=1.0, total_steps=3, parameters=4, layers="all", warnings=["w"]),
         Epoch(epoch=1, step=2, metrics={"a": 0.1}, rank_updates=[UPDATE]),
         COMPLETED,
-        Failed(reason="r", at=1.0, configuration=True),
+        Failed(reason="r", at=1.0, cause="training"),
     ],
     ids=lambda message: type(message).__name__,
 )

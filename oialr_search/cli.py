@@ -354,20 +354,20 @@ def validate(
     Example: `oialr-search validate search_spaces/minivit_cifar10.yaml --set epochs=2`
     """
     from oialr_search.config import load_search
-    from workers.config import load_training, read_yaml
+    from workers.config import in_one_line, load_training, read_yaml
 
     content = read_yaml(file)
     if "search" in content or "space" in content:
         search_file = load_search(file, assignments or ())
         size = len(search_file.space.hyperparameters)
         print(
-            f"{file}: search {search_file.search.name!r} of {size} hyperparameters, "
+            f"{in_one_line(file)}: search {search_file.search.name!r} of {size} hyperparameters, "
             f"{search_file.search.evaluations} evaluations of {search_file.training.task} "
             f"on {search_file.search.islands} islands"
         )
     else:
         training = load_training(file, assignments or ())
-        print(f"{file}: training of {training.task}, {training.epochs} epochs")
+        print(f"{in_one_line(file)}: training of {training.task}, {training.epochs} epochs")
 
 
 @app.command()
@@ -394,7 +394,7 @@ def database_url(db: str | None, search_dir: Path) -> str:
             "a password on the command line is for all to see: give the URL in OIALR_SEARCH_DB, "
             "or the password in PGPASSWORD or ~/.pgpass"
         )
-    return db or f"sqlite:///{(search_dir / 'search.db').absolute()}"
+    return db or str((search_dir / "search.db").absolute())  # a URL would need quoting
 
 
 def deadline(limit_s: float | None, grace_s: float, environment: Mapping[str, str]) -> float | None:

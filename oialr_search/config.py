@@ -17,6 +17,7 @@ from workers.config import (
     ConfigError,
     Fraction,
     apply_override,
+    in_one_line,
     nearest,
     parse_assignment,
     read_yaml,
@@ -111,13 +112,14 @@ def load_search(
             _set_in_space(space, key.removeprefix("space."), value)
             continue
         apply_override(content, key, value)
-        fixed = [n for n in space or () if n == key or str(n).startswith(f"{key}.")]
+        searched = space if isinstance(space, dict) else {}
+        fixed = [name for name in searched if name == key or name.startswith(f"{key}.")]
         for name in fixed:
-            del content["space"][name]
+            del searched[name]
         pinned += fixed
     for key, value in (settings or {}).items():
         apply_override(content, f"search.{key}", value)
-    source = str(path)
+    source = in_one_line(path)
     for section in ("search", "space"):
         if section not in content:
             raise ConfigError(f"`{section}` is missing: a search file has it ({source})")
@@ -127,7 +129,7 @@ def load_search(
     task = TASKS[training.task]
     if search.metric not in task.metrics:
         raise ConfigError(
-            f"unknown metric {search.metric!r} for `search.metric`"
+            f"unknown metric {search.metric!r:.80} for `search.metric`"
             f"{nearest(search.metric, task.metrics)} ({source})"
         )
     return SearchFile(

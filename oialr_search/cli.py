@@ -387,10 +387,10 @@ def database_url(db: str | None, search_dir: Path) -> str:
     """The database asked for, or the SQLite file in the search folder.
 
     Raises:
-        typer.BadParameter: when a password would be for all to see in the list of processes.
+        ConfigError: when a password would be for all to see in the list of processes.
     """
     if db and has_password(db) and any(db in argument for argument in sys.argv):
-        raise typer.BadParameter(
+        raise ConfigError(
             "a password on the command line is for all to see: give the URL in OIALR_SEARCH_DB, "
             "or the password in PGPASSWORD or ~/.pgpass"
         )

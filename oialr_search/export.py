@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def export(storage: Storage, search: SearchRecord, individual: IndividualRecord)
         "individual": individual.id,
         "fitness": individual.fitness,
         "metric": search.metric,
-        "metrics": dict(evaluation.metrics),
+        "metrics": {k: v if math.isfinite(v) else None for k, v in evaluation.metrics.items()},
         "training_seed": content["seed"],
         "search_seed": search.seed,
         "island": individual.island,

@@ -243,18 +243,14 @@ class SqlStorage(Storage):
         values = vars(launch) | {"command_line": _blank(launch.command_line)}
         with self._writing() as connection:
             _lock_search(connection, search_id)
+            left = connection.scalars(unfinished).all()  # a handful; PostgreSQL would scan to join
             connection.execute(
                 sa.update(evaluations)
-                .where(
-                    evaluations.c.individual_id.in_(unfinished),
-                    evaluations.c.status.in_(UNFINISHED),
-                )
+                .where(evaluations.c.individual_id.in_(left), evaluations.c.status.in_(UNFINISHED))
                 .values(status=Status.LOST, reason="its launch ended first", finished_at=utc_now())
             )
             connection.execute(
-                sa.update(individuals)
-                .where(individuals.c.search_id == search_id, individuals.c.status.in_(UNFINISHED))
-                .values(status=Status.LOST)
+                sa.update(individuals).where(individuals.c.id.in_(left)).values(status=Status.LOST)
             )
             connection.execute(
                 sa.update(islands)

@@ -122,7 +122,8 @@ class Controller:
             self._evaluator.ask_to_stop()
         evaluated = self._evaluator.poll(POLL_S)
         if evaluated is not None:
-            self._pass_on(evaluated)
+            # Not before it is stored: what another island accepts must have completed.
+            self._outbox.put(lambda _: self._pass_on(evaluated))
 
     def _look_around(self) -> None:
         """Take in messages, pass on a wish to stop, store what waits, show progress."""

@@ -57,6 +57,8 @@ from workers.protocol import (
 PREPARE_POLL_S = 0.1
 PREPARATION_LIMIT_S = 600.0
 LOG_LOOK_S = 1.0
+WORKER_LOGS = "worker-*.log"
+"""The logs of workers that wait for an evaluation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,11 +125,12 @@ class Evaluator:
         self._outbox: Outbox
 
     def prepare(self) -> Callable[[], bool]:
-        """Start the first worker; the function returned tells whether it is ready.
+        """Start the first worker, anew if it has died; the function returned tells if it is ready.
 
         That function raises `ConfigError` when the configuration or the data are wrong, and
         `WorkerDied` when the worker cannot start.
         """
+        self.stop_spare()
         worker = self._spare = self._start_worker()
 
         def ready() -> bool:

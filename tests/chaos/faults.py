@@ -8,7 +8,7 @@ import resource
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -157,7 +157,7 @@ def two_in_a_row(scene: Scene) -> str | None:
 
 def truncate(scene: Scene) -> str | None:
     """Cut a file off while the search runs."""
-    return _truncate(scene, 1)
+    return _truncate(scene, 1, [name for name in FILES if name != SEARCH_FILE])
 
 
 def kill_and_truncate(scene: Scene) -> str | None:
@@ -165,7 +165,7 @@ def kill_and_truncate(scene: Scene) -> str | None:
     scene.launch.disturbed = True
     scene.launch.signal(signal.SIGKILL)
     scene.launch.wait_for_the_last()
-    return _truncate(scene, 3)
+    return _truncate(scene, 3, FILES)
 
 
 def fill_disk(scene: Scene) -> str | None:
@@ -203,9 +203,9 @@ def _signal(scene: Scene, processes: list[psutil.Process], number: signal.Signal
     return f"process {process.pid}"
 
 
-def _truncate(scene: Scene, number: int) -> str | None:
-    hit = []
-    for name in scene.random.sample(FILES, len(FILES)):
+def _truncate(scene: Scene, number: int, names: Sequence[str]) -> str | None:
+    hit: list[str] = []
+    for name in scene.random.sample(names, len(names)):
         paths = scene.files(name)
         if not paths or len(hit) == number:
             continue

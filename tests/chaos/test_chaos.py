@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from oialr_search.folders import SEARCH_FILE, write_record
 from oialr_search.storage import SearchRecord, Status, Storage, open_storage
 
 from ..conftest import DIGITS, TINY, Command, make_command, settings
@@ -197,10 +198,9 @@ def _check(chaos: Chaos, *, everything: bool) -> None:
 
 
 def _check_import(chaos: Chaos, storage: Storage, search: SearchRecord) -> None:
-    result = chaos.command("import", chaos.folder, "--db", chaos.database.other_url)
-    left_out = [x for x in result.stderr.splitlines() if "left out" in x]
-    assert len(left_out) <= sum(path.name.endswith(".json") for path in chaos.damaged)
-    checks.check_import(storage, search, chaos.database.other_url, len(left_out))
+    write_record(chaos.folder / SEARCH_FILE, search)  # each launch does, and the last may be past
+    chaos.command("import", chaos.folder, "--db", chaos.database.other_url)
+    checks.check_import(storage, search, chaos.database.other_url, chaos.damaged)
 
 
 def _figures(chaos: Chaos, seconds: float) -> dict[str, object]:

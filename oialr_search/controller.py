@@ -87,7 +87,8 @@ class Controller:
 
     def _start_next(self) -> bool:
         """Claim the next individual and start its evaluation; False when there is none now."""
-        if self._stop.requested() or self._evaluator.unreliable or time.monotonic() < self._ask_at:
+        wait_for = max(self._ask_at, self._evaluator.pause_until)
+        if self._stop.requested() or self._evaluator.unreliable or time.monotonic() < wait_for:
             return False
         offspring = self._population.breed(self._random_numbers("breeding"))
         proposal = Proposal(
@@ -122,7 +123,8 @@ class Controller:
             self._evaluator.ask_to_stop()
         evaluated = self._evaluator.poll(POLL_S)
         if evaluated is not None:
-            self._pass_on(evaluated)
+            # Not before it is stored: what another island accepts must have completed.
+            self._outbox.put(lambda _: self._pass_on(evaluated))
 
     def _look_around(self) -> None:
         """Take in messages, pass on a wish to stop, store what waits, show progress."""
@@ -162,7 +164,7 @@ class Controller:
 
     def _pass_on(self, evaluated: Evaluated) -> None:
         """Take an evaluated individual into the population, tell the peers, perhaps migrate."""
-        if evaluated.fitness is None:
+        if evaluated.fitness is None or self._ended:  # then nobody listens any more
             return
         individual = evaluated.claim.individual
         member = member_of(individual, evaluated.fitness)

@@ -167,21 +167,25 @@ def read_search(folder: Path) -> tuple[SearchRecord, list[LaunchRecord]]:
 
 
 def read_histories(folder: Path, search: SearchRecord) -> Iterator[IndividualHistory | str]:
-    """All individuals of a search's folder, or a line for each that cannot be read."""
+    """All individuals of a search's folder, and a line for each or its part that is not readable."""
     for path in sorted(folder.glob("individual-*")):
         try:
-            yield _read_history(path, search)
+            yield from _read_history(path, search)
         except FolderError as error:
             yield str(error)
 
 
-def _read_history(folder: Path, search: SearchRecord) -> IndividualHistory:
+def _read_history(folder: Path, search: SearchRecord) -> Iterator[IndividualHistory | str]:
     individual = read_record(folder / INDIVIDUAL_FILE, IndividualRecord)
     attempts = sorted(folder.glob("attempt-*"), key=lambda path: int(path.name.split("-")[1]))
     evaluations, repeat = [], True
     for path in attempts:
-        history, repeat = _read_evaluation(path, search)
-        evaluations.append(history)
+        try:
+            history, repeat = _read_evaluation(path, search)
+            evaluations.append(history)
+        except FolderError as error:  # its rank may have been killed before it had written that
+            yield str(error)
+            repeat = True
     if not evaluations:
         raise FolderError(f"{folder} holds no evaluation")
     last = evaluations[-1].evaluation
@@ -192,7 +196,7 @@ def _read_history(folder: Path, search: SearchRecord) -> IndividualHistory:
         finished_at=None if repeat else last.finished_at,
         evaluation=last,
     )
-    return IndividualHistory(individual=individual, evaluations=evaluations)
+    yield IndividualHistory(individual=individual, evaluations=evaluations)
 
 
 def _read_evaluation(folder: Path, search: SearchRecord) -> tuple[EvaluationHistory, bool]:

@@ -102,6 +102,10 @@ CENSUS = sa.select(
     .where(individuals.c.search_id == _named("search_id"), individuals.c.status == Status.LOST)
     .scalar_subquery()
     .label("lost_id"),
+    sa.select(sa.func.max(launches.c.id))
+    .where(launches.c.search_id == _named("search_id"))
+    .scalar_subquery()
+    .label("last_launch_id"),
 ).where(islands.c.search_id == _named("search_id"))
 
 INSERT_INDIVIDUAL = sa.insert(individuals).returning(individuals)
@@ -283,6 +287,8 @@ class SqlStorage(Storage):
         with self._writing() as connection:
             _lock_search(connection, search_id)
             census = connection.execute(CENSUS, asked).one()
+            if runner.launch_id != census.last_launch_id:
+                return None
             claimable = max(total - census.num_individuals, 0) + census.num_lost
             if census.running_id is not None:
                 return _claimed_before(connection, census.running_id, claimable)

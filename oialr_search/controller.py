@@ -64,6 +64,7 @@ class Controller:
         self._generation = storage.next_generation(search_id, place.island, place.island_rank)
         self._ask_at = self._check_at = 0.0
         self._stop_words: set[str] = set()
+        self._news: list[tuple[Member, bool]] = []
         self._ended = False
 
     def run(self) -> bool:
@@ -123,15 +124,15 @@ class Controller:
             self._evaluator.ask_to_stop()
         evaluated = self._evaluator.poll(POLL_S)
         if evaluated is not None:
-            # Not before it is stored: what another island accepts must have completed.
-            self._outbox.put(lambda _: self._pass_on(evaluated))
+            self._take_up(evaluated)
 
     def _look_around(self) -> None:
         """Take in messages, pass on a wish to stop, store what waits, show progress."""
         for message in self._exchange.receive():
             self._take_in(message)
         self._pass_on_stop()
-        self._outbox.flush()
+        if self._outbox.flush():
+            self._tell_news()
         self._show()
 
     def _pass_on_stop(self) -> None:
@@ -162,19 +163,24 @@ class Controller:
         while not self._outbox.flush() and not self._stop.at_once():
             time.sleep(POLL_S)
 
-    def _pass_on(self, evaluated: Evaluated) -> None:
-        """Take an evaluated individual into the population, tell the peers, perhaps migrate."""
-        if evaluated.fitness is None or self._ended:  # then nobody listens any more
+    def _take_up(self, evaluated: Evaluated) -> None:
+        """Take an evaluated individual into the population."""
+        if evaluated.fitness is None:
             return
-        individual = evaluated.claim.individual
-        member = member_of(individual, evaluated.fitness)
+        member = member_of(evaluated.claim.individual, evaluated.fitness)
         self._population.add(member)
-        island = self._place.island
-        self._exchange.tell_peers(Visitor(member=member, island=island))
-        best = self._population.best()
         migrates = self._random_numbers("migration").random() < self._search.migration_probability
-        if best is not None and migrates:
-            self._exchange.migrate(Visitor(member=best, island=island))
+        self._news.append((member, migrates))
+
+    def _tell_news(self) -> None:
+        """Tell the peers, perhaps migrate: only now, when who accepts it finds it stored."""
+        island = self._place.island
+        for member, migrates in self._news:
+            self._exchange.tell_peers(Visitor(member=member, island=island))
+            best = self._population.best()
+            if best is not None and migrates:
+                self._exchange.migrate(Visitor(member=best, island=island))
+        self._news.clear()
 
     def _random_numbers(self, purpose: str) -> random.Random:
         place = self._place

@@ -15,10 +15,11 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -78,7 +79,7 @@ def write_record(path: Path, record: DataclassInstance) -> None:
     """Write a record as JSON, whole or not at all."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        aside.write_text(json.dumps(asdict(record), default=str, indent=1), encoding="utf-8")
+        aside.write_text(json.dumps(vars(record), default=_as_json, indent=1), encoding="utf-8")
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
@@ -92,7 +93,7 @@ def read_record(path: Path, kind: type[R]) -> R:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return TypeAdapter(kind).validate_python(content)
+        record: R = _validator(kind).validate_python(content)  # type: ignore[arg-type]
     except OSError as error:
         raise FolderError(f"cannot read {path}: {error.strerror}") from None
     except ValidationError as error:
@@ -101,6 +102,17 @@ def read_record(path: Path, kind: type[R]) -> R:
         raise FolderError(f"{path} is damaged: `{key}`: {mistake['msg']}") from None
     except (ValueError, RecursionError) as error:
         raise FolderError(f"{path} is damaged: {error}") from None
+    return record
+
+
+@cache
+def _validator(kind: type[Any]) -> TypeAdapter[Any]:
+    """Making one takes longer than reading a file."""
+    return TypeAdapter(kind)
+
+
+def _as_json(value: object) -> object:
+    return vars(value) if is_dataclass(value) else str(value)
 
 
 def write_claim(claim: Claim) -> None:
@@ -145,8 +157,8 @@ def epoch_records(event: Epoch) -> tuple[EpochRecord, list[RankUpdate], list[Obs
     """An epoch as the database takes it."""
     return (
         EpochRecord(epoch=event.epoch, step=event.step, metrics=event.metrics),
-        [RankUpdate(**asdict(update)) for update in event.rank_updates],
-        [Observation(**asdict(observation)) for observation in event.observations],
+        [RankUpdate(**vars(update)) for update in event.rank_updates],
+        [Observation(**vars(observation)) for observation in event.observations],
     )
 
 

@@ -310,6 +310,9 @@ class Storage(AbstractContextManager["Storage"], Protocol):
     controller calls while it evaluates may be called again after that.
     """
 
+    def together(self) -> AbstractContextManager[None]:
+        """Make one transaction of the calls within: all of it is stored, or nothing."""
+
     def create_search(self, search: NewSearch) -> int:
         """Store a search, give the leaderboard its columns and return the search's id."""
 

@@ -193,6 +193,7 @@ class SqlStorage(Storage):
     def __init__(self, engine: sa.Engine) -> None:
         """Take over an engine on a database that has our schema."""
         self._engine = engine
+        self._together: sa.Connection | None = None
 
     @contextmanager
     def _reading(self) -> Iterator[sa.Connection]:
@@ -201,8 +202,19 @@ class SqlStorage(Storage):
 
     @contextmanager
     def _writing(self) -> Iterator[sa.Connection]:
+        if self._together is not None:
+            yield self._together
+            return
         with self._errors(), begin_immediate(self._engine) as connection:
             yield connection
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        with self._writing() as self._together:
+            try:
+                yield
+            finally:
+                self._together = None
 
     @contextmanager
     def _errors(self) -> Iterator[None]:

@@ -17,13 +17,13 @@ from typing import Any
 from oialr_search.config import SearchFile
 from oialr_search.evaluator import Evaluated, Evaluator
 from oialr_search.evolution import Member, Population, random_numbers
+from oialr_search.exit_codes import STOP_SIGNALS
 from oialr_search.islands import END, POLL_S, STOP, STOP_AT_ONCE, Exchange, Place, Visitor
 from oialr_search.outbox import Outbox
 from oialr_search.progress import ProgressDisplay
 from oialr_search.search import is_complete
 from oialr_search.storage import IndividualRecord, Proposal, Storage, StorageUnavailable
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 ASK_AGAIN_S = 1.0
 
 

@@ -179,7 +179,7 @@ def read_search(folder: Path) -> tuple[SearchRecord, list[LaunchRecord]]:
 
 
 def read_histories(folder: Path, search: SearchRecord) -> Iterator[IndividualHistory | str]:
-    """All individuals of a search's folder, and a line for what is not readable."""
+    """All individuals of a search's folder, and a line for what cannot be read of them."""
     for path in sorted(folder.glob("individual-*")):
         try:
             yield from _read_history(path, search)

@@ -127,6 +127,12 @@ class TestLaunches:
 
 
 class TestClaims:
+    def test_a_rank_of_an_earlier_launch_gets_nothing(self, storage: Storage) -> None:
+        search_id, earlier = launched_search(storage)
+        later = storage.start_launch(new_launch(search_id))
+        assert storage.claim(search_id, new_proposal(), 3, new_runner(earlier)) is None
+        assert storage.claim(search_id, new_proposal(), 3, new_runner(later)) is not None
+
     def test_a_proposal_becomes_an_individual(self, storage: Storage) -> None:
         search_id, launch_id = launched_search(storage)
         proposal = new_proposal(3, parents=[1, 2], origin="bred")

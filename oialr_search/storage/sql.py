@@ -399,6 +399,7 @@ class SqlStorage(Storage):
             individuals.c.id == individual_id, individuals.c.search_id == search_id
         )
         with self._writing() as connection:
+            _lock_search(connection, search_id)  # before the island's row, as a claim does
             row = {
                 "search_id": search_id,
                 "individual_id": individual_id,

@@ -36,6 +36,7 @@ from oialr_search.storage import (
     RankUpdate,
     SearchRecord,
     Status,
+    individual_folder,
 )
 from workers.protocol import (
     EVENTS_FILE,
@@ -177,14 +178,19 @@ def read_histories(folder: Path, search: SearchRecord) -> Iterator[IndividualHis
 
 def _read_history(folder: Path, search: SearchRecord) -> IndividualHistory:
     individual = read_record(folder / INDIVIDUAL_FILE, IndividualRecord)
-    attempts = sorted(folder.glob("attempt-*"), key=lambda path: int(path.name.split("-")[1]))
-    evaluations, repeat = [], True
-    for path in attempts:
-        history, repeat = _read_evaluation(path, search)
-        evaluations.append(history)
-    if not evaluations:
+    if (individual.search_id, folder) != (search.id, _folder_of(folder.parent, individual.id)):
+        raise FolderError(f"{folder} is not where individual {individual.id} belongs")
+    # One without a record was claimed, but never begun.
+    found = [
+        _read_evaluation(path, individual, search)
+        for path in folder.glob("attempt-*")
+        if (path / EVALUATION_FILE).exists()
+    ]
+    if not found:
         raise FolderError(f"{folder} holds no evaluation")
-    last = evaluations[-1].evaluation
+    found.sort(key=lambda pair: pair[0].evaluation.attempt)
+    evaluations = [history for history, _ in found]
+    last, repeat = evaluations[-1].evaluation, found[-1][1]
     individual = replace(
         individual,
         status=Status.LOST if repeat else last.status,
@@ -195,9 +201,18 @@ def _read_history(folder: Path, search: SearchRecord) -> IndividualHistory:
     return IndividualHistory(individual=individual, evaluations=evaluations)
 
 
-def _read_evaluation(folder: Path, search: SearchRecord) -> tuple[EvaluationHistory, bool]:
+def _folder_of(search_folder: Path, individual_id: int) -> Path:
+    return Path(individual_folder(str(search_folder), individual_id))
+
+
+def _read_evaluation(
+    folder: Path, individual: IndividualRecord, search: SearchRecord
+) -> tuple[EvaluationHistory, bool]:
     """An evaluation, and whether its individual is to be evaluated again."""
     stored = read_record(folder / EVALUATION_FILE, EvaluationRecord)
+    place = (individual.id, f"attempt-{stored.attempt}")
+    if (stored.individual_id, folder.name) != place:
+        raise FolderError(f"{folder} is not where evaluation {stored.id} belongs")
     lost = Outcome(status=Status.LOST, reason="no result in its folder")
     ending = read_ending(folder, search.metric, search.task, may_repeat=True)
     ending = ending or Ending(outcome=lost, repeat=True)

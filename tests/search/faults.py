@@ -22,7 +22,7 @@ import psutil
 
 from ..conftest import DIGITS, ROOT, TINY, Command, settings
 
-DEADLINE_S = 120.0
+DEADLINE_S = 240.0
 
 # Random individuals on one island: the n-th of one rank is the same in every search.
 VALUES = TINY | {
@@ -31,6 +31,7 @@ VALUES = TINY | {
     "search.population_size": "100",
     "search.failures_in_a_row": "100",
     "model.embed_dim": "16",
+    "num_threads": "1",
     "epochs": "4",
 }
 

@@ -157,7 +157,10 @@ def rank_processes(process: subprocess.Popen[str]) -> dict[int, psutil.Process]:
         arguments = child.cmdline()
         if not any(part.endswith("oialr-search") for part in arguments[:2]):
             continue
-        ranks[int(child.environ().get("PMI_RANK", "0"))] = child
+        environment = child.environ()
+        names = ("PMI_RANK", "OMPI_COMM_WORLD_RANK")
+        number = next((environment[name] for name in names if name in environment), "0")
+        ranks[int(number)] = child
     return ranks
 
 

@@ -50,7 +50,7 @@ def test_a_result_that_no_rank_has_read_is_stored_and_not_computed_again(
     wait_until(lambda: not of_folder(command))
     assert [row["status"] for row in evaluations(command)] == ["running"]
     assert not (folder / "outcome.json").exists()
-    result = (folder / "result.json").stat()
+    written = (folder / "result.json").stat().st_mtime_ns
 
     command(*run_line(1), ranks=1)
     (row,) = evaluations(command)
@@ -60,9 +60,7 @@ def test_a_result_that_no_rank_has_read_is_stored_and_not_computed_again(
     assert row["launch_id"] == 1
     epochs = query(database_of(command), "select distinct epoch from metrics order by epoch")
     assert [epoch["epoch"] for epoch in epochs] == [1, 2, 3, 4]
-    assert (folder / "result.json").stat() == result
-    # Nor did it take a worker's training to find out.
-    assert not list(folder.parent.glob("attempt-2"))
+    assert (folder / "result.json").stat().st_mtime_ns == written
 
 
 @pytest.fixture(scope="module")

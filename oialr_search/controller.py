@@ -138,7 +138,7 @@ class Controller:
             self._take_up(evaluated)
 
     def _look_around(self) -> None:
-        """Take in messages, pass on wishes to stop and warnings, store what waits, show progress."""
+        """Take in messages, pass on wishes and warnings, store what waits, show progress."""
         for message in self._exchange.receive():
             self._take_in(message)
         self._pass_on_stop()

@@ -139,6 +139,9 @@ def run(
             environment=dict(os.environ),
         ),
     )
+    # All is stored. A Python that ends gives up its handlers: a signal would kill it.
+    for number in exit_codes.STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     raise typer.Exit(exit_code)
 
 

@@ -17,43 +17,97 @@ import resource
 import sys
 import time
 from collections import deque
+from functools import wraps
 from pathlib import Path
+from typing import Any, ClassVar
 
+from oialr_search import evaluator
 from oialr_search.config import load_search
+from oialr_search.evolution import Population
+from oialr_search.islands import Exchange
 from oialr_search.launch import LaunchSettings, run
 from oialr_search.launcher import Worker, WorkerSettings
+from oialr_search.outbox import Outbox
+from oialr_search.progress import ProgressDisplay
+from oialr_search.storage.sql import SqlStorage
 from workers.protocol import Completed, Epoch, Evaluate, Event, Message, Ready, Started
 
 SEARCH_FILE = Path(__file__).parents[1] / "search_spaces" / "minivit_digits.yaml"
+# What a rank does for an evaluation, none of it inside another.
+PARTS: dict[str, list[tuple[Any, str]]] = {
+    "breeding": [(Population, "breed"), (Population, "add")],
+    "claim": [(SqlStorage, "claim")],
+    "storing": [(Outbox, "flush")],
+    "files": [(evaluator, "write_claim"), (evaluator, "write_record")],
+    "exchange": [(Exchange, n) for n in ("receive", "tell_peers", "migrate", "report")],
+    "display": [(ProgressDisplay, "refresh")],
+}
 
 
 class Cost:
     """What this rank spends from its first evaluation to its last."""
 
     born = time.monotonic()
+    ready = 0.0  # imports and MPI are done
     first: tuple[float, float] | None = None
     last = (0.0, 0.0)
     evaluations = 0
+    first_memory_mib = 0.0
+    parts: ClassVar[dict[str, list[float]]] = {}
+
+    @classmethod
+    def time_parts(cls) -> None:
+        """From now on what the parts of an evaluation take is added up."""
+        for part, functions in PARTS.items():
+            cls.parts[part] = [0.0, 0.0]
+            for owner, name in functions:
+                setattr(owner, name, cls._timed(part, getattr(owner, name)))
+
+    @classmethod
+    def _timed(cls, part: str, function: Any) -> Any:
+        @wraps(function)
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            cpu, wall = time.process_time(), time.monotonic()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                if cls.first is not None:
+                    cls.parts[part][0] += time.process_time() - cpu
+                    cls.parts[part][1] += time.monotonic() - wall
+
+        return timed
 
     @classmethod
     def count(cls) -> None:
         """Note an evaluation."""
         now = (time.monotonic(), time.process_time())
-        cls.first = cls.first or now
+        if cls.first is None:
+            cls.first, cls.first_memory_mib = now, peak_memory_mib()
         cls.last = now
         cls.evaluations += 1
 
     @classmethod
-    def figures(cls) -> dict[str, float]:
+    def figures(cls) -> dict[str, Any]:
         """Seconds and evaluations of this rank."""
         first = cls.first or cls.last
         return {
-            "evaluations": max(cls.evaluations - 1, 0),
+            "started": cls.evaluations,
+            "evaluations": max(cls.evaluations - 1, 0),  # from the first to the last
             "wall_s": cls.last[0] - first[0],
             "cpu_s": cls.last[1] - first[1],
             "first_evaluation_after_s": first[0] - cls.born,
-            "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "resuming_s": first[0] - cls.ready,
+            "started_at": time.time() - time.monotonic() + first[0],
+            "ended_at": time.time() - time.monotonic() + cls.last[0],
+            "peak_memory_mib": peak_memory_mib(),
+            "grown_mib": peak_memory_mib() - cls.first_memory_mib,
+            "parts": cls.parts,
         }
+
+
+def peak_memory_mib() -> float:
+    """The most that this process has held so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 class InstantWorker(Worker):
@@ -129,8 +183,11 @@ def main() -> None:
     parser.add_argument("--islands", type=int, default=2)
     parser.add_argument("--db", help="by default search.db in the folder")
     parser.add_argument("--seconds", type=float, default=0.0, help="how long an evaluation takes")
+    parser.add_argument("--parts", action="store_true", help="time the parts of an evaluation")
     arguments = parser.parse_args()
     InstantWorker.seconds = arguments.seconds
+    if arguments.parts:
+        Cost.time_parts()
     changed = {"evaluations": arguments.evaluations, "islands": arguments.islands}
     settings = LaunchSettings(
         database_url=arguments.db or str(arguments.folder / "search.db"),
@@ -144,9 +201,11 @@ def main() -> None:
     )
     from mpi4py import MPI
 
+    MPI.COMM_WORLD.barrier()
+    Cost.ready = time.monotonic()
     code = run(lambda: load_search(SEARCH_FILE, (), changed), settings)
     path = arguments.folder / f"cost-{MPI.COMM_WORLD.rank}.json"
-    path.write_text(json.dumps(Cost.figures()))
+    path.write_text(json.dumps(Cost.figures() | {"exit_code": code}))
     sys.exit(code)
 
 

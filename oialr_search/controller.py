@@ -17,6 +17,7 @@ from typing import Any
 from oialr_search.config import SearchFile
 from oialr_search.evaluator import Evaluated, Evaluator
 from oialr_search.evolution import Member, Population, random_numbers
+from oialr_search.exit_codes import STOP_SIGNALS
 from oialr_search.islands import (
     END,
     POLL_S,
@@ -32,7 +33,6 @@ from oialr_search.progress import ProgressDisplay
 from oialr_search.search import is_complete
 from oialr_search.storage import IndividualRecord, Proposal, Storage, StorageUnavailable
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 ASK_AGAIN_S = 1.0
 
 
@@ -73,6 +73,7 @@ class Controller:
         self._generation = storage.next_generation(search_id, place.island, place.island_rank)
         self._ask_at = self._check_at = 0.0
         self._stop_words: set[str] = set()
+        self._news: list[tuple[Member, bool]] = []
         self._ended = False
 
     def run(self) -> bool:
@@ -98,7 +99,8 @@ class Controller:
 
     def _start_next(self) -> bool:
         """Claim the next individual and start its evaluation; False when there is none now."""
-        if self._stop.requested() or self._evaluator.unreliable or time.monotonic() < self._ask_at:
+        wait_for = max(self._ask_at, self._evaluator.pause_until)
+        if self._stop.requested() or self._evaluator.unreliable or time.monotonic() < wait_for:
             return False
         offspring = self._population.breed(self._random_numbers("breeding"))
         proposal = Proposal(
@@ -133,14 +135,15 @@ class Controller:
             self._evaluator.ask_to_stop()
         evaluated = self._evaluator.poll(POLL_S)
         if evaluated is not None:
-            self._pass_on(evaluated)
+            self._take_up(evaluated)
 
     def _look_around(self) -> None:
-        """Take in messages, pass on wishes to stop and warnings, store what waits, show progress."""
+        """Take in messages, pass on wishes and warnings, store what waits, show progress."""
         for message in self._exchange.receive():
             self._take_in(message)
         self._pass_on_stop()
-        self._outbox.flush()
+        if self._outbox.flush():
+            self._tell_news()
         if self._display is None:
             while self._warnings:
                 self._exchange.tell_first(Notice(text=self._warnings.pop(0)))
@@ -174,19 +177,24 @@ class Controller:
         while not self._outbox.flush() and not self._stop.at_once():
             time.sleep(POLL_S)
 
-    def _pass_on(self, evaluated: Evaluated) -> None:
-        """Take an evaluated individual into the population, tell the peers, perhaps migrate."""
+    def _take_up(self, evaluated: Evaluated) -> None:
+        """Take an evaluated individual into the population."""
         if evaluated.fitness is None:
             return
-        individual = evaluated.claim.individual
-        member = member_of(individual, evaluated.fitness)
+        member = member_of(evaluated.claim.individual, evaluated.fitness)
         self._population.add(member)
-        island = self._place.island
-        self._exchange.tell_peers(Visitor(member=member, island=island))
-        best = self._population.best()
         migrates = self._random_numbers("migration").random() < self._search.migration_probability
-        if best is not None and migrates:
-            self._exchange.migrate(Visitor(member=best, island=island))
+        self._news.append((member, migrates))
+
+    def _tell_news(self) -> None:
+        """Tell the peers, perhaps migrate: only now, when who accepts it finds it stored."""
+        island = self._place.island
+        for member, migrates in self._news:
+            self._exchange.tell_peers(Visitor(member=member, island=island))
+            best = self._population.best()
+            if best is not None and migrates:
+                self._exchange.migrate(Visitor(member=best, island=island))
+        self._news.clear()
 
     def _random_numbers(self, purpose: str) -> random.Random:
         place = self._place

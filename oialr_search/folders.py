@@ -15,10 +15,11 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -79,7 +80,7 @@ def write_record(path: Path, record: DataclassInstance) -> None:
     """Write a record as JSON, whole or not at all."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        aside.write_text(json.dumps(asdict(record), default=str, indent=1), encoding="utf-8")
+        aside.write_text(json.dumps(vars(record), default=_as_json, indent=1), encoding="utf-8")
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
@@ -93,7 +94,7 @@ def read_record(path: Path, kind: type[R]) -> R:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return TypeAdapter(kind).validate_python(content)
+        record: R = _validator(kind).validate_python(content)  # type: ignore[arg-type]
     except OSError as error:
         raise FolderError(f"cannot read {path}: {error.strerror}") from None
     except ValidationError as error:
@@ -102,6 +103,17 @@ def read_record(path: Path, kind: type[R]) -> R:
         raise FolderError(f"{path} is damaged: `{key}`: {mistake['msg']}") from None
     except (ValueError, RecursionError) as error:
         raise FolderError(f"{path} is damaged: {error}") from None
+    return record
+
+
+@cache
+def _validator(kind: type[Any]) -> TypeAdapter[Any]:
+    """Making one takes longer than reading a file."""
+    return TypeAdapter(kind)
+
+
+def _as_json(value: object) -> object:
+    return vars(value) if is_dataclass(value) else str(value)
 
 
 def write_claim(claim: Claim) -> None:
@@ -146,8 +158,8 @@ def epoch_records(event: Epoch) -> tuple[EpochRecord, list[RankUpdate], list[Obs
     """An epoch as the database takes it."""
     return (
         EpochRecord(epoch=event.epoch, step=event.step, metrics=event.metrics),
-        [RankUpdate(**asdict(update)) for update in event.rank_updates],
-        [Observation(**asdict(observation)) for observation in event.observations],
+        [RankUpdate(**vars(update)) for update in event.rank_updates],
+        [Observation(**vars(observation)) for observation in event.observations],
     )
 
 
@@ -168,29 +180,30 @@ def read_search(folder: Path) -> tuple[SearchRecord, list[LaunchRecord]]:
 
 
 def read_histories(folder: Path, search: SearchRecord) -> Iterator[IndividualHistory | str]:
-    """All individuals of a search's folder, or a line for each that cannot be read."""
+    """All individuals of a search's folder, and a line for what cannot be read of them."""
     for path in sorted(folder.glob("individual-*")):
         try:
-            yield _read_history(path, search)
+            yield from _read_history(path, search)
         except FolderError as error:
             yield str(error)
 
 
-def _read_history(folder: Path, search: SearchRecord) -> IndividualHistory:
+def _read_history(folder: Path, search: SearchRecord) -> Iterator[IndividualHistory | str]:
     individual = read_record(folder / INDIVIDUAL_FILE, IndividualRecord)
     if (individual.search_id, folder) != (search.id, _folder_of(folder.parent, individual.id)):
         raise FolderError(f"{folder} is not where individual {individual.id} belongs")
-    # One without a record was claimed, but never begun.
-    found = [
-        _read_evaluation(path, individual, search)
-        for path in folder.glob("attempt-*")
-        if (path / EVALUATION_FILE).exists()
-    ]
-    if not found:
+    attempts = sorted(folder.glob("attempt-*"), key=lambda path: (len(path.name), path.name))
+    evaluations, repeat = [], True
+    for path in attempts:
+        try:
+            history, repeat = _read_evaluation(path, individual, search)
+            evaluations.append(history)
+        except FolderError as error:  # its rank may have been killed before it had written that
+            yield str(error)
+            repeat = True
+    if not evaluations:
         raise FolderError(f"{folder} holds no evaluation")
-    found.sort(key=lambda pair: pair[0].evaluation.attempt)
-    evaluations = [history for history, _ in found]
-    last, repeat = evaluations[-1].evaluation, found[-1][1]
+    last = evaluations[-1].evaluation
     individual = replace(
         individual,
         status=Status.LOST if repeat else last.status,
@@ -198,7 +211,7 @@ def _read_history(folder: Path, search: SearchRecord) -> IndividualHistory:
         finished_at=None if repeat else last.finished_at,
         evaluation=last,
     )
-    return IndividualHistory(individual=individual, evaluations=evaluations)
+    yield IndividualHistory(individual=individual, evaluations=evaluations)
 
 
 def _folder_of(search_folder: Path, individual_id: int) -> Path:

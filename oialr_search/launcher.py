@@ -56,11 +56,11 @@ class Worker:
     def __init__(self, settings: WorkerSettings, log_path: Path) -> None:
         self.log_path = log_path
         self._buffer = bytearray()
-        self._events, events_for_worker = os.pipe()
-        os.set_blocking(self._events, False)
-        command = [sys.executable, "-P", "-m", "workers"]
-        command += ["--events", str(events_for_worker), "--parent", str(os.getpid())]
         with log_path.open("ab") as log:
+            self._events, events_for_worker = os.pipe()
+            os.set_blocking(self._events, False)
+            command = [sys.executable, "-P", "-m", "workers"]
+            command += ["--events", str(events_for_worker), "--parent", str(os.getpid())]
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import islice
 from typing import TypeVar
 
 from oialr_search.storage import Storage, StorageUnavailable
 
+AT_ONCE = 50  # writes that share a transaction
 FIRST_PAUSE_S = 0.25
 LONGEST_PAUSE_S = 15.0
 
@@ -30,18 +33,19 @@ class Outbox:
         self._next_try = 0.0
 
     def put(self, write: Callable[[Storage], object]) -> None:
-        """Store something now, or as soon as the database is back."""
+        """Have something stored by the next `flush` that finds the database."""
         self._waiting.append(write)
-        self.flush()
 
     def flush(self) -> bool:
         """Store what waits; True when nothing waits any longer."""
         while self._waiting:
+            writes = list(islice(self._waiting, AT_ONCE))
             try:
-                self._call(self._waiting[0])
+                self._call(partial(_store, writes))
             except StorageUnavailable:
                 return False
-            self._waiting.popleft()
+            for _ in writes:
+                self._waiting.popleft()
         return True
 
     def ask(self, question: Callable[[Storage], A]) -> A:
@@ -73,3 +77,10 @@ class Outbox:
             self._notify(f"the database is back since {time.strftime('%H:%M')}")
             self._away, self._pause_s = False, FIRST_PAUSE_S
         return answer
+
+
+def _store(writes: Sequence[Callable[[Storage], object]], storage: Storage) -> None:
+    """Make writes in one transaction: waiting for the disk is what takes the time."""
+    with storage.together():
+        for write in writes:
+            write(storage)

@@ -147,8 +147,8 @@ def start_search(
     record = storage.find_search(search.name)
     assert record is not None
     write_record(folder / SEARCH_FILE, record)
-    launch = next(x for x in storage.launches(search_id) if x.id == launch_id)
-    write_record(folder / f"launch-{launch_id:06d}.json", launch)
+    for launch in storage.launches(search_id):  # all: how the earlier ones ended is known now
+        write_record(folder / f"launch-{launch.id:06d}.json", launch)
     return search_id, launch_id
 
 

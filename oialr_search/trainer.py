@@ -15,6 +15,7 @@ from pathlib import Path
 from oialr_search.launcher import Worker, WorkerDied, WorkerSettings, as_request
 from workers.config import AnyTraining, ConfigError
 from workers.protocol import (
+    EVENTS_FILE,
     RESULT_FILE,
     Completed,
     Epoch,
@@ -50,7 +51,8 @@ def train(
     """
     request = as_request(config.model_dump(mode="json"), settings.num_threads)
     made = _make(folder)
-    (folder / RESULT_FILE).unlink(missing_ok=True)
+    for name in (RESULT_FILE, EVENTS_FILE):
+        (folder / name).unlink(missing_ok=True)
     worker = Worker(settings, folder / "log.txt")
     try:
         worker.send(Prepare(config=request, data_dir=data_dir))

@@ -125,8 +125,9 @@ class Worker:
             write_result(self._folder, result)
         except OSError as error:
             log.warning("cannot write the result to %s: %s", self._folder, error.strerror)
-        if state_file and not (isinstance(result, Failed) and result.cause == "machine"):
-            state_file.delete()
+        else:
+            if state_file and not (isinstance(result, Failed) and result.cause == "machine"):
+                state_file.delete()
         self.report(result)
 
     def _set_up(self, config: AnyTraining) -> Training:

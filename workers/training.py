@@ -44,6 +44,11 @@ from workers.tasks import Task
 
 PROGRESS_INTERVAL_S = 5.0
 
+# A state that is written faster than this is written after every epoch, another so seldom that
+# writing stays a small share of the training.
+CHEAP_WRITE_S = 0.25
+MAX_WRITE_SHARE = 0.05
+
 
 class DivergedError(Exception):
     """The loss is no longer a finite number."""
@@ -190,7 +195,8 @@ def train(
     """Train to the end; `report` is handed an event at the start and after each epoch.
 
     With a `state_file` the training goes on where that stands, and is kept there after each epoch
-    that is not the last. `stop` is asked after each of these.
+    that is not the last; not after each where writing would take a good part of the time. `stop` is
+    asked after each of these.
 
     Raises:
         DivergedError: when the training loss is no finite number, or the result's validation loss.
@@ -202,7 +208,8 @@ def train(
     earlier_s = 0.0  # trained by earlier attempts
     if state_file and (state := state_file.read(identity(config, training.device))):
         epochs, earlier_s = _restore(training, best, state)
-    start = time.monotonic()
+    start = written = time.monotonic()
+    write_s = 0.0
     report(
         Started(
             at=time.time(),
@@ -229,11 +236,14 @@ def train(
             break
         if epoch == config.epochs:
             break
-        if state_file:
-            trained_s = earlier_s + time.monotonic() - start
-            state = _state(training, best, epochs, trained_s)
+        stopping, now = stop(), time.monotonic()
+        worthwhile = write_s <= max(CHEAP_WRITE_S, MAX_WRITE_SHARE * (now - written))
+        if state_file and (stopping or worthwhile):
+            state = _state(training, best, epochs, earlier_s + now - start)
             state_file.write(identity(config, training.device), state)
-        if stop():
+            written = time.monotonic()
+            write_s = written - now
+        if stopping:
             raise Interrupted(epoch)
     model = training.model
     if best.keep_network:

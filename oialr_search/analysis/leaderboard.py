@@ -45,31 +45,22 @@ def leaderboard(storage: Storage, search: SearchRecord, top: int | None) -> list
 
 def status(storage: Storage, search: SearchRecord) -> list[Row]:
     """One row an island: what is done, what runs, the best so far."""
-    individuals = storage.individuals(search.id)
     running = storage.progress(search.id).running
-    rows = []
-    for island in sorted({individual.island for individual in individuals}):
-        own = [individual for individual in individuals if individual.island == island]
-        fitness = [i.fitness for i in own if i.fitness is not None]
-        rows.append(
-            {
-                "island": island,
-                "individuals": len(own),
-                **{
-                    name.value: sum(1 for i in own if i.status is name)
-                    for name in Status
-                    if name is not Status.QUEUED
-                },
-                "best_fitness": min(fitness, default=None),
-                "now": ", ".join(
-                    f"individual {e.individual_id} at epoch {e.last_epoch or 0} on {e.hostname} "
-                    f"since {_seconds_ago(e.started_at):.0f} s"
-                    for e in running
-                    if e.island == island
-                ),
-            }
-        )
-    return rows
+    return [
+        {
+            "island": summary.island,
+            "individuals": sum(summary.counts.values()),
+            **{name.value: summary.counts[name] for name in Status if name is not Status.QUEUED},
+            "best_fitness": summary.best_fitness,
+            "now": ", ".join(
+                f"individual {e.individual_id} at epoch {e.last_epoch or 0} on {e.hostname} "
+                f"since {_seconds_ago(e.started_at):.0f} s"
+                for e in running
+                if e.island == summary.island
+            ),
+        }
+        for summary in storage.islands(search.id)
+    ]
 
 
 def describe_launch(storage: Storage, search: SearchRecord) -> str:

@@ -310,6 +310,9 @@ class Storage(AbstractContextManager["Storage"], Protocol):
     controller calls while it evaluates may be called again after that.
     """
 
+    def together(self) -> AbstractContextManager[None]:
+        """Make one transaction of the calls within: all of it is stored, or nothing."""
+
     def create_search(self, search: NewSearch) -> int:
         """Store a search, give the leaderboard its columns and return the search's id."""
 
@@ -336,7 +339,8 @@ class Storage(AbstractContextManager["Storage"], Protocol):
 
         Its evaluation is stored as running. Atomic over all processes: no individual is handed out
         twice, and no more than `total` ever exist. A runner that has a running evaluation gets it
-        again: it had been cut off before it knew of it.
+        again: it had been cut off before it knew of it. A runner of an earlier launch, which is
+        about to die, gets nothing.
         """
 
     def mark_training_started(self, evaluation_id: int, at: datetime, resumed_epoch: int) -> None:

@@ -102,6 +102,10 @@ CENSUS = sa.select(
     .where(individuals.c.search_id == _named("search_id"), individuals.c.status == Status.LOST)
     .scalar_subquery()
     .label("lost_id"),
+    sa.select(sa.func.max(launches.c.id))
+    .where(launches.c.search_id == _named("search_id"))
+    .scalar_subquery()
+    .label("last_launch_id"),
 ).where(islands.c.search_id == _named("search_id"))
 
 INSERT_INDIVIDUAL = sa.insert(individuals).returning(individuals)
@@ -189,6 +193,7 @@ class SqlStorage(Storage):
     def __init__(self, engine: sa.Engine) -> None:
         """Take over an engine on a database that has our schema."""
         self._engine = engine
+        self._together: sa.Connection | None = None
 
     @contextmanager
     def _reading(self) -> Iterator[sa.Connection]:
@@ -197,8 +202,19 @@ class SqlStorage(Storage):
 
     @contextmanager
     def _writing(self) -> Iterator[sa.Connection]:
+        if self._together is not None:
+            yield self._together
+            return
         with self._errors(), begin_immediate(self._engine) as connection:
             yield connection
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        with self._writing() as self._together:
+            try:
+                yield
+            finally:
+                self._together = None
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -243,18 +259,14 @@ class SqlStorage(Storage):
         values = vars(launch) | {"command_line": _blank(launch.command_line)}
         with self._writing() as connection:
             _lock_search(connection, search_id)
+            left = connection.scalars(unfinished).all()  # a handful; PostgreSQL would scan to join
             connection.execute(
                 sa.update(evaluations)
-                .where(
-                    evaluations.c.individual_id.in_(unfinished),
-                    evaluations.c.status.in_(UNFINISHED),
-                )
+                .where(evaluations.c.individual_id.in_(left), evaluations.c.status.in_(UNFINISHED))
                 .values(status=Status.LOST, reason="its launch ended first", finished_at=utc_now())
             )
             connection.execute(
-                sa.update(individuals)
-                .where(individuals.c.search_id == search_id, individuals.c.status.in_(UNFINISHED))
-                .values(status=Status.LOST)
+                sa.update(individuals).where(individuals.c.id.in_(left)).values(status=Status.LOST)
             )
             connection.execute(
                 sa.update(islands)
@@ -287,6 +299,8 @@ class SqlStorage(Storage):
         with self._writing() as connection:
             _lock_search(connection, search_id)
             census = connection.execute(CENSUS, asked).one()
+            if runner.launch_id < (census.last_launch_id or 0):
+                return None
             claimable = max(total - census.num_individuals, 0) + census.num_lost
             if census.running_id is not None:
                 return _claimed_before(connection, census.running_id, claimable)
@@ -385,6 +399,7 @@ class SqlStorage(Storage):
             individuals.c.id == individual_id, individuals.c.search_id == search_id
         )
         with self._writing() as connection:
+            _lock_search(connection, search_id)  # before the island's row, as a claim does
             row = {
                 "search_id": search_id,
                 "individual_id": individual_id,

@@ -13,6 +13,7 @@ from alembic.script import ScriptDirectory
 
 import oialr_search.storage.migrations
 from oialr_search.storage import Storage
+from oialr_search.storage.describe import page
 from oialr_search.storage.schema import METADATA, REVISION, REVISION_TABLE
 
 URL_OF_DRIVER = ("postgresql://", "postgresql+psycopg://")
@@ -63,3 +64,10 @@ def _checks(engine: sa.Engine) -> dict[str, list[tuple[Any, ...]]]:
         table: sorted((c["name"], c["sqltext"]) for c in inspector.get_check_constraints(table))
         for table in METADATA.tables
     }
+
+
+def test_the_page_says_what_the_schema_says() -> None:
+    path = Path(__file__).parents[2] / "docs" / "database.md"
+    assert path.read_text() == page(), (
+        "run python -m oialr_search.storage.describe > docs/database.md"
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ import torch
 
 from workers.config import load_training, validate_training
 from workers.protocol import Completed, Epoch, Event, Started
-from workers.state import FORMAT, identity
+from workers.state import FORMAT, StateFile, identity
+from workers.training import CHEAP_WRITE_S
 
 from ..conftest import SEARCH_SPACES, SHARED
 from .process import digits
@@ -70,7 +72,6 @@ def test_a_resumed_autoformer_comes_to_the_same_digits(
     assert sum(isinstance(event, Epoch) for event in whole) > stopped_after
     state = tmp_path / "state"
     first, _ = train_here(config, DATA, state, after(stopped_after))
-    torch.rand(3)  # the generators stand somewhere else
     second, trained = train_here(config, DATA, state, evaluate_test=True)
     assert resumed_epoch(second) == stopped_after
     assert second[1 : stopped_after + 1] == first[1:]
@@ -202,3 +203,22 @@ def test_a_state_that_cannot_be_read_or_written_is_told_and_ignored(
     starting, keeping = [record.getMessage() for record in ours]
     assert starting.startswith("starting from the beginning")
     assert keeping.startswith("cannot keep the training's state")
+
+
+class SlowFile(StateFile):
+    """A state on a disk that takes its time."""
+
+    writes = 0
+
+    def write(self, identity: str, content: dict[str, Any]) -> None:
+        self.writes += 1
+        time.sleep(1.2 * CHEAP_WRITE_S)
+        super().write(identity, content)
+
+
+def test_a_state_that_is_slow_to_write_is_written_seldom_but_when_stopped(tmp_path: Path) -> None:
+    slow = SlowFile(tmp_path / "state")
+    train_here(digits(epochs=6), stop=after(5), state_file=slow)
+    assert slow.writes == 2
+    events, _ = train_here(digits(epochs=6), state=tmp_path / "state")
+    assert resumed_epoch(events) == 5

@@ -160,9 +160,10 @@ def import_(
     from oialr_search.folders import FolderError, search_folders
     from oialr_search.search import import_search
 
+    url = database_url(db, search_dir)
     try:
         folders = search_folders(folder)
-        with open_storage(database_url(db, search_dir), create=True) as storage:
+        with open_storage(url, create=True) as storage:
             for path in folders:
                 search, number, mistakes = import_search(storage, path)
                 for mistake in mistakes:

@@ -27,7 +27,8 @@ LAUNCHER_VARIABLES = (
 SECRETS = ("OIALR_SEARCH_DB", "PGPASSWORD")
 READ_BYTES = 1 << 16
 MAX_LINE_BYTES = 1 << 24
-LOG_TAIL_BYTES = 4096
+LOG_READ_BYTES = 1 << 14
+LOG_TAIL_LENGTH = 4096
 END_GRACE_S = 2.0
 
 
@@ -176,10 +177,13 @@ class Worker:
         """The end of the worker's log; nothing when it cannot be read."""
         try:
             with self.log_path.open("rb") as log:
-                log.seek(max(0, log.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
-                return log.read().decode(errors="replace")
+                log.seek(max(0, log.seek(0, os.SEEK_END) - LOG_READ_BYTES))
+                lines = log.read().decode(errors="replace").splitlines(keepends=True)
         except OSError:
             return ""
+        # After a crash, Python names all its extension modules in one line of several kB.
+        told = (line for line in lines if not line.startswith("Extension modules: "))
+        return "".join(told)[-LOG_TAIL_LENGTH:]
 
 
 _ending: list[Worker] = []

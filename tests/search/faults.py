@@ -55,7 +55,8 @@ def act(action):
 
 if sys.orig_argv[2:4] == ["-m", "workers"]:
     faults = json.loads(open(os.path.join(os.path.dirname(__file__), "faults.json")).read())
-    world_rank = re.search(r"-([0-9]+)-[0-9]+[.]log", os.readlink("/proc/self/fd/1"))[1]
+    rank = open(f"/proc/{os.getppid()}/environ").read()
+    world_rank = re.search(r"(PMI|OMPI_COMM_WORLD)_RANK=([0-9]+)|$", rank)[2] or "0"
     said = itertools.count(1)
 
     def hook(event, args):

@@ -49,7 +49,8 @@ class Server:
     def query(self, sql: str) -> list[dict[str, Any]]:
         rows = psycopg.rows.dict_row
         with psycopg.connect(self.url, autocommit=True, row_factory=rows) as connection:
-            return connection.execute(sql).fetchall()
+            cursor = connection.execute(sql)
+            return cursor.fetchall() if cursor.description else []
 
     def close(self) -> None:
         self._server.cleanup()

@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
+from oialr_search.search import import_search
 from oialr_search.storage import IndividualRecord, open_storage
 
 from ..conftest import Command, make_command
@@ -124,9 +125,7 @@ def test_an_imported_search_is_the_same(eventful: Command, copied: Command) -> N
 def test_an_imported_search_goes_on(copied: Command, eventful: Command) -> None:
     copied("import", "searches/minivit_digits")
     copied(*run_line(4, **OBSERVED), ranks=2)
-    assert [row["id"] for row in query(database_of(copied), "select id from individuals")] == [
-        1, 2, 3, 4
-    ]  # fmt: skip
+    assert list(fitnesses(copied)) == [1, 2, 3, 4]
     proposals = query(
         database_of(copied), "select distinct island, island_rank, generation from individuals"
     )
@@ -195,12 +194,19 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], object], str, int]] = {
 def test_a_damaged_folder_is_left_out_with_one_line(copied: Command, damage: str) -> None:
     name, do, words, left = DAMAGES[damage]
     do(folder_of(copied) / "individual-000003" / name)
-    result = copied("import", "searches/minivit_digits")
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("warning: left out: ")
+    with open_storage(str(database_of(copied)), create=True) as storage:
+        _, number, (line,) = import_search(storage, folder_of(copied))
     assert words in line
     assert "individual-000003" in line
-    assert len(query(database_of(copied), "select id from individuals")) == left
+    assert number == left == len(fitnesses(copied))
+
+
+def test_what_is_left_out_is_told(copied: Command) -> None:
+    cut_off(folder_of(copied) / "individual-000001" / "individual.json")
+    result = copied("import", "searches/minivit_digits")
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("warning: left out: searches/minivit_digits/individual-000001/indiv")
+    assert result.stdout.splitlines()[-1].endswith("2 individuals imported")
 
 
 def test_an_attempt_that_was_never_begun_does_not_hide_those_before(copied: Command) -> None:

@@ -119,11 +119,11 @@ class _Package:
 def gpu_energy(device: torch.device) -> Callable[[], float | None]:
     """A function for the joules that a GPU has used by then, from now on."""
     # Asked by its own name: CUDA and NVML number the GPUs of a machine differently.
-    return _since_now(_gpu(str(torch.cuda.get_device_properties(device).uuid)))
+    return _since_now(whole_gpu(str(torch.cuda.get_device_properties(device).uuid)))
 
 
 @cache
-def _gpu(uuid: str) -> Any:
+def whole_gpu(uuid: str) -> Any:
     """NVML's handle of a whole GPU, which stays open; None without NVML or for a part of a GPU."""
     try:
         pynvml.nvmlInit()

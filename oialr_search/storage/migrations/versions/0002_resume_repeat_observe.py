@@ -24,11 +24,11 @@ INDEXES = {
     ),
 }
 RESOURCES: tuple[tuple[str, sa.types.TypeEngine[Any], str], ...] = (
-    ("gpu_energy_j", sa.Double(), "of the whole GPU in training, other processes included"),
-    ("cpu_energy_j", sa.Double(), "of all CPU packages of the node meanwhile"),
-    ("peak_host_memory_bytes", sa.BigInteger(), "worker and its loader processes"),
-    ("peak_gpu_memory_bytes", sa.BigInteger(), "all tensors; without CUDA's own"),
-    ("samples_per_s", sa.Double(), "images or windows trained; without validation"),
+    ("gpu_energy_j", sa.Double(), "of the whole GPU, whoever uses it"),
+    ("cpu_energy_j", sa.Double(), "of all CPUs of the node, whoever uses them"),
+    ("peak_host_memory_bytes", sa.BigInteger(), "with loader processes"),
+    ("peak_gpu_memory_bytes", sa.BigInteger(), "of all tensors"),
+    ("samples_per_s", sa.Double(), "images or windows trained"),
 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 import time
 import traceback
@@ -114,6 +115,9 @@ def run(
 
     Example: `mpiexec -n 4 oialr-search run search_spaces/minivit_digits.yaml --islands 2`
     """
+    # Until all is imported and the launch listens to them itself.
+    for number in exit_codes.STOP_SIGNALS:
+        signal.signal(number, lambda *_: os._exit(exit_codes.STOPPED))
     from oialr_search.config import load_search
 
     given = {"evaluations": evaluations, "islands": islands, "seed": seed}

@@ -299,7 +299,7 @@ class SqlStorage(Storage):
         with self._writing() as connection:
             _lock_search(connection, search_id)
             census = connection.execute(CENSUS, asked).one()
-            if runner.launch_id != census.last_launch_id:
+            if runner.launch_id < (census.last_launch_id or 0):
                 return None
             claimable = max(total - census.num_individuals, 0) + census.num_lost
             if census.running_id is not None:
@@ -399,6 +399,7 @@ class SqlStorage(Storage):
             individuals.c.id == individual_id, individuals.c.search_id == search_id
         )
         with self._writing() as connection:
+            _lock_search(connection, search_id)  # before the island's row, as a claim does
             row = {
                 "search_id": search_id,
                 "individual_id": individual_id,

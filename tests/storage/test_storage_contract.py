@@ -128,6 +128,12 @@ class TestLaunches:
 
 
 class TestClaims:
+    def test_a_rank_of_an_earlier_launch_gets_nothing(self, storage: Storage) -> None:
+        search_id, earlier = launched_search(storage)
+        later = storage.start_launch(new_launch(search_id))
+        assert storage.claim(search_id, new_proposal(), 3, new_runner(earlier)) is None
+        assert storage.claim(search_id, new_proposal(), 3, new_runner(later)) is not None
+
     def test_a_proposal_becomes_an_individual(self, storage: Storage) -> None:
         search_id, launch_id = launched_search(storage)
         proposal = new_proposal(3, parents=[1, 2], origin="bred")
@@ -479,3 +485,30 @@ def test_what_one_writes_another_reads(storage: Storage, database_url: str) -> N
 def test_closing_twice_is_fine(storage: Storage) -> None:
     storage.close()
     storage.close()
+
+
+class TestTogether:
+    def test_all_is_stored(self, storage: Storage) -> None:
+        search_id, launch_id = launched_search(storage)
+        individual_id, evaluation_id = started_evaluation(storage, search_id, launch_id)
+        with storage.together():
+            storage.add_epoch(evaluation_id, epoch_record(1, top1=0.5))
+            storage.finish_evaluation(evaluation_id, COMPLETED)
+            storage.record_migration(search_id, individual_id, 1, 0)
+        assert [epoch.epoch for epoch in storage.epochs(evaluation_id)] == [1]
+        assert [m.individual_id for m in storage.migrations(search_id)] == [individual_id]
+
+    def test_nothing_is_stored_where_one_call_fails(self, storage: Storage) -> None:
+        search_id, launch_id = launched_search(storage)
+        individual_id, evaluation_id = started_evaluation(storage, search_id, launch_id)
+
+        def write() -> None:
+            with storage.together():
+                storage.add_epoch(evaluation_id, epoch_record(1, top1=0.5))
+                storage.record_migration(search_id, individual_id, 1, 0)  # has no fitness yet
+
+        with pytest.raises(StorageError, match="it cannot migrate"):
+            write()
+        assert storage.epochs(evaluation_id) == []
+        storage.add_epoch(evaluation_id, epoch_record(1, top1=0.5))
+        assert len(storage.epochs(evaluation_id)) == 1

@@ -67,8 +67,14 @@ UNFINISHED = (Status.QUEUED, Status.RUNNING)
 INSERTS: Mapping[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 
 COUNTS = [islands.c[status.value] for status in Status]
-# In the text of the statement, since only then a database knows that the partial index holds all.
-IS_RUNNING = evaluations.c.status == sa.literal_column(f"'{Status.RUNNING}'")
+
+
+def _is(table: sa.Table, status: Status) -> sa.ColumnElement[bool]:
+    """In the text of the statement, where a database knows it when it plans once for all values.
+
+    Only so it knows that the partial index holds all, and that hardly any row is `lost`.
+    """
+    return table.c.status == sa.literal_column(f"'{status}'")
 
 
 def _named(name: str) -> sa.BindParameter[Any]:
@@ -92,14 +98,14 @@ CENSUS = sa.select(
     .where(
         evaluations.c.launch_id == _named("launch_id"),
         evaluations.c.world_rank == _named("world_rank"),
-        IS_RUNNING,
+        _is(evaluations, Status.RUNNING),
     )
     .order_by(evaluations.c.id)
     .limit(1)
     .scalar_subquery()
     .label("running_id"),
     sa.select(sa.func.min(individuals.c.id))
-    .where(individuals.c.search_id == _named("search_id"), individuals.c.status == Status.LOST)
+    .where(individuals.c.search_id == _named("search_id"), _is(individuals, Status.LOST))
     .scalar_subquery()
     .label("lost_id"),
     sa.select(sa.func.max(launches.c.id))
@@ -384,8 +390,8 @@ class SqlStorage(Storage):
             .join_from(individuals, evaluations)
             .where(
                 individuals.c.search_id == search_id,
-                individuals.c.status == Status.RUNNING,
-                evaluations.c.status == Status.RUNNING,
+                _is(individuals, Status.RUNNING),
+                _is(evaluations, Status.RUNNING),
             )
             .order_by(evaluations.c.id)
         )
@@ -429,8 +435,8 @@ class SqlStorage(Storage):
             .join_from(individuals, evaluations)
             .where(
                 individuals.c.search_id == search_id,
-                individuals.c.status == Status.RUNNING,
-                evaluations.c.status == Status.RUNNING,
+                _is(individuals, Status.RUNNING),
+                _is(evaluations, Status.RUNNING),
             )
             .order_by(evaluations.c.world_rank, evaluations.c.id)
         )

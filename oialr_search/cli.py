@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 import time
 import traceback
@@ -114,6 +115,9 @@ def run(
 
     Example: `mpiexec -n 4 oialr-search run search_spaces/minivit_digits.yaml --islands 2`
     """
+    # Until all is imported and the launch listens to them itself.
+    for number in exit_codes.STOP_SIGNALS:
+        signal.signal(number, lambda *_: os._exit(exit_codes.STOPPED))
     from oialr_search.config import load_search
 
     given = {"evaluations": evaluations, "islands": islands, "seed": seed}
@@ -135,6 +139,9 @@ def run(
             environment=dict(os.environ),
         ),
     )
+    # All is stored. A Python that ends gives up its handlers: a signal would kill it.
+    for number in exit_codes.STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     raise typer.Exit(exit_code)
 
 
@@ -153,9 +160,10 @@ def import_(
     from oialr_search.folders import FolderError, search_folders
     from oialr_search.search import import_search
 
+    url = database_url(db, search_dir)
     try:
         folders = search_folders(folder)
-        with open_storage(database_url(db, search_dir), create=True) as storage:
+        with open_storage(url, create=True) as storage:
             for path in folders:
                 search, number, mistakes = import_search(storage, path)
                 for mistake in mistakes:
@@ -354,20 +362,20 @@ def validate(
     Example: `oialr-search validate search_spaces/minivit_cifar10.yaml --set epochs=2`
     """
     from oialr_search.config import load_search
-    from workers.config import load_training, read_yaml
+    from workers.config import in_one_line, load_training, read_yaml
 
     content = read_yaml(file)
     if "search" in content or "space" in content:
         search_file = load_search(file, assignments or ())
         size = len(search_file.space.hyperparameters)
         print(
-            f"{file}: search {search_file.search.name!r} of {size} hyperparameters, "
+            f"{in_one_line(file)}: search {search_file.search.name!r} of {size} hyperparameters, "
             f"{search_file.search.evaluations} evaluations of {search_file.training.task} "
             f"on {search_file.search.islands} islands"
         )
     else:
         training = load_training(file, assignments or ())
-        print(f"{file}: training of {training.task}, {training.epochs} epochs")
+        print(f"{in_one_line(file)}: training of {training.task}, {training.epochs} epochs")
 
 
 @app.command()
@@ -387,14 +395,14 @@ def database_url(db: str | None, search_dir: Path) -> str:
     """The database asked for, or the SQLite file in the search folder.
 
     Raises:
-        typer.BadParameter: when a password would be for all to see in the list of processes.
+        ConfigError: when a password would be for all to see in the list of processes.
     """
     if db and has_password(db) and any(db in argument for argument in sys.argv):
-        raise typer.BadParameter(
+        raise ConfigError(
             "a password on the command line is for all to see: give the URL in OIALR_SEARCH_DB, "
             "or the password in PGPASSWORD or ~/.pgpass"
         )
-    return db or f"sqlite:///{(search_dir / 'search.db').absolute()}"
+    return db or str((search_dir / "search.db").absolute())  # a URL would need quoting
 
 
 def deadline(limit_s: float | None, grace_s: float, environment: Mapping[str, str]) -> float | None:

@@ -17,6 +17,7 @@ from workers.config import (
     ConfigError,
     Fraction,
     apply_override,
+    in_one_line,
     nearest,
     parse_assignment,
     read_yaml,
@@ -59,7 +60,7 @@ class SearchSettings(Config):
     """How often an individual is evaluated again when the machine may be at fault: the worker was
     killed, ran out of memory, hung, could not read or write. A configuration that diverges, raises
     or takes too long is not repeated."""
-    failures_in_a_row: Annotated[int, Field(ge=1)] = 3
+    failures_in_a_row: Annotated[int, Field(ge=1)] = 5
     """After so many such failures one after the other, a rank asks for no more work."""
 
 
@@ -111,13 +112,14 @@ def load_search(
             _set_in_space(space, key.removeprefix("space."), value)
             continue
         apply_override(content, key, value)
-        fixed = [n for n in space or () if n == key or str(n).startswith(f"{key}.")]
+        searched = space if isinstance(space, dict) else {}
+        fixed = [name for name in searched if name == key or name.startswith(f"{key}.")]
         for name in fixed:
-            del content["space"][name]
+            del searched[name]
         pinned += fixed
     for key, value in (settings or {}).items():
         apply_override(content, f"search.{key}", value)
-    source = str(path)
+    source = in_one_line(path)
     for section in ("search", "space"):
         if section not in content:
             raise ConfigError(f"`{section}` is missing: a search file has it ({source})")
@@ -127,7 +129,7 @@ def load_search(
     task = TASKS[training.task]
     if search.metric not in task.metrics:
         raise ConfigError(
-            f"unknown metric {search.metric!r} for `search.metric`"
+            f"unknown metric {search.metric!r:.80} for `search.metric`"
             f"{nearest(search.metric, task.metrics)} ({source})"
         )
     return SearchFile(

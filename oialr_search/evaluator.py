@@ -57,6 +57,9 @@ from workers.protocol import (
 PREPARE_POLL_S = 0.1
 PREPARATION_LIMIT_S = 600.0
 LOG_LOOK_S = 1.0
+LONGEST_PAUSE_S = 30.0
+WORKER_LOGS = "worker-*.log"
+"""The logs of workers that wait for an evaluation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,14 +123,17 @@ class Evaluator:
         self._spare: Worker | None = None
         self._running: _Running | None = None
         self._failures_in_a_row = 0
+        self.pause_until = 0.0
+        """Start nothing before this time: what failed, a full disk perhaps, would fail again."""
         self._outbox: Outbox
 
     def prepare(self) -> Callable[[], bool]:
-        """Start the first worker; the function returned tells whether it is ready.
+        """Start the first worker, anew if it has died; the function returned tells if it is ready.
 
         That function raises `ConfigError` when the configuration or the data are wrong, and
         `WorkerDied` when the worker cannot start.
         """
+        self.stop_spare()
         worker = self._spare = self._start_worker()
 
         def ready() -> bool:
@@ -184,11 +190,12 @@ class Evaluator:
             running.worker = self._take_spare()
             running.worker.move_log(Path(evaluation.log_path))
             running.worker.send(request)
-            if claim.remaining:
+        except OSError as error:  # nothing was tried: it counts as no failure of the individual
+            running.end = _End(outcome=_lost(f"cannot start: {error}"), machine=True)
+            return
+        if claim.remaining:
+            with contextlib.suppress(OSError):  # the next evaluation tries again
                 self._spare = self._start_worker()
-        except OSError as error:
-            reason = f"cannot start: {error}"
-            running.end = _End(outcome=Outcome(status=Status.FAILED, reason=reason), machine=True)
 
     def poll(self, timeout_s: float) -> Evaluated | None:
         """Take in what the worker says, for at most `timeout_s`; the outcome when it has ended."""
@@ -252,7 +259,8 @@ class Evaluator:
                 records = epoch_records(event)
                 self._outbox.put(lambda s: s.add_epoch(evaluation_id, *records))
             case Stopped():
-                return _End(outcome=_lost(f"the search was stopped after epoch {event.epoch}"))
+                lost = _lost(f"the search was stopped after epoch {event.epoch}")
+                return _End(outcome=replace(lost, **vars(event.resources)))
             case Completed() | Failed():
                 outcome = outcome_of(event, self._search.metric, self._task)
                 # What could be prepared when the launch began fails now: not the configuration.
@@ -284,6 +292,11 @@ class Evaluator:
     def _over_a_limit(self, running: _Running) -> _End | None:
         """The limit that has passed. Until the training starts, it is that of preparation."""
         now, search = time.monotonic(), self._search
+        if now - running.log_seen > LOG_LOOK_S and running.worker is not None:
+            running.log_seen = now
+            if running.worker.log_bytes() > search.log_limit_mib << 20:
+                reason = f"a log of more than {search.log_limit_mib} MiB"
+                return _End(outcome=Outcome(status=Status.FAILED, reason=reason))
         if running.training_since is None:
             if now - running.since > PREPARATION_LIMIT_S:
                 return _timed_out(f"not ready after {PREPARATION_LIMIT_S:g} s", machine=True)
@@ -294,11 +307,6 @@ class Evaluator:
         if now - running.heard > search.no_progress_limit_s:
             reason = f"no progress for {search.no_progress_limit_s:g} s"
             return _timed_out(reason, machine=True)
-        if now - running.log_seen > LOG_LOOK_S and running.worker is not None:
-            running.log_seen = now
-            if running.worker.log_bytes() > search.log_limit_mib << 20:
-                reason = f"a log of more than {search.log_limit_mib} MiB"
-                return _End(outcome=Outcome(status=Status.FAILED, reason=reason))
         return None
 
     def _finish(self, end: _End) -> Evaluated:
@@ -327,9 +335,12 @@ class Evaluator:
         return Evaluated(claim=claim, status=outcome.status, fitness=outcome.fitness)
 
     def _count(self, end: _End, outcome: Outcome) -> None:
-        if outcome.status is Status.LOST:
+        if outcome.status is Status.LOST and not end.machine:
             return
         self._failures_in_a_row = self._failures_in_a_row + 1 if end.machine else 0
+        if end.machine:
+            pause_s = min(2.0 ** (self._failures_in_a_row - 1), LONGEST_PAUSE_S)
+            self.pause_until = time.monotonic() + pause_s
         if self.unreliable:
             runner = self.runner(0)
             self._notify(

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from oialr_search.search_space import with_hyperparameters
 from oialr_search.storage import IndividualRecord, SearchRecord, Status, Storage, StorageError
-from workers.config import AnyTraining, parse_yaml, validate_training
+from workers.config import AnyTraining, dump_yaml, parse_yaml, validate_training
 
 
 def best_individual(storage: Storage, search: SearchRecord) -> IndividualRecord:
@@ -45,7 +44,7 @@ def export(storage: Storage, search: SearchRecord, individual: IndividualRecord)
         "individual": individual.id,
         "fitness": individual.fitness,
         "metric": search.metric,
-        "metrics": dict(evaluation.metrics),
+        "metrics": {k: v if math.isfinite(v) else None for k, v in evaluation.metrics.items()},
         "training_seed": content["seed"],
         "search_seed": search.seed,
         "island": individual.island,
@@ -55,7 +54,7 @@ def export(storage: Storage, search: SearchRecord, individual: IndividualRecord)
         "versions": dict(launch.versions),
         "git_revision": launch.git_revision,
     }
-    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    text = dump_yaml(content)
     again: AnyTraining = validate_training(parse_yaml(text, "export"), "export")
     assert again.model_dump(mode="json") == content, "the exported YAML reads back differently"
     return text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import socket
@@ -19,7 +20,7 @@ from rich.console import Console
 from oialr_search import exit_codes
 from oialr_search.config import SearchFile
 from oialr_search.controller import Controller, StopRequest
-from oialr_search.evaluator import Evaluator
+from oialr_search.evaluator import WORKER_LOGS, Evaluator
 from oialr_search.islands import Exchange, Place, wait
 from oialr_search.launcher import (
     Worker,
@@ -37,6 +38,7 @@ from oialr_search.search import (
     find_stored,
     free_name,
     is_complete,
+    refuse_unknown,
     start_search,
 )
 from oialr_search.storage import (
@@ -51,6 +53,8 @@ from workers.config import ConfigError
 # The size of the launch as the launchers announce it, whatever MPI mpi4py has loaded.
 WORLD_SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 LOCK_FILE = ".lock"
+PREPARATIONS = 3
+PASSING_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 class LaunchError(Exception):
@@ -217,10 +221,11 @@ def _load(comm: MPI.Comm, load: Callable[[], SearchFile], settings: LaunchSettin
 
 def _renamed(search_file: SearchFile, settings: LaunchSettings) -> SearchFile:
     """The same search under a name that is free."""
-    name = search_file.search.name
+    stored = list[str]()
     if database_exists(settings.database_url):
         with open_storage(settings.database_url, create=True) as storage:
-            name = free_name(storage, name, settings.search_dir)
+            stored = [search.name for search in storage.searches()]
+    name = free_name(search_file.search.name, stored, settings.search_dir)
     print(f"search {name!r}", flush=True)
     return replace(search_file, search=search_file.search.model_copy(update={"name": name}))
 
@@ -234,7 +239,8 @@ def _display(storage: Storage, search_id: int, metric: str) -> ProgressDisplay:
 
 def _already_complete(comm: MPI.Comm, search_file: SearchFile, settings: LaunchSettings) -> bool:
     """Look at what is stored before anything is started or made: it may not fit, or be complete."""
-    mistake, complete = None, False
+    mistake, exit_code = None, exit_codes.CONFIG
+    stored, complete = None, False
     search = search_file.search
     if comm.rank == 0:
         try:
@@ -244,9 +250,11 @@ def _already_complete(comm: MPI.Comm, search_file: SearchFile, settings: LaunchS
                     complete = stored is not None and is_complete(
                         storage, stored.id, search.evaluations
                     )
+            if stored is None:
+                refuse_unknown(settings.search_dir / search.name)
         except (StorageError, ConfigError) as error:
-            mistake = str(error)
-    _agree(comm, mistake, exit_codes.CONFIG)
+            mistake, exit_code = str(error), _code_of(error)
+    _agree(comm, mistake, exit_code)
     if complete and comm.rank == 0:
         print(f"search {search.name!r} is complete: {search.evaluations} evaluations are stored")
     return bool(comm.bcast(complete))
@@ -276,19 +284,22 @@ def _search_folder(comm: MPI.Comm, folder: Path) -> Iterator[Path]:
 
     The lock keeps a second launch of the same search away; it ends with the process that holds it.
     """
-    mistake, made, lock = None, list[Path](), None
+    mistake, exit_code, made, lock = None, exit_codes.CONFIG, list[Path](), None
     if comm.rank == 0:
         try:
             made = [path for path in (folder, *folder.parents) if not path.exists()]
             folder.mkdir(parents=True, exist_ok=True)
             lock = _lock(folder / LOCK_FILE)
+            for log in folder.glob(WORKER_LOGS):  # of workers that were killed while they waited
+                log.unlink(missing_ok=True)
         except BlockingIOError:
             owner = (folder / LOCK_FILE).read_text().strip()
             mistake = f"this search is being run already, by {owner}: lock {folder / LOCK_FILE}"
         except OSError as error:
             mistake = f"cannot write to the search folder {folder}: {error.strerror}"
+            exit_code = _code_of(error)
     try:
-        _agree(comm, mistake, exit_codes.CONFIG)
+        _agree(comm, mistake, exit_code)
         yield folder
     except LaunchError:
         wait(comm)  # until the other ranks' workers and their logs are gone
@@ -318,42 +329,66 @@ def _prepare(comm: MPI.Comm, evaluator: Evaluator, stop: StopRequest) -> None:
     if comm.rank == 0:
         print(f"preparing {comm.size} worker(s): imports and data ...", flush=True)
     try:
-        ready = evaluator.prepare()
-        while not ready() and mistake is None:
-            if stop.requested():
-                mistake, exit_code = "stopped before the first evaluation", exit_codes.STOPPED
+        if not _prepare_worker(evaluator, stop):
+            mistake, exit_code = "stopped before the first evaluation", exit_codes.STOPPED
     except ConfigError as error:
         mistake = str(error)
-    except (WorkerDied, OSError) as error:
+    except WorkerDied as error:
         mistake, exit_code = str(error), exit_codes.INTERNAL
+    except OSError as error:
+        mistake, exit_code = f"cannot start a worker: {error}", _code_of(error)
     _agree(comm, mistake, exit_code)
+
+
+def _prepare_worker(evaluator: Evaluator, stop: StopRequest) -> bool:
+    """Wait until the first worker is ready; one that was killed gets successors. False: stopped."""
+    for attempts_left in reversed(range(PREPARATIONS)):
+        ready = evaluator.prepare()
+        try:
+            while not ready():
+                if stop.requested():
+                    return False
+            return True
+        except WorkerDied as death:
+            if death.exit_signal is None or not attempts_left:
+                raise
+    raise AssertionError
+
+
+def _code_of(error: Exception) -> int:
+    """Where the database comes back, and the disk has space again, the same command goes on."""
+    passes = isinstance(error, StorageUnavailable) or (
+        isinstance(error, OSError) and error.errno in PASSING_ERRORS
+    )
+    return exit_codes.STOPPED if passes else exit_codes.CONFIG
 
 
 def _open(
     comm: MPI.Comm, search_file: SearchFile, settings: LaunchSettings, folder: Path
 ) -> tuple[Storage, int, int]:
     """Open the database on every rank; rank 0 creates it and the search when they are new."""
-    mistake, storage, ids = None, None, (0, 0)
+    mistake, exit_code, storage, ids = None, exit_codes.CONFIG, None, (0, 0)
     if comm.rank == 0:
         try:
             storage = open_storage(settings.database_url, create=True)
             ids = start_search(storage, search_file, comm.size, folder)
         except (StorageError, ConfigError) as error:
-            mistake = str(error)
+            mistake, exit_code = str(error), _code_of(error)
         except OSError as error:
             mistake = f"cannot write to the search folder {folder}: {error.strerror}"
-    _agree(comm, mistake, exit_codes.CONFIG)
+            exit_code = _code_of(error)
+    _agree(comm, mistake, exit_code)
     search_id, launch_id = comm.bcast(ids)
     try:
         storage = storage or open_storage(settings.database_url)
     except StorageError as error:
-        mistake = f"{error} (on {MPI.Get_processor_name()})"
+        mistake, exit_code = f"{error} (on {MPI.Get_processor_name()})", _code_of(error)
     try:
-        _agree(comm, mistake, exit_codes.CONFIG)
-    except LaunchError:
+        _agree(comm, mistake, exit_code)
+    except LaunchError as error:
         if storage is not None:
             if comm.rank == 0:
-                storage.end_launch(launch_id, exit_codes.CONFIG)
+                storage.end_launch(launch_id, error.exit_code)
             storage.close()
         raise
     assert storage is not None

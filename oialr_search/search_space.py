@@ -7,6 +7,7 @@ or missing, and a gene's type would be that of its first bound.
 from __future__ import annotations
 
 import math
+import random
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +19,7 @@ from workers.config import (
     AnyTraining,
     Config,
     ConfigError,
+    mistakes,
     nearest,
     validate,
     validate_training,
@@ -112,8 +114,8 @@ def parse_space(
     """
     if not isinstance(content, dict) or not content:
         raise ConfigError(f"`space` maps paths to ranges, got {content!r:.60} ({source})")
-    hyperparameters, mistakes = [], []
-    for section in {str(name).partition(".")[0] for name in content}:
+    hyperparameters, lines = [], []
+    for section in dict.fromkeys(name.partition(".")[0] for name in content):
         if training.get(section, {}) is None:
             raise ConfigError(
                 f"`{section}` is null, so nothing of it can be searched: "
@@ -121,16 +123,18 @@ def parse_space(
             )
     for name, entry in content.items():
         try:
-            hyperparameter = _parse_hyperparameter(str(name), entry, task, source)
+            hyperparameter = _parse_hyperparameter(name, entry, task, source)
             for value in _samples(hyperparameter):
                 trial = with_hyperparameters(training, {hyperparameter.name: value})
                 validate_training(trial, f"{source}, value of `space.{name}`")
             hyperparameters.append(hyperparameter)
         except ConfigError as error:
-            mistakes.append(str(error))
-    if mistakes:
-        raise ConfigError("\n".join(mistakes))
-    return SearchSpace(tuple(hyperparameters))
+            lines += str(error).splitlines()
+    if lines:
+        raise mistakes(lines)
+    space = SearchSpace(tuple(hyperparameters))
+    _refuse_contradictions(space, training, source)
+    return space
 
 
 def with_hyperparameters(
@@ -160,7 +164,8 @@ def _parse_hyperparameter(
             raise ConfigError(f"{key} has either `choices` or `low` and `high` ({source})")
         if len(given.choices) < 2 or len(set(given.choices)) < len(given.choices):
             raise ConfigError(
-                f"{key}.choices needs two or more different values, got {given.choices} ({source})"
+                f"{key}.choices needs two or more different values, "
+                f"got {given.choices!r:.80} ({source})"
             )
         choice_kind: Kind = "bool" if kind == "bool" else "choice"
         return Hyperparameter(name=name, kind=choice_kind, choices=tuple(given.choices))
@@ -224,10 +229,21 @@ def _options(annotation: Any) -> list[Any]:
 
 
 def _samples(hyperparameter: Hyperparameter) -> Sequence[Value]:
-    """Values to try: all where they are few, else the ends."""
+    """Values to try: all where they are few, else the ends, and some integers between them."""
     if hyperparameter.choices is not None:
         return hyperparameter.choices
     low, high = hyperparameter.decode(0.0), hyperparameter.decode(1.0)
     if isinstance(low, int) and isinstance(high, int) and high - low < MAX_VALUES_TRIED:
         return range(low, high + 1)
+    if hyperparameter.kind == "int":
+        return [hyperparameter.decode(k / MAX_VALUES_TRIED) for k in range(MAX_VALUES_TRIED + 1)]
     return low, high
+
+
+def _refuse_contradictions(space: SearchSpace, training: Mapping[str, Any], source: str) -> None:
+    """Refuse values that are valid one by one but not together, as far as a sample tells."""
+    draw = random.Random(0).random
+    for _ in range(MAX_VALUES_TRIED):
+        drawn = space.decode({h.name: draw() for h in space.hyperparameters})
+        trial = with_hyperparameters(training, drawn)
+        validate_training(trial, f"{source}, values of `space` taken together")

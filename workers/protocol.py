@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 EVENTS_FILE = "events.jsonl"
 RESULT_FILE = "result.json"
@@ -114,11 +116,21 @@ class Epoch:
     rank_updates: list[RankUpdate] = field(default_factory=list)
     observations: list[Observation] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        updates = [u if isinstance(u, RankUpdate) else RankUpdate(**u) for u in self.rank_updates]
-        object.__setattr__(self, "rank_updates", updates)
-        seen = [o if isinstance(o, Observation) else Observation(**o) for o in self.observations]
-        object.__setattr__(self, "observations", seen)
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What one attempt used from its first training step on; None: nothing measured it."""
+
+    gpu_energy_j: float | None = None
+    """Of the whole GPU meanwhile."""
+    cpu_energy_j: float | None = None
+    """Of all CPU packages of the machine meanwhile."""
+    peak_host_memory_bytes: int | None = None
+    """Since the process started; with its loader processes."""
+    peak_gpu_memory_bytes: int | None = None
+    """All tensors; without the context of CUDA and what the allocator keeps in reserve."""
+    samples_per_s: float | None = None
+    """Images or windows trained, a second of training; validation is left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +138,7 @@ class Stopped:
     """The training ended early, as asked; its state is kept."""
 
     epoch: int
+    resources: Resources = field(default_factory=Resources)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +151,7 @@ class Completed:
     device: str
     duration_s: float
     at: float
+    resources: Resources = field(default_factory=Resources)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +164,7 @@ class Failed:
     """What is at fault: the configuration cannot be trained, the training came to no result (it
     diverged, it raised), or the machine, so that another attempt may succeed (memory, disk, data
     that cannot be read)."""
+    resources: Resources = field(default_factory=Resources)
 
 
 Message = Prepare | Evaluate | Stop
@@ -173,12 +188,42 @@ def decode(line: bytes | str) -> Any:
     """
     try:
         content = json.loads(line)
-        message = _TYPES[content.pop("type")](**content)
-        if not all(isinstance(v, int | float) for v in content.get("metrics", {}).values()):
-            raise ValueError("metrics are numbers")
-        return message
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ProtocolError(f"no message of this protocol: {line!r:.200} ({error})") from None
+        return _typed(_TYPES[content.pop("type")], content)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        reason = f"{line!r:.200} ({error!r:.200})"
+        raise ProtocolError(f"no message of this protocol: {reason}") from None
+
+
+def _typed(kind: Any, value: Any) -> Any:
+    """What JSON gave, checked against an annotation; the messages inside it are built.
+
+    Raises:
+        TypeError: when it is something else.
+    """
+    origin, inner = get_origin(kind), get_args(kind)
+    if kind is Any or (origin is Literal and value in inner):
+        return value
+    if type(value) is int and not -(2**63) <= value < 2**63:
+        raise TypeError("an integer has 64 bits")  # in the database, too
+    if origin is UnionType:  # with None, always
+        return None if value is None else _typed(inner[0], value)
+    if origin is list and isinstance(value, list):
+        return [_typed(inner[0], part) for part in value]
+    if origin is Mapping and isinstance(value, dict):
+        return {name: _typed(inner[1], part) for name, part in value.items()}
+    if kind is float and type(value) in (int, float):
+        return float(value)
+    if kind in (int, str, bool) and type(value) is kind:
+        return value
+    if isinstance(kind, type) and is_dataclass(kind) and isinstance(value, dict):
+        kinds = _kinds(kind)
+        return kind(**{name: _typed(kinds.get(name, Any), part) for name, part in value.items()})
+    raise TypeError(f"{value!r:.60} is no {kind}")
+
+
+@cache
+def _kinds(message: type[Any]) -> dict[str, Any]:
+    return get_type_hints(message)
 
 
 def write_result(folder: Path, result: Completed | Failed) -> None:

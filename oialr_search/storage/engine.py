@@ -40,25 +40,37 @@ ADVISORY_LOCK = 0x6F69616C72  # "oialr"
 NETWORK_FILE_SYSTEMS = re.compile(
     r"(fuse\.)?(nfs4?|cifs|smb3|9p|lustre|gpfs|beegfs|ceph|glusterfs|afs|panfs|sshfs|juicefs)"
 )
+UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def parse_url(text: str) -> URL:
     """Turn a path, an SQLite URL or a PostgreSQL URL into the URL to connect to."""
     try:
-        is_path = "://" not in text
+        is_path = "://" not in text and not re.match(r"\w[\w+]*:", text)
         url = URL.create("sqlite", database=text) if is_path else make_url(text)
         backend = url.get_backend_name()
     except (sa.exc.ArgumentError, ValueError):
-        raise StorageError(
-            "not a database URL: use sqlite:///path/search.db or postgresql://user@host/name"
-        ) from None
-    if backend == "sqlite" and url.database and url.database != ":memory:":
-        path = str(Path(url.database).expanduser().absolute())
+        raise _not_a_url() from None
+    # A password outside its place would be printed: an @ not written as %40, a / too many.
+    places = text if is_path else "", url.host or "", url.database or ""
+    if "@" in places[1] or any(re.search(":.*@", place) for place in places):
+        raise _not_a_url()
+    if any(map(UNPRINTABLE.search, (text, url.username or "", url.password or "", *places))):
+        raise _not_a_url()
+    if backend == "sqlite" and url.database and not url.host and url.database != ":memory:":
+        # Not Path.expanduser, which raises for a user that does not exist.
+        path = str(Path(os.path.expanduser(url.database)).absolute())
         return URL.create("sqlite", database=path, query=_sqlite_options(url))
     if backend in ("postgresql", "postgres"):
-        return url.set(drivername="postgresql+psycopg")
+        url = url.set(drivername="postgresql+psycopg")
+        url = url.difference_update_query(["plugin"])  # of SQLAlchemy
+        try:
+            url.get_dialect()().create_connect_args(url)  # it reads hosts and ports in the query
+        except (sa.exc.ArgumentError, ValueError):
+            raise _not_a_url() from None
+        return url
     raise StorageError(
-        f"`{url.drivername}` is no database we can use: give sqlite:///path/search.db "
+        f"`{url.drivername:.40}` is no database we can use: give sqlite:///path/search.db "
         "or postgresql://user@host/name"
     )
 
@@ -72,6 +84,13 @@ def _sqlite_options(url: URL) -> dict[str, str]:
             "an SQLite database knows `?timeout=SECONDS` only"
         )
     return {"timeout": timeout}
+
+
+def _not_a_url() -> StorageError:
+    return StorageError(
+        "not a database URL: use sqlite:///path/search.db or postgresql://user@host/name, "
+        "and write `@` in a password as %40"
+    )
 
 
 def open_engine(text: str, *, create: bool, read_only: bool) -> sa.Engine:

@@ -35,7 +35,8 @@ def display_name(url: URL) -> str:
     """Return a database's name for messages: a path, or a URL without its password."""
     if url.get_backend_name() == "sqlite":
         return str(url.database)
-    shown = url.set(drivername="postgresql").difference_update_query(["password", "sslpassword"])
+    hidden = [key for key in url.query if re.search("pass|secret|key", key.lower())]
+    shown = url.set(drivername="postgresql").difference_update_query(hidden)
     return shown.render_as_string(hide_password=True)
 
 

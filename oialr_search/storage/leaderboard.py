@@ -19,7 +19,7 @@ MAX_COLUMN_LENGTH = 63  # PostgreSQL cuts longer names silently
 
 FIXED_COLUMNS = {
     "search": "s.name",
-    "place": "ROW_NUMBER() OVER (PARTITION BY s.id ORDER BY i.fitness, i.id)",
+    "place": "p.place",
     "individual_id": "i.id",
     "fitness": "i.fitness",
     "trainable_percent": "e.trainable_percent",
@@ -28,6 +28,13 @@ FIXED_COLUMNS = {
     "island_rank": "i.island_rank",
     "generation": "i.generation",
 }
+# Read from the index alone, and in order before the wide rows are looked up one by one: with a
+# LIMIT, PostgreSQL then decodes the JSON of so many rows only.
+PLACES = (
+    "SELECT id, search_id, "
+    "ROW_NUMBER() OVER (PARTITION BY search_id ORDER BY fitness, id) AS place "
+    "FROM individuals WHERE fitness IS NOT NULL ORDER BY search_id DESC, place"
+)
 SQL_TYPES = {
     frozenset({"float"}): "REAL",
     frozenset({"float", "int"}): "REAL",
@@ -77,11 +84,11 @@ def create_leaderboard(connection: sa.Connection) -> None:
     selected = ",\n  ".join(f'{value} AS "{column}"' for column, value in columns.items())
     connection.exec_driver_sql(
         f"CREATE VIEW leaderboard AS\nSELECT\n  {selected}\n"
-        "FROM individuals i\n"
-        "JOIN searches s ON s.id = i.search_id\n"
-        "JOIN evaluations e ON e.individual_id = i.id AND e.status = 'completed'\n"
-        "WHERE i.status = 'completed'\n"
-        "ORDER BY s.id DESC, place"
+        f"FROM ({PLACES}) p\n"
+        "JOIN individuals i ON i.id = p.id\n"
+        "JOIN searches s ON s.id = p.search_id\n"
+        "JOIN evaluations e ON e.individual_id = p.id AND e.status = 'completed'\n"
+        "ORDER BY p.search_id DESC, p.place"
     )
 
 

@@ -108,6 +108,10 @@ CENSUS = sa.select(
     .where(individuals.c.search_id == _named("search_id"), _is(individuals, Status.LOST))
     .scalar_subquery()
     .label("lost_id"),
+    sa.select(sa.func.max(launches.c.id))
+    .where(launches.c.search_id == _named("search_id"))
+    .scalar_subquery()
+    .label("last_launch_id"),
 ).where(islands.c.search_id == _named("search_id"))
 
 INSERT_INDIVIDUAL = sa.insert(individuals).returning(individuals)
@@ -261,18 +265,14 @@ class SqlStorage(Storage):
         values = vars(launch) | {"command_line": _blank(launch.command_line)}
         with self._writing() as connection:
             _lock_search(connection, search_id)
+            left = connection.scalars(unfinished).all()  # a handful; PostgreSQL would scan to join
             connection.execute(
                 sa.update(evaluations)
-                .where(
-                    evaluations.c.individual_id.in_(unfinished),
-                    evaluations.c.status.in_(UNFINISHED),
-                )
+                .where(evaluations.c.individual_id.in_(left), evaluations.c.status.in_(UNFINISHED))
                 .values(status=Status.LOST, reason="its launch ended first", finished_at=utc_now())
             )
             connection.execute(
-                sa.update(individuals)
-                .where(individuals.c.search_id == search_id, individuals.c.status.in_(UNFINISHED))
-                .values(status=Status.LOST)
+                sa.update(individuals).where(individuals.c.id.in_(left)).values(status=Status.LOST)
             )
             connection.execute(
                 sa.update(islands)
@@ -305,6 +305,8 @@ class SqlStorage(Storage):
         with self._writing() as connection:
             _lock_search(connection, search_id)
             census = connection.execute(CENSUS, asked).one()
+            if runner.launch_id < (census.last_launch_id or 0):
+                return None
             claimable = max(total - census.num_individuals, 0) + census.num_lost
             if census.running_id is not None:
                 return _claimed_before(connection, census.running_id, claimable)

@@ -28,7 +28,7 @@ from workers.protocol import EVENTS_FILE, RESULT_FILE
 from .databases import Database
 from .launches import Hung, Launch, wait_until
 
-MOMENT_LIMIT_S = 6.0
+MOMENT_LIMIT_S = 20.0
 BALLAST = "ballast"
 FILES = (
     STATE_FILE, EVENTS_FILE, RESULT_FILE, OUTCOME_FILE, EVALUATION_FILE, INDIVIDUAL_FILE,
@@ -105,7 +105,7 @@ def claimed(scene: Scene) -> Callable[[], bool]:
 
 
 def nearly_complete(scene: Scene) -> Callable[[], bool]:
-    return lambda: len(scene.files(OUTCOME_FILE)) >= scene.evaluations - 2
+    return lambda: len(scene.files(RESULT_FILE)) >= scene.evaluations - 2
 
 
 MOMENTS = (

@@ -202,8 +202,11 @@ def _read_history(folder: Path, search: SearchRecord) -> Iterator[IndividualHist
             yield str(error)
             repeat = True
     if not evaluations:
-        raise FolderError(f"{folder} holds no evaluation")
+        if not attempts:
+            raise FolderError(f"{folder} holds no evaluation")
+        return  # told above
     last = evaluations[-1].evaluation
+    repeat = repeat and last.status is not Status.COMPLETED  # after which there is no attempt
     individual = replace(
         individual,
         status=Status.LOST if repeat else last.status,

@@ -179,7 +179,7 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], object], str, int]] = {
         "attempt-1/evaluation.json",
         lambda path: shutil.copytree(path.parent, path.parent.with_name("attempt-1.old")),
         "is not where evaluation",
-        2,
+        3,
     ),
     "nothing": (
         "attempt-1/evaluation.json",
@@ -199,6 +199,7 @@ def test_a_damaged_folder_is_left_out_with_one_line(copied: Command, damage: str
     assert words in line
     assert "individual-000003" in line
     assert number == left == len(fitnesses(copied))
+    assert {e["individual_status"] for e in evaluations(copied)} == {"completed", "failed"}
 
 
 def test_what_is_left_out_is_told(copied: Command) -> None:
@@ -211,7 +212,7 @@ def test_what_is_left_out_is_told(copied: Command) -> None:
 
 def test_an_attempt_that_was_never_begun_does_not_hide_those_before(copied: Command) -> None:
     (folder_of(copied) / "individual-000003" / "attempt-2").mkdir()
-    assert not copied("import", "searches/minivit_digits").stderr
+    assert "attempt-2" in copied("import", "searches/minivit_digits").stderr
     assert fitnesses(copied)[3] is not None
 
 

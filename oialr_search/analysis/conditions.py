@@ -1,15 +1,15 @@
 """`--where`: a condition as people write it in SQL, read into a tree; nothing of it is ever run.
 
-    condition  = and {OR and};  and = not {AND not};  not = [NOT] (predicate | "(" condition ")")
-    predicate  = column [comparison value | [NOT] IN (value, ...) | IS [NOT] NULL]
-    comparison = "=" "==" "!=" "<>" "<" "<=" ">" ">=";  value = number, 'text', true, false
+condition  = and {OR and};  and = not {AND not};  not = [NOT] (predicate | "(" condition ")")
+predicate  = column [comparison value | [NOT] IN (value, ...) | IS [NOT] NULL]
+comparison = "=" "==" "!=" "<>" "<" "<=" ">" ">=";  value = number, 'text', true, false
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import NoReturn, cast
+from typing import NoReturn
 
 from oialr_search.storage import (
     Column,
@@ -34,9 +34,8 @@ TOKEN = re.compile(
     re.VERBOSE | re.ASCII,
 )
 KEYWORDS = {"and", "or", "not", "in", "is", "null", "true", "false"}
-OPERATORS: Mapping[str, Operator] = {"==": "=", "<>": "!="} | {
-    name: cast(Operator, name) for name in ("=", "!=", "<", "<=", ">", ">=")
-}
+COMPARISONS: tuple[Operator, ...] = ("=", "!=", "<", "<=", ">", ">=")
+OPERATORS: Mapping[str, Operator] = {"==": "=", "<>": "!=", **{name: name for name in COMPARISONS}}
 EXAMPLE = "such as `trainable_percent < 15 and optimizer.lr >= 1e-3`"
 
 Value = float | bool | str
@@ -156,7 +155,7 @@ class _Parser:
             return Comparison(column, operator, value)
         if column.kind == "bool":
             return Comparison(column, "=", True)
-        self._refuse(f"a comparison should follow `{column.name}`, got {self._shown}")
+        return self._refuse(f"a comparison should follow `{column.name}`, got {self._shown}")
 
     def _value(self, column: Column) -> Value:
         kind, token = self._tokens[0]

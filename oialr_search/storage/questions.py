@@ -88,9 +88,7 @@ def select(
         wanted is None and not selection.is_leaderboard
     )
     completed = list(selection.statuses) == [Status.COMPLETED]
-    source: sa.FromClause = individuals.outerjoin(
-        LATEST, IS_COMPLETED if completed else IS_LATEST
-    )
+    source: sa.FromClause = individuals.outerjoin(LATEST, IS_COMPLETED if completed else IS_LATEST)
     if with_places:
         source = source.outerjoin(places, places.c.id == individuals.c.id)
     if wanted is None:
@@ -112,9 +110,7 @@ def select(
     return connection.execute(query.order_by(order, individuals.c.id).limit(limit))
 
 
-def _condition(
-    condition: Condition, places: sa.Subquery, dialect: str
-) -> sa.ColumnElement[bool]:
+def _condition(condition: Condition, places: sa.Subquery, dialect: str) -> sa.ColumnElement[bool]:
     match condition:
         case Comparison(column, name, value):
             found: sa.ColumnElement[bool] = COMPARE[name](
@@ -145,8 +141,10 @@ def _literal(value: float | bool | str) -> sa.ColumnElement[Any]:
 def _value(column: Column, places: sa.Subquery, dialect: str) -> sa.ColumnElement[Any]:
     match column.source:
         case "computed":
-            return places.c.place if column.key == "place" else sa.literal_column(
-                f"({DURATION_S[dialect]})", sa.Double()
+            return (
+                places.c.place
+                if column.key == "place"
+                else sa.literal_column(f"({DURATION_S[dialect]})", sa.Double())
             )
         case "individual" | "evaluation":
             table = individuals if column.source == "individual" else LATEST
@@ -154,14 +152,10 @@ def _value(column: Column, places: sa.Subquery, dialect: str) -> sa.ColumnElemen
             return sa.type_coerce(found, sa.Text) if column.kind == "text" else found
         case _:
             table = individuals if column.source == "hyperparameters" else LATEST
-            entry = sa.type_coerce(table.c[column.source], sa.JSON)[column.key]
-            match column.kind:
-                case "bool":
-                    return entry.as_boolean()
-                case "text":
-                    return entry.as_string()
-                case _:
-                    return entry.as_float()
+            entry: Any = sa.type_coerce(table.c[column.source], sa.JSON)[column.key]
+            read = {"bool": entry.as_boolean, "text": entry.as_string}
+            typed: sa.ColumnElement[Any] = read.get(column.kind, entry.as_float)()
+            return typed
 
 
 def last_finishes(

@@ -611,7 +611,8 @@ class SqlStorage(Storage):
         records = []
         with self._reading() as connection:
             found = questions.select(connection, search_id, selection, limit=limit)
-            for number, (place, *row) in enumerate(found, start=1):
+            for number, found_row in enumerate(found, start=1):
+                place, row = found_row[0], found_row[1:]
                 latest = dict(zip(EVALUATION_FIELDS, row[split:], strict=True))
                 individual = _individual(
                     row[:split], EvaluationRecord(**latest) if latest["id"] else None

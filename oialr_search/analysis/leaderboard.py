@@ -118,11 +118,13 @@ def leaderboard(
     return [_row(entry, columns, front) for entry in placed]
 
 
-def pareto_front(points: Sequence[Sequence[float]]) -> list[int]:
+def pareto_front(points: Any) -> list[int]:
     """The positions of the points that no other is at least as low as everywhere and lower once."""
     import numpy as np
 
-    costs = np.asarray(points, dtype=float).reshape(len(points), -1)
+    if not len(points):
+        return []
+    costs = np.asarray(points, dtype=float)
     left = np.lexsort(costs.T[::-1])  # whoever beats a point comes before it
     front: list[int] = []
     while len(left):
@@ -138,13 +140,12 @@ def _front(
 ) -> set[int]:
     wanted = [_objective(search, text) for text in objectives]
     columns, signs = [column for column, _ in wanted], [sign for _, sign in wanted]
-    found = [
-        (number, [sign * value for sign, value in zip(signs, values, strict=True)])
-        for number, *values in storage.values(search.id, selection, columns)
-        if all(value is not None and math.isfinite(value) for value in values)
-    ]
-    front = pareto_front([costs for _, costs in found])
-    return {found[position][0] for position in front}
+    import numpy as np
+
+    found = np.array(storage.values(search.id, selection, columns) or [(0, *signs)], dtype=float)
+    numbers, values = found[:, 0], found[:, 1:] * signs
+    known = np.isfinite(values).all(axis=1) & (numbers > 0)  # NULL has become NaN
+    return {int(numbers[known][position]) for position in pareto_front(values[known])}
 
 
 def _objective(search: SearchRecord, text: str) -> tuple[Column, Literal[-1, 1]]:

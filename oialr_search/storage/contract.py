@@ -452,7 +452,7 @@ class Storage(AbstractContextManager["Storage"], Protocol):
     def values(
         self, search_id: int, selection: Selection, columns: Sequence[Column]
     ) -> list[tuple[Any, ...]]:
-        """Return the id of each individual of a selection, best first, and its values."""
+        """Return the id of each individual of a selection, in any order, and its values."""
 
     def last_finishes(self, launch_id: int, limit: int) -> Sequence[tuple[datetime, int]]:
         """Return when a launch's latest evaluations ended and on which islands, latest first."""

@@ -69,7 +69,7 @@ def select(
 ) -> sa.CursorResult[Any]:
     """Return a selection, the fittest first: place, individual and its latest evaluation.
 
-    With columns `wanted`, the individual's id and those instead.
+    With columns `wanted`, the individual's id and those instead, in any order.
     """
     dialect = connection.dialect.name
     asked = [*columns_of(selection.where), *(wanted or ())]
@@ -107,7 +107,9 @@ def select(
         conditions.append(_condition(selection.where, places, dialect))
     order = individuals.c.fitness if completed else individuals.c.fitness.nulls_last()
     query = sa.select(*fields).select_from(source).where(*conditions)
-    return connection.execute(query.order_by(order, individuals.c.id).limit(limit))
+    if wanted is None:
+        query = query.order_by(order, individuals.c.id)
+    return connection.execute(query.limit(limit))
 
 
 def _condition(condition: Condition, places: sa.Subquery, dialect: str) -> sa.ColumnElement[bool]:

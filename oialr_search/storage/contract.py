@@ -11,9 +11,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from typing_extensions import TypeAliasType
+
+if TYPE_CHECKING:
+    from oialr_search.storage.conditions import Column, FailureCount, Placed, Rows, Selection
 
 JsonValue = TypeAliasType(
     "JsonValue", "bool | int | float | str | Sequence[JsonValue] | Mapping[str, JsonValue] | None"
@@ -450,6 +453,29 @@ class Storage(AbstractContextManager["Storage"], Protocol):
 
     def finished_since(self, search_id: int, finish_number: int = 0) -> list[EvaluationRecord]:
         """Return evaluations that finished after the one with that number, in that order."""
+
+    def select(
+        self, search_id: int, selection: Selection, limit: int | None = None
+    ) -> list[Placed]:
+        """Return the individuals of a selection, best first, those without a fitness last."""
+
+    def values(
+        self, search_id: int, selection: Selection, columns: Sequence[Column]
+    ) -> list[tuple[Any, ...]]:
+        """Return the id of each individual of a selection, in any order, and its values."""
+
+    def last_finishes(self, launch_id: int, limit: int) -> Sequence[tuple[datetime, int]]:
+        """Return when a launch's latest evaluations ended and on which islands, latest first."""
+
+    def failures(self, search_id: int) -> list[FailureCount]:
+        """Count the evaluations that did not complete, repeated ones too, by what they say."""
+
+    def table(
+        self,
+        search_id: int,
+        name: Literal["individuals", "metrics", "rank_updates", "observations", "lineage"],
+    ) -> Rows:
+        """Return all that a search has in a table; `individuals` with their latest evaluations."""
 
     def close(self) -> None:
         """Let go of the database; closing twice is fine."""

@@ -20,7 +20,8 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from oialr_search.storage import restoring
+from oialr_search.storage import questions, restoring
+from oialr_search.storage.conditions import Column, FailureCount, Placed, Rows, Selection
 from oialr_search.storage.contract import (
     Claim,
     EpochRecord,
@@ -609,6 +610,42 @@ class SqlStorage(Storage):
         )
         with self._reading() as connection:
             return _evaluations(connection, query)
+
+    def select(
+        self, search_id: int, selection: Selection, limit: int | None = None
+    ) -> list[Placed]:
+        split = len(INDIVIDUAL_FIELDS)
+        records = []
+        with self._reading() as connection:
+            found = questions.select(connection, search_id, selection, limit=limit)
+            for number, found_row in enumerate(found, start=1):
+                place, row = found_row[0], found_row[1:]
+                latest = dict(zip(EVALUATION_FIELDS, row[split:], strict=True))
+                individual = _individual(
+                    row[:split], EvaluationRecord(**latest) if latest["id"] else None
+                )
+                place = number if selection.is_leaderboard else place
+                records.append(Placed(place=place, individual=individual))
+        return records
+
+    def values(
+        self, search_id: int, selection: Selection, columns: Sequence[Column]
+    ) -> list[tuple[Any, ...]]:
+        with self._reading() as connection:
+            found = questions.select(connection, search_id, selection, wanted=columns)
+            return [row._tuple() for row in found]
+
+    def last_finishes(self, launch_id: int, limit: int) -> Sequence[tuple[datetime, int]]:
+        with self._reading() as connection:
+            return questions.last_finishes(connection, launch_id, limit)
+
+    def failures(self, search_id: int) -> list[FailureCount]:
+        with self._reading() as connection:
+            return questions.failures(connection, search_id)
+
+    def table(self, search_id: int, name: questions.TableName) -> Rows:
+        with self._reading() as connection:
+            return questions.table(connection, search_id, name)
 
     def close(self) -> None:
         self._engine.dispose()

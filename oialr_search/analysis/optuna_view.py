@@ -11,7 +11,7 @@ import copy
 import math
 import threading
 from bisect import bisect_left
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NoReturn
@@ -30,7 +30,7 @@ from optuna.trial import FrozenTrial, TrialState
 from oialr_search.fitness import fitness_of
 from oialr_search.storage import IndividualRecord, SearchRecord, Status, Storage, StorageError
 
-Space = Mapping[str, BaseDistribution]
+Space = dict[str, BaseDistribution]
 
 STATES = {
     Status.QUEUED: TrialState.WAITING,
@@ -51,6 +51,7 @@ class _Study:
     search: SearchRecord
     space: Space
     trials: list[FrozenTrial] = field(default_factory=list)
+    unfinished: frozenset[int] = frozenset()  # individuals
 
     def number_of(self, individual_id: int) -> int | None:
         """The trial number of an individual, None for an unknown one."""
@@ -148,30 +149,11 @@ class SearchStorage(BaseStorage):
         with self._lock:
             known = self._studies[study_id]
             last_id = known.trials[-1]._trial_id if known.trials else 0
-            unfinished = [t._trial_id for t in known.trials if not t.state.is_finished()]
-            records = self._storage.individuals_after(study_id, last_id, unfinished)
-            if not records:
-                return known
-            evaluations = [record.evaluation.id for record in records if record.evaluation]
-            values = self._storage.metric_by_epoch(search.metric, evaluations)
-            study = _Study(search, _widened(known.space, records), list(known.trials))
-            if study.space != known.space:
-                study.trials = [_with_space(trial, study.space) for trial in study.trials]
-            changed = len(study.trials) > len(known.trials) or study.space != known.space
-            for record in records:
-                at = known.number_of(record.id)
-                number = len(study.trials) if at is None else at
-                epochs = values.get(record.evaluation.id, {}) if record.evaluation else {}
-                trial = _trial(number, record, study.space, _as_fitness(epochs, search))
-                if at is None:
-                    study.trials.append(trial)
-                elif study.trials[number] != trial:
-                    study.trials[number] = trial
-                else:
-                    continue
-                changed = True
-            if changed:
-                self._studies[study_id] = study
+            records = self._storage.individuals_after(study_id, last_id, known.unfinished)
+            if records:
+                evaluations = [record.evaluation.id for record in records if record.evaluation]
+                epochs = self._storage.metric_by_epoch(search.metric, evaluations)
+                self._studies[study_id] = _with_records(known, records, epochs)
             return self._studies[study_id]
 
     def create_new_study(
@@ -257,33 +239,63 @@ def _distribution(hyperparameter: Mapping[str, Any]) -> BaseDistribution:
     return FloatDistribution(low, high, log=log)
 
 
-def _widened(space: Space, records: Iterable[IndividualRecord]) -> Space:
+def _widened(space: Space, found: Sequence[Mapping[str, Any]]) -> Space:
     """The space with room for what was trained outside it: all trials share its distributions."""
     wide = dict(space)
-    for record in records:
-        for name, value in record.hyperparameters.items():
-            distribution = wide.get(name)
-            if distribution is None or not _fits(value, distribution):
-                continue
-            if isinstance(distribution, CategoricalDistribution):
-                if value not in distribution.choices:
-                    wide[name] = CategoricalDistribution((*distribution.choices, value))
-            elif not distribution.low <= value <= distribution.high:
-                wide[name] = copy.copy(distribution)
-                wide[name].low = min(distribution.low, value)
-                wide[name].high = max(distribution.high, value)
+    for name, distribution in space.items():
+        values = [params[name] for params in found if name in params]
+        if not values:
+            continue
+        if isinstance(distribution, CategoricalDistribution):
+            others = [value for value in set(values) if value not in distribution.choices]
+            if others:
+                choices = (*distribution.choices, *sorted(others, key=str))
+                wide[name] = CategoricalDistribution(choices)
+        elif isinstance(distribution, FloatDistribution | IntDistribution):
+            wider = copy.copy(distribution)
+            wider.low = min(distribution.low, *values)
+            wider.high = max(distribution.high, *values)
+            wide[name] = wider
     return wide if wide != space else space
 
 
-def _fits(value: Any, distribution: BaseDistribution) -> bool:
+def _params(record: IndividualRecord, space: Space) -> dict[str, Any]:
+    """The hyperparameters that a trial can have as its own."""
+    given = record.hyperparameters
+    return {n: given[n] for n, d in space.items() if n in given and _fits(given[n], d)}
+
+
+def _fits(value: Any, distribution: Any) -> bool:
     """Can a distribution of this kind, however wide, hold the value?"""
-    if isinstance(distribution, CategoricalDistribution):
-        return isinstance(value, bool | int | float | str)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    # Not isinstance: Optuna's classes are abstract ones, with which it takes long.
+    kind = type(value)
+    if type(distribution) is CategoricalDistribution:
+        return kind in (bool, int, float, str)
+    if kind is not int and (type(distribution) is IntDistribution or kind is not float):
         return False
-    if isinstance(distribution, IntDistribution) and not isinstance(value, int):
-        return False
-    return value > 0 or not distribution.log
+    return math.isfinite(value) and (value > 0 or not distribution.log)
+
+
+def _with_records(
+    known: _Study, records: Sequence[IndividualRecord], epochs: Mapping[int, Mapping[int, float]]
+) -> _Study:
+    """What is known, and what was read of individuals that are new or have changed, by id."""
+    found = [_params(record, known.space) for record in records]
+    space = _widened(known.space, found)
+    trials = list(known.trials)
+    if space is not known.space:
+        trials = [_with_space(trial, space) for trial in trials]
+    for record, params in zip(records, found, strict=True):
+        number = known.number_of(record.id)
+        values = epochs.get(record.evaluation.id, {}) if record.evaluation else {}
+        reported = _as_fitness(values, known.search)
+        trial = _trial(len(trials) if number is None else number, record, params, space, reported)
+        if number is None:
+            trials.append(trial)
+        elif trials[number] != trial:
+            trials[number] = trial  # an unchanged one stays the same object
+    unfinished = frozenset(r.id for r in records if not STATES[r.status].is_finished())
+    return _Study(known.search, space, trials, unfinished)
 
 
 def _with_space(trial: FrozenTrial, space: Space) -> FrozenTrial:
@@ -292,11 +304,9 @@ def _with_space(trial: FrozenTrial, space: Space) -> FrozenTrial:
     return trial
 
 
-def _of(params: Mapping[str, Any], space: Space) -> dict[str, BaseDistribution]:
+def _of(params: Mapping[str, Any], space: Space) -> Space:
     """The distributions of a trial: mostly the very same mapping for all, which spares memory."""
-    if len(params) == len(space) and isinstance(space, dict):
-        return space
-    return {name: space[name] for name in params}
+    return space if len(params) == len(space) else {name: space[name] for name in params}
 
 
 def _as_fitness(epochs: Mapping[int, float], search: SearchRecord) -> dict[int, float]:
@@ -309,12 +319,15 @@ def _as_fitness(epochs: Mapping[int, float], search: SearchRecord) -> dict[int, 
 
 
 def _trial(
-    number: int, record: IndividualRecord, space: Space, epochs: dict[int, float]
+    number: int,
+    record: IndividualRecord,
+    params: dict[str, Any],
+    space: Space,
+    epochs: dict[int, float],
 ) -> FrozenTrial:
-    """An individual as a trial."""
+    """An individual as a trial; a hyperparameter that is none of the space is an attribute."""
     state, evaluation = STATES[record.status], record.evaluation
-    given = record.hyperparameters
-    params = {n: given[n] for n, d in space.items() if n in given and _fits(given[n], d)}
+    others = {n: v for n, v in record.hyperparameters.items() if n not in params}
     values = None if record.fitness is None else [record.fitness]
     reported = list(epochs.values())[-1:]
     if state is TrialState.PRUNED and reported and math.isfinite(reported[0]):
@@ -330,7 +343,7 @@ def _trial(
         datetime_complete=_local(finished_at or started_at) if state.is_finished() else None,
         params=params,
         distributions=_of(params, space),
-        user_attrs=_attributes_of(record) | {n: v for n, v in given.items() if n not in params},
+        user_attrs=_attributes_of(record) | others,
         system_attrs={},
         intermediate_values=epochs,
         trial_id=record.id,

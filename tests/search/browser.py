@@ -54,9 +54,7 @@ async def _look(looks: tuple[Look, ...]) -> list[str]:
             texts.append(await _evaluate(tab, "document.body.innerText"))
             if page.picture is not None:
                 await asyncio.sleep(1.0)  # animations
-                answer = await tab.send_command(
-                    "Page.captureScreenshot", params={"format": "png"}
-                )
+                answer = await tab.send_command("Page.captureScreenshot", params={"format": "png"})
                 page.picture.write_bytes(base64.b64decode(answer["result"]["data"]))
     return texts
 

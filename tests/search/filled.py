@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ SPACE = {
 UNFINISHED = (Status.RUNNING, Status.LOST)
 
 
+@cache
 def space() -> SearchSpace:
     """The space of the searches here."""
     training = load_search(DIGITS, (), {}).training
@@ -121,8 +123,10 @@ def history(
     epochs = EPOCHS if completed else {Status.PRUNED: 3, Status.QUEUED: 0}.get(status, 2)
     metrics = {METRIC: top1, "validation_loss": (100 - top1) / 15, "train_loss": (100 - top1) / 20}
     started_at = BEGAN + timedelta(seconds=14 * number)
-    ended_at = None if status in (*UNFINISHED, Status.QUEUED) else started_at + timedelta(
-        seconds=50 + 30 * rng.random()
+    ended_at = (
+        None
+        if status in (*UNFINISHED, Status.QUEUED)
+        else started_at + timedelta(seconds=50 + 30 * rng.random())
     )
     path = folder / f"individual-{number:06d}" / "attempt-1"
     evaluation = EvaluationRecord(
@@ -184,9 +188,7 @@ def history(
         )
         for epoch in range(1, epochs + 1)
     ]
-    told = EvaluationHistory(
-        evaluation=evaluation, epochs=said, rank_updates=[], observations=[]
-    )
+    told = EvaluationHistory(evaluation=evaluation, epochs=said, rank_updates=[], observations=[])
     started = status is not Status.QUEUED
     return IndividualHistory(
         individual=individual if started else replace(individual, evaluation=None),

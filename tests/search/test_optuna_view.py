@@ -100,21 +100,24 @@ def test_each_status_is_a_state(url: str, storage: Storage, tmp_path: Path) -> N
     }
     assert completed.datetime_complete is not None
     assert completed.datetime_complete.astimezone(UTC) == individual.finished_at
-    assert completed.user_attrs.items() >= {
-        **individual.evaluation.metrics,
-        "individual": 2,
-        "island": 0,
-        "generation": 2,
-        "parents": [],
-        "origin": "random",
-        "trainable_percent": individual.evaluation.trainable_percent,
-        "compression_percent": individual.evaluation.compression_percent,
-        "attempt": 1,
-        "duration_s": individual.evaluation.duration_s,
-        "host": "node1",
-        "device": "GPU-0",
-        "log": individual.evaluation.log_path,
-    }.items()
+    assert (
+        completed.user_attrs.items()
+        >= {
+            **individual.evaluation.metrics,
+            "individual": 2,
+            "island": 0,
+            "generation": 2,
+            "parents": [],
+            "origin": "random",
+            "trainable_percent": individual.evaluation.trainable_percent,
+            "compression_percent": individual.evaluation.compression_percent,
+            "attempt": 1,
+            "duration_s": individual.evaluation.duration_s,
+            "host": "node1",
+            "device": "GPU-0",
+            "log": individual.evaluation.log_path,
+        }.items()
+    )
     assert failed.values is None
     assert math.isnan(failed.intermediate_values[2])
     assert failed.user_attrs["reason"] == f"{METRIC} is nan"

@@ -395,6 +395,24 @@ def plot(
 
 
 @app.command()
+def dashboard(
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port of this machine; 0: a free one.")
+    ] = 8080,
+    db: DatabaseOption = None,
+    search_dir: SearchDirOption = SEARCH_DIR,
+) -> None:
+    """Show all searches in the browser, live, by way of optuna-dashboard; on this machine only.
+
+    Example: `oialr-search dashboard --port 8081`
+    """
+    with _open(db, search_dir) as storage:
+        from oialr_search.analysis.dashboard import serve
+
+        serve(storage, port)
+
+
+@app.command()
 def export(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="File to write; by default, print.")

@@ -6,7 +6,7 @@ whatever goes wrong in a database arrives as one `StorageError` without a passwo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -416,6 +416,15 @@ class Storage(AbstractContextManager["Storage"], Protocol):
     ) -> list[IndividualRecord]:
         """Return a search's individuals; by fitness means best first, those without one last."""
 
+    def individuals_after(
+        self, search_id: int, individual_id: int, again: Collection[int] = ()
+    ) -> list[IndividualRecord]:
+        """Return a search's individuals with higher ids, and those named `again`, by id.
+
+        Who has read a search before needs no more: its ids only grow, and an individual that
+        neither runs nor waits changes no more.
+        """
+
     def individual(self, individual_id: int) -> IndividualRecord | None:
         """Return one individual."""
 
@@ -424,6 +433,11 @@ class Storage(AbstractContextManager["Storage"], Protocol):
 
     def epochs(self, evaluation_id: int) -> list[EpochRecord]:
         """Return an evaluation's epochs in order; a metric that was not a number reads as NaN."""
+
+    def metric_by_epoch(
+        self, name: str, evaluation_ids: Sequence[int]
+    ) -> dict[int, dict[int, float]]:
+        """Return one metric of many evaluations: evaluation -> epoch -> value, in order."""
 
     def rank_updates(self, evaluation_id: int) -> list[RankUpdate]:
         """Return an evaluation's inner ranks by step and layer."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from oialr_search import exit_codes
-from oialr_search.analysis.plots.names import PlotName
+from oialr_search.analysis.plots.names import OF_ALL, PlotName
 from oialr_search.rows import Format, print_rows
 from oialr_search.storage import (
     StorageError,
@@ -253,7 +253,11 @@ def plot(
     path = output or Path(f"{name}.html")
     writing.refuse_unknown_format(path)
     with _open(db, search_dir) as storage:
-        figure = catalogue.PLOTS[name](storage, *_choose(storage, search, individual))
+        chosen, record = _choose(storage, search, individual)
+        source = catalogue.Source(storage=storage, search=chosen, individual=record)
+        figure = catalogue.draw(name, source)
+    if individual is not None and name in OF_ALL:
+        print(f"warning: --individual has no effect on {name}", file=sys.stderr)
     writing.write(figure, path)
     print(f"{name} written to {path}")
 

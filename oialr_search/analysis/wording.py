@@ -41,8 +41,18 @@ def fitness_label(search: SearchRecord) -> str:
 def describe_search(search: SearchRecord, individuals: list[IndividualRecord]) -> str:
     """How much of a search a figure shows."""
     counts = {s: sum(i.status is s for i in individuals) for s in Status}
-    shown = ", ".join(f"{n:,} {status.value}" for status, n in counts.items() if n)
+    shown = ", ".join(f"{n:,} {status_label(status)}" for status, n in counts.items() if n)
     return f"search {plain(search.name)}, task {plain(search.task)}: {shown}"
+
+
+def status_label(status: Status) -> str:
+    """A status as it is read."""
+    return status.value.replace("_", " ")
+
+
+def number(value: float) -> str:
+    """A number in three digits, a large one without a power of ten."""
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
 def plain(text: object) -> str:

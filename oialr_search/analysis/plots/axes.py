@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from oialr_search.analysis.wording import plain
+from oialr_search.analysis.wording import number, plain
 from oialr_search.storage import IndividualRecord, SearchRecord
 
 APART = 0.09  # of the axis, between two ticks
@@ -27,10 +27,8 @@ class Axis:
     @property
     def title(self) -> str:
         """The last part of the dotted path, over several lines where it is long."""
-        name = self.name.rpartition(".")[2]
-        return plain(name.replace("_", "_\u200b") if len(name) < LONG_NAME else name).replace(
-            "_", "_<br>" if len(name) >= LONG_NAME else "_"
-        )
+        name = plain(self.name.rpartition(".")[2])
+        return name if len(name) < LONG_NAME else name.replace("_", "_<br>")
 
     def value_of(self, individual: IndividualRecord) -> Any:
         """An individual's value; a choice by its number."""
@@ -59,8 +57,8 @@ class Axis:
                 for n, text in enumerate(self.choice_texts())
             ]
         inner = self._decades() if self.log else self._fifths()
-        ends = [(0.0, f"{self.low:.3g}"), (1.0, f"{self.high:.3g}")]
-        between = [(self.place(v) or 0.0, f"{v:.3g}") for v in inner]
+        ends = [(0.0, number(self.low)), (1.0, number(self.high))]
+        between = [(self.place(v) or 0.0, number(v)) for v in inner]
         return [ends[0], *(t for t in between if APART < t[0] < 1 - APART), ends[1]]
 
     def choice_texts(self) -> list[str]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import plotly.graph_objects as go
 
 from oialr_search.analysis.plots import palette, style
+from oialr_search.analysis.wording import status_label
 from oialr_search.storage import IndividualRecord
 
 MANY_ANCESTORS = 45
@@ -52,7 +53,7 @@ def lineage(
             go.Scatter(
                 x=[places[m.id][0] for m in members],
                 y=[places[m.id][1] for m in members],
-                mode="markers+text",
+                mode="markers",
                 marker={
                     **palette.marker(number, 13),
                     "line": {
@@ -60,15 +61,24 @@ def lineage(
                         "width": [3 if m.id == individual.id else 0.8 for m in members],
                     },
                 },
-                text=[_label(m) for m in members],
-                textposition="bottom center",
-                textfont_size=style.SMALL - 1,
                 cliponaxis=False,
                 customdata=[[m.id, m.origin, m.generation] for m in members],
                 hovertemplate="individual %{customdata[0]}, %{customdata[1]}, "
                 "generation %{customdata[2]}<extra></extra>",
                 name=f"bred on island {island}",
             )
+        )
+    for member in tree.members.values():
+        figure.add_annotation(
+            x=places[member.id][0],
+            y=places[member.id][1],
+            yshift=-10,
+            yanchor="top",
+            text=_label(member),
+            font_size=style.SMALL - 1,
+            showarrow=False,
+            bgcolor="rgba(255,255,255,0.8)",
+            borderpad=0,
         )
     tallest = max(map(len, tree.levels))
     left_out = f"{tree.left_out:,} older ancestors are not drawn" if tree.left_out else ""
@@ -161,5 +171,5 @@ def _edges(tree: Tree, places: Mapping[int, tuple[float, float]], crosses: bool)
 
 
 def _label(member: IndividualRecord) -> str:
-    fitness = member.status.value if member.fitness is None else f"{member.fitness:.4g}"
+    fitness = status_label(member.status) if member.fitness is None else f"{member.fitness:.4g}"
     return f"{member.id}<br>{fitness}"

@@ -27,7 +27,7 @@ def importance(
         next(iter(parts.values())), key=lambda n: sum(part.get(n, 0.0) for part in parts.values())
     )
     figure = go.Figure()
-    for number, (method, part) in enumerate(parts.items()):
+    for number, (method, part) in reversed(list(enumerate(parts.items()))):  # from below
         values = [100 * part.get(name, 0.0) for name in names]
         figure.add_trace(
             go.Bar(
@@ -54,7 +54,7 @@ def importance(
         margin={**palette.MARGINS, "l": 30 + style.SMALL_CHARACTER * max(map(len, names)), "r": 60},
         barmode="group",
         bargap=0.25,
-        legend_traceorder="normal",
+        legend_traceorder="reversed",
     )
     figure.update_xaxes(title="part of the importance (%)", rangemode="tozero")
     figure.update_yaxes(showgrid=False, ticks="")
@@ -110,7 +110,7 @@ def parallel_coordinates(
         subtitle,
         "; ".join(note for note in (thinned.note, shown.note) if note),
         width=max(palette.WIDTH, 96 * (len(axes) + 1)),
-        margin={**palette.MARGINS, "l": 70, "t": 150, "r": 60, "b": 70},
+        margin={**palette.MARGINS, "l": 70, "t": 132, "r": 60, "b": 70},
         legend_traceorder="normal",
     )
     figure.update_yaxes(visible=False, range=[-0.03, 1.03])
@@ -121,7 +121,7 @@ def parallel_coordinates(
         x=len(axes),
         y=0,
         yshift=-20,
-        text=f"{fitness_label}",
+        text=fitness_label,
         showarrow=False,
         xanchor="right",
         yanchor="top",

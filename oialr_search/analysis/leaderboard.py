@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,6 +14,7 @@ from oialr_search.storage import (
     Storage,
     StorageError,
 )
+from workers.protocol import Resources
 
 Row = dict[str, Any]
 
@@ -137,6 +139,7 @@ def _evaluation(storage: Storage, evaluation: EvaluationRecord) -> Row:
         "duration_s": evaluation.duration_s,
         "epochs": evaluation.last_epoch,
         "metrics": dict(evaluation.metrics),
+        "resources": {field.name: getattr(evaluation, field.name) for field in fields(Resources)},
         "inner_ranks": inner_ranks,
         "log": evaluation.log_path,
     }

@@ -136,6 +136,11 @@ class Outcome:
     trainable_percent: float | None = None  # of the full-rank model's parameters
     compression_percent: float | None = None  # total parameters, same reference
     log_tail: str | None = None  # the end of the worker's log, where it did not complete
+    gpu_energy_j: float | None = None  # of the whole GPU, while the attempt trained
+    cpu_energy_j: float | None = None  # of all CPU packages of the machine meanwhile
+    peak_host_memory_bytes: int | None = None  # of the worker and its loader processes
+    peak_gpu_memory_bytes: int | None = None  # of all tensors
+    samples_per_s: float | None = None  # trained; validation left out
     finished_at: datetime = field(default_factory=utc_now)
 
 
@@ -169,6 +174,11 @@ class EvaluationRecord:
     trainable_percent: float | None
     compression_percent: float | None
     log_tail: str | None
+    gpu_energy_j: float | None = None  # these five as in `Outcome`
+    cpu_energy_j: float | None = None
+    peak_host_memory_bytes: int | None = None
+    peak_gpu_memory_bytes: int | None = None
+    samples_per_s: float | None = None
 
     @property
     def duration_s(self) -> float | None:

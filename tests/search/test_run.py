@@ -72,6 +72,14 @@ def test_every_evaluation_converts_updates_and_truncates(digits_search: Finished
     assert all(0 < row["p"] < 100 for row in trainable)
 
 
+def test_what_every_evaluation_used_is_known_as_far_as_it_is_measured(
+    digits_search: FinishedSearch,
+) -> None:
+    sql = "select samples_per_s speed, peak_host_memory_bytes bytes from evaluations"
+    rows = query(digits_search.database, sql)
+    assert all(row["speed"] > 1 and row["bytes"] > 100 << 20 for row in rows)
+
+
 def test_training_loss_falls(digits_search: FinishedSearch) -> None:
     rows = query(
         digits_search.database,

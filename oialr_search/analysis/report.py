@@ -18,6 +18,7 @@ from plotly.offline import get_plotlyjs
 from oialr_search.analysis import leaderboard
 from oialr_search.analysis.plots.catalogue import Source, draw
 from oialr_search.analysis.plots.names import PlotName
+from oialr_search.analysis.plots.writing import IN_PAGE
 from oialr_search.analysis.wording import fitness_label, metric_label, number, status_label
 from oialr_search.storage import (
     EvaluationRecord,
@@ -39,8 +40,8 @@ NOT_MEASURED = "not measured"
 FIGURES = {
     PlotName.CONVERGENCE: "How the best fitness of each island fell. A diamond is an individual "
     "that came from another island and was better than all there.",
-    PlotName.PARETO: "What fewer trainable parameters cost. Nobody is better than one of the front in "
-    "one of the two without being worse in the other.",
+    PlotName.PARETO: "What fewer trainable parameters cost. Nobody is better than one of the front "
+    "in one of the two without being worse in the other.",
     PlotName.EPOCHS: "The best individuals over their training, the others in grey.",
     PlotName.LEARNING_RATES: "The learning rates of the best individuals, and those of the search "
     "file itself.",
@@ -79,7 +80,6 @@ class Figure:
     """A figure's place in the page; without a picture, why there is none."""
 
     name: str
-    title: str
     explanation: str
     html: str = ""
     print_zoom: float = 1.0
@@ -257,13 +257,12 @@ def configuration(search: SearchRecord, best: IndividualRecord | None) -> Table:
 
 
 def leaders(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """The leaderboard."""
-    left_out = {"island", "generation", "duration_s"}
+    """The leaderboard, turned: a column an individual, as a row would be too long to print."""
+    left_out = ("place", "individual", "island", "generation", "duration_s")
     names = [name for name in dict.fromkeys(n for row in rows for n in row) if name not in left_out]
-    headings = [_heading(name) if "_" in name else name.rpartition(".")[2] for name in names]
     return Table(
-        columns=[heading.rpartition(".")[2] for heading in headings],
-        rows=[[_shown(row.get(name)) for name in names] for row in rows],
+        columns=["individual", *(str(row["individual"]) for row in rows)],
+        rows=[[_heading(name), *(_shown(row.get(name)) for row in rows)] for name in names],
     )
 
 
@@ -402,21 +401,19 @@ def _time_unit(seconds: float) -> tuple[str, float]:
 
 
 def _figure(name: PlotName, source: Source) -> Figure:
-    title = name.replace("_", " ").capitalize()
     try:
         figure = draw(name, source)
     except StorageError as error:
-        return Figure(name=name, title=title, explanation=FIGURES[name], missing=str(error))
+        return Figure(name=name, explanation=FIGURES[name], missing=str(error))
     html: str = figure.to_html(
         include_plotlyjs=False,
         full_html=False,
         div_id=f"plot-{name}",
-        config={"displaylogo": False},
+        config=IN_PAGE,
     )
     width = float(figure.layout.width)
     return Figure(
         name=name,
-        title=title,
         explanation=FIGURES[name],
         html=html,
         print_zoom=min(1.0, round(PRINTED_WIDTH / width, 3)),

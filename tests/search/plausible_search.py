@@ -242,7 +242,9 @@ class _Breeding:
         attempt = EvaluationHistory(
             evaluation=evaluation,
             epochs=epochs,
-            rank_updates=self._rank_updates(reached, trainable) if epochs and trainable < 100 else [],
+            rank_updates=self._rank_updates(reached, trainable)
+            if epochs and trainable < 100
+            else [],
             observations=[],
         )
         return IndividualHistory(individual=individual, evaluations=[attempt])

@@ -77,9 +77,9 @@ def steps_by_island(
     finished: Sequence[IndividualRecord], migrations: Sequence[MigrationRecord]
 ) -> dict[int, list[Step]]:
     """Island → what was its best one after the other: bred there, or accepted from elsewhere."""
-    times = [individual.finished_at for individual in finished]
+    times = [i.finished_at for i in finished if i.finished_at is not None]
     fitness = {i.id: i.fitness for i in finished if i.fitness is not None}
-    arrivals = [
+    arrivals: list[tuple[int, int, int, int, int | None]] = [
         (place, 0, individual.island, individual.id, None)
         for place, individual in enumerate(finished, start=1)
         if individual.id in fitness

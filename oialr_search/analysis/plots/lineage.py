@@ -130,7 +130,7 @@ def arranged(tree: Tree) -> dict[int, float]:
     for parent, child in tree.edges:
         relatives[parent].append(child)
         relatives[child].append(parent)
-    heights = {}
+    heights: dict[int, float] = {}
     for level in tree.levels:
         heights |= _spread(level)
     for sweep in range(SWEEPS):

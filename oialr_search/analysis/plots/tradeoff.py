@@ -86,7 +86,7 @@ def pareto_front(individuals: Sequence[IndividualRecord]) -> list[IndividualReco
 
 
 def _percent(individual: IndividualRecord) -> float | None:
-    return individual.evaluation and individual.evaluation.trainable_percent
+    return individual.evaluation.trainable_percent if individual.evaluation else None
 
 
 def _points(individuals: Sequence[IndividualRecord], name: str, **look: object) -> go.Scatter:

@@ -209,7 +209,7 @@ def mean_and_deviation(values: Sequence[float], digits: int) -> str:
         return "not a number"
     if len(values) == 1:
         return f"{mean:.{digits}f}"
-    return f"{mean:.{digits}f} ± {statistics.stdev(values):.{digits}f}"
+    return f"{mean:.{digits}f}\u00a0±\u00a0{statistics.stdev(values):.{digits}f}"  # in one line
 
 
 def key_figures(

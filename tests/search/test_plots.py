@@ -718,25 +718,29 @@ def test_metrics_over_epochs_has_the_best_the_rest_and_the_baseline() -> None:
     assert "validation top-1 (%)" in titles(figure)
 
 
-@pytest.mark.parametrize("running", [0, 3])
-@pytest.mark.parametrize("name", OF_A_SEARCH)
-def test_a_search_without_results_is_one_line(tmp_path: Path, name: PlotName, running: int) -> None:
+def test_a_search_without_results_is_one_line_a_figure(tmp_path: Path) -> None:
     with open_storage(f"sqlite:///{tmp_path}/search.db", create=True) as storage:
-        search = store_plausible_search(
-            storage, individuals=running or 1, islands=1, running=running, failing=1.0, epochs=0
-        )
-        with pytest.raises(StorageError) as raised:
-            draw(name, Source(storage=storage, search=search))
-    assert "\n" not in str(raised.value)
-
-
-@pytest.mark.parametrize("name", list(PlotName))
-def test_an_empty_search_is_one_line(tmp_path: Path, name: PlotName) -> None:
-    with open_storage(f"sqlite:///{tmp_path}/search.db", create=True) as storage:
+        for number, running in enumerate((0, 3), start=1):
+            search = store_plausible_search(
+                storage,
+                search_id=number,
+                individuals=3,
+                islands=1,
+                running=running,
+                failing=1.0,
+                epochs=0,
+                assignments=(f"search.name=search{number}",),
+            )
+            for name in PlotName:
+                with pytest.raises(StorageError, match=f"search{number}") as raised:
+                    draw(name, Source(storage=storage, search=search))
+                assert "\n" not in str(raised.value)
         launched_search(storage, name="empty")
-        source = Source(storage=storage, search=storage.searches()[0])
-        with pytest.raises(StorageError, match="search 'empty' has no individual yet"):
-            draw(name, source)
+        empty = storage.find_search("empty")
+        assert empty is not None
+        for name in PlotName:
+            with pytest.raises(StorageError, match="search 'empty' has no individual yet"):
+                draw(name, Source(storage=storage, search=empty))
 
 
 def test_a_search_that_ran_can_be_drawn(digits_search: FinishedSearch) -> None:
@@ -747,7 +751,6 @@ def test_a_search_that_ran_can_be_drawn(digits_search: FinishedSearch) -> None:
             figure = draw(name, source)
             assert "search minivit_digits" in subtitle(figure)
         curves = traces(draw(PlotName.LEARNING_RATES, source))
-    # The stored rates are what the formula says of each individual's configuration.
     assert "untuned: the search file's values" in curves
 
 

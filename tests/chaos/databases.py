@@ -18,6 +18,7 @@ START_LIMIT_S = 30.0
 class Database:
     """An SQLite file beside the search's folder."""
 
+    name = "SQLite"
     is_server = False
     # The shortest run has at least these.
     first_faults = (
@@ -48,6 +49,7 @@ class Database:
 class Server(Database):
     """A PostgreSQL of one's own."""
 
+    name = "PostgreSQL"
     is_server = True
     first_faults = (
         "database restarted", "mpiexec KILL", "connections cut", "database killed", "rank TERM",

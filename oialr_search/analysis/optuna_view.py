@@ -225,7 +225,9 @@ def _attributes_of_search(search: SearchRecord) -> dict[str, Any]:
 
 
 def _names_of_fitness(search: SearchRecord) -> dict[str, Any]:
-    return {METRIC_NAMES: [f"fitness ({search.metric})"]}
+    turned = fitness_of({search.metric: 0.0}, search.metric, search.task) != 0.0
+    metric = f"100 − {search.metric}" if turned else search.metric
+    return {METRIC_NAMES: [f"fitness ({metric})"]}
 
 
 def _distribution(hyperparameter: Mapping[str, Any]) -> BaseDistribution:

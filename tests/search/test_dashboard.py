@@ -256,7 +256,7 @@ def test_a_browser_shows_the_search(address: str, pytestconfig: pytest.Config) -
         Look(study, f"{drawn} > 3", picture("search")),
         Look(f"{study}/analytics", f"{drawn} > 3", picture("analytics")),
         Look(
-            f"{study}/trials?numbers=40",
+            f"{study}/trials?numbers=41",
             "document.body.innerText.includes('of individual')",
             picture("individual"),
         ),
@@ -264,6 +264,6 @@ def test_a_browser_shows_the_search(address: str, pytestconfig: pytest.Config) -
     assert "minivit_digits" in overview
     assert "optimizer.lr" in overview
     assert analytics
-    assert "Trial 40" in trials
+    assert "Trial 41" in trials
     for name in (*SPACE, "trainable_percent", "log of individual"):
         assert name in trials

@@ -210,7 +210,8 @@ def test_every_reading_method(sqlite: tuple[str, Storage], tmp_path: Path) -> No
     assert view.get_study_name_from_id(3) == "minivit_digits"
     assert view.get_study_directions(3) == [optuna.study.StudyDirection.MINIMIZE]
     assert view.get_study_user_attrs(3)["metric"] == METRIC
-    assert optuna.load_study(study_name=None, storage=view).metric_names == [f"fitness ({METRIC})"]
+    named = optuna.load_study(study_name=None, storage=view).metric_names
+    assert named == [f"fitness (100 − {METRIC})"]
     assert view.get_trial(9).number == view.get_trial_number_from_id(9) == 3
     assert view.get_trial_id_from_study_id_trial_number(3, 3) == 9
     assert view.get_trial_params(9) == view.get_trial(9).params

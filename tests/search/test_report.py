@@ -33,7 +33,7 @@ from ..storage.conftest import (  # noqa: F401
     new_postgres_database,
     postgres_server,
 )
-from ..storage.storage_examples import launched_search, new_launch, new_proposal, new_runner
+from ..storage.storage_examples import SPACE, launched_search, new_launch, new_proposal, new_runner
 from .plausible_search import store_plausible_search
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -163,7 +163,7 @@ def test_seeds_are_a_mean_and_a_deviation(tmp_path: Path, page: tuple[Source, st
     values = [80.0, 81.0, 83.0]
     for seed, top1 in enumerate(values):
         completed(tmp_path / "baseline", seed, top1)
-    contender = read_contender(f"base=line={tmp_path / 'baseline'}".replace("base=line", "base"))
+    contender = read_contender(f"base={tmp_path / 'baseline'}")
     assert (contender.name, len(contender.runs)) == ("base", 3)
     other = Contender(name="other", runs=[{"validation_top1": 82.0, "validation_loss": 0.7}])
     table = results([contender, other], source.search)
@@ -201,7 +201,11 @@ def test_what_cannot_be_compared_is_one_line(tmp_path: Path) -> None:
 
 def store_hostile_search(storage: Storage) -> SearchRecord:
     """A failure and a success whose every text is hostile."""
-    search_id, launch_id = launched_search(storage, name=HOSTILE, metric=HOSTILE)
+    space = [
+        *SPACE[:3],
+        {"name": "optimizer.name", "kind": "choice", "choices": ["adamw", HOSTILE]},
+    ]
+    search_id, launch_id = launched_search(storage, name=HOSTILE, metric=HOSTILE, space=space)
     storage.start_launch(
         new_launch(search_id, hostname=HOSTILE, command_line=HOSTILE, git_revision=HOSTILE)
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import signal
 import sys
 import time
 import traceback
@@ -636,9 +635,6 @@ def main() -> NoReturn:
         code = _complain(error, exit_codes.CONFIG)
     except KeyboardInterrupt:
         code = 130
-    except BrokenPipeError:  # the reader has seen enough: `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 128 + signal.SIGPIPE
     except Exception as error:
         code = _complain_of_usage(error)
     sys.exit(code or 0)

@@ -138,17 +138,9 @@ def write_file(path: Path, content: bytes) -> None:
         aside.unlink(missing_ok=True)
 
 
-class _Console(Console):
-    """Leaves it to the command what happens when nobody reads any more."""
-
-    def on_broken_pipe(self) -> None:
-        """Called while it is handled."""
-        raise
-
-
 def make_console() -> Console:
     """A terminal as it is; a pipe or file without colours, and a line as long as it needs."""
-    return _Console() if sys.stdout.isatty() else _Console(width=PLAIN_WIDTH)
+    return Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
 
 
 def printable(text: str) -> str:

@@ -663,7 +663,7 @@ class SqlStorage(Storage):
     ) -> list[tuple[Any, ...]]:
         with self._reading() as connection:
             found = questions.select(connection, search_id, selection, wanted=columns)
-            return [row._tuple() for row in found]
+            return [tuple(row) for row in found]
 
     def last_finishes(self, launch_id: int, limit: int) -> Sequence[tuple[datetime, int]]:
         with self._reading() as connection:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import optuna
@@ -35,7 +36,7 @@ Importances = Mapping[str, Mapping[str, float]]
 def importances(
     individuals: Sequence[IndividualRecord], space: Sequence[Mapping[str, Any]]
 ) -> Importances:
-    """Method → hyperparameter → its part; of individuals that have a fitness."""
+    """Method → hyperparameter → its part; without a method that finds nothing to divide."""
     chosen = sample(individuals)
     study = as_study(chosen, space)
     methods = {
@@ -44,10 +45,12 @@ def importances(
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that they are few is said in the figure
-        return {
-            method: optuna.importance.get_param_importances(study, evaluator=evaluator)
-            for method, evaluator in methods.items()
-        }
+        parts = {}
+        for method, evaluator in methods.items():
+            # fANOVA raises where no tree finds a variance: all are alike, or they are very few.
+            with suppress(RuntimeError):
+                parts[method] = optuna.importance.get_param_importances(study, evaluator=evaluator)
+        return parts
 
 
 def sample(individuals: Sequence[IndividualRecord]) -> Sequence[IndividualRecord]:

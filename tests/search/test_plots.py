@@ -529,6 +529,14 @@ def test_importance_of_few_is_called_what_it_is(tmp_path: Path) -> None:
             draw(PlotName.IMPORTANCE, Source(storage=storage, search=one))
 
 
+def test_where_all_are_alike_no_variance_is_explained() -> None:
+    entry = {"name": "a", "kind": "float", "low": 0.0, "high": 1.0}
+    individuals = [made(n, 1.0, hyperparameters={"a": n / 30}) for n in range(1, 30)]
+    parts = importances(individuals, [entry])
+    assert list(parts) == ["PED-ANOVA"]
+    assert list(traces(space.importance(parts, ""))) == ["PED-ANOVA"]
+
+
 def test_values_lie_where_their_genes_are() -> None:
     file = load_search(CIFAR10, ["space.oialr.full_rank_first_layer={choices: [false, true]}"])
     search_space = file.space

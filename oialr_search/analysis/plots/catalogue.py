@@ -159,6 +159,8 @@ def _importance(source: Source) -> go.Figure:
         at_most = importance_analysis.AT_MOST
         subtitle += f"<br>computed from {at_most:,} of {len(completed):,}, drawn at random"
     parts = importance_analysis.importances(completed, source.search.space)
+    if importance_analysis.FANOVA not in parts:
+        subtitle += "<br>no fANOVA: it found no variance to explain"
     return space.importance(parts, subtitle, warning)
 
 

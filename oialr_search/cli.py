@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from oialr_search import exit_codes
-from oialr_search.analysis.plots.names import PlotName
+from oialr_search.analysis.plots.names import OF_ALL, PlotName
 from oialr_search.rows import FileFormat, Format, print_rows
 from oialr_search.storage import (
     Status,
@@ -122,6 +122,9 @@ def run(
 
     Example: `mpiexec -n 4 oialr-search run search_spaces/minivit_digits.yaml --islands 2`
     """
+    # Until all is imported and the launch listens to them itself.
+    for number in exit_codes.STOP_SIGNALS:
+        signal.signal(number, lambda *_: os._exit(exit_codes.STOPPED))
     from oialr_search.config import load_search
 
     given = {"evaluations": evaluations, "islands": islands, "seed": seed}
@@ -143,6 +146,9 @@ def run(
             environment=dict(os.environ),
         ),
     )
+    # All is stored. A Python that ends gives up its handlers: a signal would kill it.
+    for number in exit_codes.STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     raise typer.Exit(exit_code)
 
 
@@ -161,9 +167,10 @@ def import_(
     from oialr_search.folders import FolderError, search_folders
     from oialr_search.search import import_search
 
+    url = database_url(db, search_dir)
     try:
         folders = search_folders(folder)
-        with open_storage(database_url(db, search_dir), create=True) as storage:
+        with open_storage(url, create=True) as storage:
             for path in folders:
                 search, number, mistakes = import_search(storage, path)
                 for mistake in mistakes:
@@ -381,9 +388,68 @@ def plot(
     path = output or Path(f"{name}.html")
     writing.refuse_unknown_format(path)
     with _open(db, search_dir) as storage:
-        figure = catalogue.PLOTS[name](storage, *_choose(storage, search, individual))
+        chosen, record = _choose(storage, search, individual)
+        source = catalogue.Source(storage=storage, search=chosen, individual=record)
+        figure = catalogue.draw(name, source)
+    if individual is not None and name in OF_ALL:
+        print(f"warning: --individual has no effect on {name}", file=sys.stderr)
     writing.write(figure, path)
     print(f"{name} written to {path}")
+
+
+@app.command()
+def dashboard(
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port of this machine; 0: a free one.")
+    ] = 8080,
+    db: DatabaseOption = None,
+    search_dir: SearchDirOption = SEARCH_DIR,
+) -> None:
+    """Show all searches in the browser, live, by way of optuna-dashboard; on this machine only.
+
+    Example: `oialr-search dashboard --port 8081`
+    """
+    with _open(db, search_dir) as storage:
+        from oialr_search.analysis.dashboard import serve
+
+        serve(storage, port)
+
+
+@app.command()
+def report(
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FILE", help="Page to write.")
+    ] = Path("report.html"),
+    compare: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--compare",
+            metavar="NAME=FOLDER",
+            help="A row of the results: the trainings that `oialr-search train` left in a folder, "
+            "e.g. `baseline=trainings/baseline`; repeatable.",
+        ),
+    ] = None,
+    db: DatabaseOption = None,
+    search_dir: SearchDirOption = SEARCH_DIR,
+    search: SearchOption = None,
+) -> None:
+    """Write all about a search as one page that needs no network; works while the search runs.
+
+    Example: `oialr-search report --compare baseline=trainings/baseline -o report.html`
+    """
+    from datetime import UTC, datetime
+
+    from oialr_search.analysis import report as reporting
+    from oialr_search.analysis.plots.catalogue import Source
+
+    contenders = [reporting.read_contender(assignment) for assignment in compare or ()]
+    with _open(db, search_dir) as storage:
+        chosen, _ = _choose(storage, search, None)
+        source = Source(storage=storage, search=chosen)
+        best_yaml = _best_yaml(storage, chosen)
+        page = reporting.report(source, contenders, best_yaml, datetime.now(UTC))
+    _write(output, page)
+    print(f"report of {chosen.name} written to {output}")
 
 
 @app.command()
@@ -411,10 +477,7 @@ def export(
     if output is None:
         print(text, end="")
         return
-    try:
-        exporting.write_aside(output, text)
-    except OSError as error:
-        raise ConfigError(f"cannot write {output}: {error.strerror}") from None
+    _write(output, text)
     print(f"individual {record.id} (fitness {record.fitness}) written to {output}")
 
 
@@ -631,6 +694,27 @@ def _choose(
     if search is not None and record.search_id != chosen.id:
         raise StorageError(f"individual {individual} is not of search {search!r}")
     return next(s for s in storage.searches() if s.id == record.search_id), record
+
+
+def _best_yaml(storage: Storage, search: SearchRecord) -> str:
+    """The best individual's configuration, or why there is none."""
+    from oialr_search import export as exporting
+
+    try:
+        return exporting.export(storage, search, exporting.best_individual(storage, search))
+    except StorageError:
+        return ""
+    except (ConfigError, KeyError) as error:
+        return f"# cannot be exported by this version: {error}"
+
+
+def _write(path: Path, text: str) -> None:
+    from oialr_search.export import write_aside
+
+    try:
+        write_aside(path, text)
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}") from None
 
 
 def _epoch_printer(name: str, epochs: int) -> Any:

@@ -7,6 +7,7 @@ import re
 import shlex
 import signal
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from oialr_search.storage import (
     StorageError,
 )
 from workers.config import TASKS
+from workers.protocol import Resources
 
 Row = dict[str, Any]
 
@@ -161,6 +163,7 @@ def _evaluation(storage: Storage, search: SearchRecord, evaluation: EvaluationRe
         "trainable_percent": evaluation.trainable_percent,
         "compression_percent": evaluation.compression_percent,
         "metrics": {name: finite(value) for name, value in evaluation.metrics.items()},
+        "resources": {field.name: getattr(evaluation, field.name) for field in fields(Resources)},
         "course": _course(search, storage.epochs(evaluation.id)),
         "inner_ranks": {layer: inner_ranks[layer] for layer in sorted(inner_ranks, key=natural)},
         "folder": evaluation.folder,

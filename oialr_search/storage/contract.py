@@ -6,7 +6,7 @@ whatever goes wrong in a database arrives as one `StorageError` without a passwo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -139,6 +139,11 @@ class Outcome:
     trainable_percent: float | None = None  # of the full-rank model's parameters
     compression_percent: float | None = None  # total parameters, same reference
     log_tail: str | None = None  # the end of the worker's log, where it did not complete
+    gpu_energy_j: float | None = None  # of the whole GPU, while the attempt trained
+    cpu_energy_j: float | None = None  # of all CPU packages of the machine meanwhile
+    peak_host_memory_bytes: int | None = None  # of the worker and its loader processes
+    peak_gpu_memory_bytes: int | None = None  # of all tensors
+    samples_per_s: float | None = None  # trained; validation left out
     finished_at: datetime = field(default_factory=utc_now)
 
 
@@ -172,6 +177,11 @@ class EvaluationRecord:
     trainable_percent: float | None
     compression_percent: float | None
     log_tail: str | None
+    gpu_energy_j: float | None = None  # these five as in `Outcome`
+    cpu_energy_j: float | None = None
+    peak_host_memory_bytes: int | None = None
+    peak_gpu_memory_bytes: int | None = None
+    samples_per_s: float | None = None
 
     @property
     def duration_s(self) -> float | None:
@@ -406,6 +416,15 @@ class Storage(AbstractContextManager["Storage"], Protocol):
     ) -> list[IndividualRecord]:
         """Return a search's individuals; by fitness means best first, those without one last."""
 
+    def individuals_after(
+        self, search_id: int, individual_id: int, again: Collection[int] = ()
+    ) -> list[IndividualRecord]:
+        """Return a search's individuals with higher ids, and those named `again`, by id.
+
+        Who has read a search before needs no more: its ids only grow, and an individual that
+        neither runs nor waits changes no more.
+        """
+
     def individual(self, individual_id: int) -> IndividualRecord | None:
         """Return one individual."""
 
@@ -414,6 +433,11 @@ class Storage(AbstractContextManager["Storage"], Protocol):
 
     def epochs(self, evaluation_id: int) -> list[EpochRecord]:
         """Return an evaluation's epochs in order; a metric that was not a number reads as NaN."""
+
+    def metric_by_epoch(
+        self, name: str, evaluation_ids: Sequence[int]
+    ) -> dict[int, dict[int, float]]:
+        """Return one metric of many evaluations: evaluation -> epoch -> value, in order."""
 
     def rank_updates(self, evaluation_id: int) -> list[RankUpdate]:
         """Return an evaluation's inner ranks by step and layer."""

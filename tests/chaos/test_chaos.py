@@ -185,7 +185,7 @@ def _check(chaos: Chaos, *, everything: bool) -> None:
         search = storage.find_search(NAME)
         assert search is not None
         checks.check_database(storage, search, chaos.evaluations)
-        checks.check_nothing_was_lost(storage, search, chaos.finished)
+        checks.check_nothing_was_lost(storage, chaos.finished, chaos.damaged)
         checks.check_folders(storage, search, chaos.damaged)
         _check_import(chaos, storage, search)
         individuals = storage.individuals(search.id)

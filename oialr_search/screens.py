@@ -221,6 +221,9 @@ def _evaluation(evaluation: Row, console: Console) -> list[RenderableType]:
             ("parameters", f"{evaluation['trainable_percent']:.4g} % trainable, "
              f"{cell(evaluation['compression_percent'])} % of the full-rank network's in all")
         )  # fmt: skip
+    used = {name: value for name, value in evaluation["resources"].items() if value is not None}
+    if used:
+        lines.append(("used", ", ".join(f"{name} {cell(value)}" for name, value in used.items())))
     gone = "" if evaluation["files"] is not None else " (not on this machine)"
     lines += [("folder", f"{evaluation['folder']}{gone}"), ("log", evaluation["log"])]
     parts: list[RenderableType] = [Text(f"\n{title}", style="bold"), _pairs(lines)]

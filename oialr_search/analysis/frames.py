@@ -47,6 +47,11 @@ INDIVIDUALS = {
     "exit_signal": "Int64",
     "trainable_percent": "Float64",
     "compression_percent": "Float64",
+    "gpu_energy_j": "Float64",
+    "cpu_energy_j": "Float64",
+    "peak_host_memory_bytes": "Int64",
+    "peak_gpu_memory_bytes": "Int64",
+    "samples_per_s": "Float64",
 }
 OF_EVALUATION = {
     "individual_id": "int64",

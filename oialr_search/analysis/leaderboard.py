@@ -17,7 +17,7 @@ from oialr_search.storage import (
     Storage,
     StorageError,
 )
-from oialr_search.storage.conditions import Every, Kind
+from oialr_search.storage.conditions import Every, Kind, columns_of
 from workers.config import TASKS, ConfigError
 
 Row = dict[str, Any]
@@ -32,6 +32,7 @@ PARAMETERS = (
     Column("trainable_percent", "float", "evaluation", "trainable_percent"),
     Column("compression_percent", "float", "evaluation", "compression_percent"),
 )
+REASON = Column("reason", "text", "evaluation", "reason")
 LAST = (
     Column("island", "int", "individual", "island"),
     Column("generation", "int", "individual", "generation"),
@@ -40,11 +41,17 @@ LAST = (
     Column("hostname", "text", "evaluation", "hostname"),
     Column("device", "text", "evaluation", "device"),
     Column("attempt", "int", "evaluation", "attempt"),
-    Column("reason", "text", "evaluation", "reason"),
+    REASON,
+    Column("gpu_energy_j", "float", "evaluation", "gpu_energy_j"),
+    Column("cpu_energy_j", "float", "evaluation", "cpu_energy_j"),
+    Column("peak_host_memory_bytes", "int", "evaluation", "peak_host_memory_bytes"),
+    Column("peak_gpu_memory_bytes", "int", "evaluation", "peak_gpu_memory_bytes"),
+    Column("samples_per_s", "float", "evaluation", "samples_per_s"),
 )
 PARETO = Column("pareto", "bool", "computed", "pareto")
-# Shown where not only completed individuals are asked for; conditions may name them anyway.
+# Shown where not only completed individuals are asked for, or where they are named.
 OF_OTHERS = {"status", "attempt", "reason"}
+WHERE_NAMED = {column.name for column in LAST[LAST.index(REASON) + 1 :]}
 IDS_AT_ONCE = 10_000  # SQLite takes 32766 values in a statement
 
 
@@ -83,14 +90,17 @@ def all_columns(search: SearchRecord) -> dict[str, Column]:
 def shown_columns(
     search: SearchRecord, selection: Selection, objectives: Sequence[str] = ()
 ) -> list[Column]:
-    """The columns of a leaderboard's rows."""
-    completed = list(selection.statuses) == [Status.COMPLETED]
-    shown = [
-        column
-        for column in all_columns(search).values()
-        if not (completed and column.name in OF_OTHERS)
-        and not (column.source == "metrics" and column.name.startswith("train_"))
-    ]
+    """The columns of a leaderboard's rows: the usual ones, and those that are asked about.
+
+    Raises:
+        ConfigError: when an objective is no column, or none of numbers.
+    """
+    named = {*columns_of(selection.where), *(_objective(search, text)[0] for text in objectives)}
+    hidden = WHERE_NAMED | {name for name in search.metric_names if name.startswith("train_")}
+    if list(selection.statuses) == [Status.COMPLETED]:
+        hidden |= OF_OTHERS
+    columns = all_columns(search).values()
+    shown = [column for column in columns if column in named or column.name not in hidden]
     return [shown[0], PARETO, *shown[1:]] if objectives else shown
 
 
@@ -138,10 +148,10 @@ def pareto_front(points: Any) -> list[int]:
 def _front(
     storage: Storage, search: SearchRecord, selection: Selection, objectives: Sequence[str]
 ) -> set[int]:
-    wanted = [_objective(search, text) for text in objectives]
-    columns, signs = [column for column, _ in wanted], [sign for _, sign in wanted]
     import numpy as np
 
+    wanted = [_objective(search, text) for text in objectives]
+    columns, signs = [column for column, _ in wanted], [sign for _, sign in wanted]
     found = np.array(storage.values(search.id, selection, columns) or [(0, *signs)], dtype=float)
     numbers, values = found[:, 0], found[:, 1:] * signs
     known = np.isfinite(values).all(axis=1) & (numbers > 0)  # NULL has become NaN

@@ -88,7 +88,9 @@ def select(
         wanted is None and not selection.is_leaderboard
     )
     completed = list(selection.statuses) == [Status.COMPLETED]
-    source: sa.FromClause = individuals.outerjoin(LATEST, IS_COMPLETED if completed else IS_LATEST)
+    source: sa.FromClause = individuals
+    if wanted is None or any(map(_is_of_evaluation, asked)):
+        source = source.outerjoin(LATEST, IS_COMPLETED if completed else IS_LATEST)
     if with_places:
         source = source.outerjoin(places, places.c.id == individuals.c.id)
     if wanted is None:
@@ -110,6 +112,10 @@ def select(
     if wanted is None:
         query = query.order_by(order, individuals.c.id)
     return connection.execute(query.limit(limit))
+
+
+def _is_of_evaluation(column: Column) -> bool:
+    return column.source in ("evaluation", "metrics") or column.key == "duration_s"
 
 
 def _condition(condition: Condition, places: sa.Subquery, dialect: str) -> sa.ColumnElement[bool]:
@@ -234,7 +240,8 @@ _TABLES: Mapping[TableName, sa.Select[Any]] = {
             for name in (
                 "attempt", "world_rank", "hostname", "device", "reason", "exit_code",
                 "exit_signal", "started_at", "last_epoch", "metrics", "trainable_percent",
-                "compression_percent",
+                "compression_percent", "gpu_energy_j", "cpu_energy_j", "peak_host_memory_bytes",
+                "peak_gpu_memory_bytes", "samples_per_s",
             )
         ),
         LATEST.c.finished_at.label("ended_at"),

@@ -129,7 +129,10 @@ def attempt(
         metrics={"validation_loss": 1.0, "validation_top1": 100 - fitness, "train_loss": 0.5}
         if fitness is not None
         else {},
-        trainable_percent=trainable, compression_percent=trainable and 2 * trainable,
+        trainable_percent=trainable,
+        compression_percent=trainable and 2 * trainable,
+        gpu_energy_j=100.0 * number if number != RESUMED else None,
+        peak_host_memory_bytes=2**40,
         log_tail="epoch 1\n\x1b[31mloss [/nan]\nTraceback" if failed else None,
     )  # fmt: skip
     losses = [3.0, 0.5, 1.0] if done else [3.0]

@@ -37,6 +37,8 @@ def test_types(url: str) -> None:
         times = search.individuals()["started_at"]
         metrics = search.metrics()
         observations = search.observations()
+    assert (best_memory := frame["peak_host_memory_bytes"]).dtype == "Int64"
+    assert best_memory.tolist() == [2**40] * len(frame)
     assert types["optimizer.lr"] == types["validation_loss"] == types["fitness"] == "Float64"
     assert types["oialr.delay_steps"] == types["last_epoch"] == "Int64"
     assert types["oialr.full_rank_first"] == "boolean"

@@ -58,6 +58,15 @@ def test_a_row_says_all(url: str) -> None:
     assert [row["place"] for row in rows_of(url, top=3)] == [1, 2, 3]
 
 
+def test_what_is_named_is_shown(url: str) -> None:
+    (row,) = rows_of(url, "gpu_energy_j <= 100 and train_loss > 0")
+    assert (row["individual"], row["gpu_energy_j"], row["train_loss"]) == (1, 100.0, 0.5)
+    assert "cpu_energy_j" not in row
+    rows = rows_of(url, pareto=["fitness", "gpu_energy_j"])  # the best was not measured
+    assert [row["individual"] for row in rows if row["pareto"]] == [2, 1]
+    assert rows[0]["gpu_energy_j"] is None
+
+
 def test_islands_and_statuses(url: str) -> None:
     first = rows_of(url, islands=(0,))
     assert [row["individual"] for row in first] == [7, 1, 3]

@@ -29,7 +29,8 @@ from typing import Any
 import sqlalchemy as sa
 from instant_search import SEARCH_FILE, distance
 
-from oialr_search.analysis.leaderboard import leaderboard, status
+from oialr_search.analysis.leaderboard import leaderboard
+from oialr_search.analysis.status import status
 from oialr_search.config import SearchFile, load_search
 from oialr_search.search_space import with_hyperparameters
 from oialr_search.storage import (
@@ -57,7 +58,7 @@ EPOCHS = 5
 MIGRANTS = 0.02
 BEGAN = datetime(2025, 1, 1, tzinfo=UTC)
 FASHIONS = ("cpu_ms", "wall_ms")
-OPTUNA_TRIALS = 100
+OPTUNA_TRIALS = 50
 PROPULATE_LIMIT_S = 300
 
 
@@ -84,7 +85,7 @@ def main() -> None:
                     figures[kind]["optuna"] = optuna_figures(new_database)
         if not arguments.without_others:
             figures["propulate"] = propulate_figures(Path(folder), arguments.ranks)
-    print(json.dumps(figures, indent=1) if arguments.json else as_text(figures))
+        print(json.dumps(figures, indent=1) if arguments.json else as_text(figures), flush=True)
 
 
 @contextmanager
@@ -334,26 +335,27 @@ def optuna_figures(new_database: Callable[[], str], stored: int = 1000) -> Figur
     space = {f"x{n}": optuna.distributions.FloatDistribution(0.0, 1.0) for n in range(8)}
     rng = random.Random(0)
     url = new_database().replace("postgresql://", "postgresql+psycopg://")
+    study = optuna.create_study(storage=url)
+    study.add_trials(
+        [
+            optuna.trial.create_trial(
+                params={key: rng.random() for key in space},
+                distributions=space,
+                value=rng.random(),
+            )
+            for _ in range(stored)
+        ]
+    )
+
+    def objective(trial: Any) -> float:
+        return float(sum(trial.suggest_float(key, 0.0, 1.0) for key in space))
+
     figures = {}
     for name, sampler in (
         ("random", optuna.samplers.RandomSampler(seed=0)),
         ("tpe", optuna.samplers.TPESampler(seed=0)),
     ):
-        study = optuna.create_study(storage=url, study_name=name, sampler=sampler)
-        study.add_trials(
-            [
-                optuna.trial.create_trial(
-                    params={key: rng.random() for key in space},
-                    distributions=space,
-                    value=rng.random(),
-                )
-                for _ in range(stored)
-            ]
-        )
-
-        def objective(trial: Any) -> float:
-            return float(sum(trial.suggest_float(key, 0.0, 1.0) for key in space))
-
+        study.sampler = sampler
         began, cpu = time.monotonic(), time.process_time()
         study.optimize(objective, n_trials=OPTUNA_TRIALS)
         figures[name] = {

@@ -21,7 +21,7 @@ with warnings.catch_warnings():
     from propulate import Islands
     from propulate.utils import get_default_propagator
 
-SIZES = (1000, 2000, 3000)
+SIZES = (1000, 5000, 10000)
 WINDOW = 200  # evaluations before each size, over all ranks
 GENES = {f"x{number}": (0.0, 1.0) for number in range(8)}
 ISLANDS = 2

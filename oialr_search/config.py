@@ -60,7 +60,7 @@ class SearchSettings(Config):
     """How often an individual is evaluated again when the machine may be at fault: the worker was
     killed, ran out of memory, hung, could not read or write. A configuration that diverges, raises
     or takes too long is not repeated."""
-    failures_in_a_row: Annotated[int, Field(ge=1)] = 3
+    failures_in_a_row: Annotated[int, Field(ge=1)] = 5
     """After so many such failures one after the other, a rank asks for no more work."""
 
 

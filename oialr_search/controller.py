@@ -17,13 +17,22 @@ from typing import Any
 from oialr_search.config import SearchFile
 from oialr_search.evaluator import Evaluated, Evaluator
 from oialr_search.evolution import Member, Population, random_numbers
-from oialr_search.islands import END, POLL_S, STOP, STOP_AT_ONCE, Exchange, Place, Visitor
+from oialr_search.exit_codes import STOP_SIGNALS
+from oialr_search.islands import (
+    END,
+    POLL_S,
+    STOP,
+    STOP_AT_ONCE,
+    Exchange,
+    Notice,
+    Place,
+    Visitor,
+)
 from oialr_search.outbox import Outbox
 from oialr_search.progress import ProgressDisplay
 from oialr_search.search import is_complete
 from oialr_search.storage import IndividualRecord, Proposal, Storage, StorageUnavailable
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 ASK_AGAIN_S = 1.0
 
 
@@ -73,7 +82,9 @@ class Controller:
             if self._evaluator.busy:
                 self._follow()
             elif not self._start_next():
-                self._exchange.report(idle=True, unreliable=self._evaluator.unreliable)
+                # Who has something to store is not done, and must hear of a wish to stop.
+                idle = self._outbox.flush() or self._stop.at_once()
+                self._exchange.report(idle=idle, unreliable=self._evaluator.unreliable)
                 self._end_if_all_idle()
                 time.sleep(POLL_S)
             self._look_around()
@@ -127,12 +138,15 @@ class Controller:
             self._take_up(evaluated)
 
     def _look_around(self) -> None:
-        """Take in messages, pass on a wish to stop, store what waits, show progress."""
+        """Take in messages, pass on wishes and warnings, store what waits, show progress."""
         for message in self._exchange.receive():
             self._take_in(message)
         self._pass_on_stop()
         if self._outbox.flush():
             self._tell_news()
+        if self._display is None:
+            while self._warnings:
+                self._exchange.tell_first(Notice(text=self._warnings.pop(0)))
         self._show()
 
     def _pass_on_stop(self) -> None:
@@ -194,6 +208,8 @@ class Controller:
             self._stop.request(at_once=message == STOP_AT_ONCE)
         elif message == END:
             self._ended = True
+        elif isinstance(message, Notice):
+            self._warnings.append(message.text)
         elif isinstance(message, Visitor):
             self._welcome(message)
 

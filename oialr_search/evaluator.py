@@ -259,7 +259,8 @@ class Evaluator:
                 records = epoch_records(event)
                 self._outbox.put(lambda s: s.add_epoch(evaluation_id, *records))
             case Stopped():
-                return _End(outcome=_lost(f"the search was stopped after epoch {event.epoch}"))
+                lost = _lost(f"the search was stopped after epoch {event.epoch}")
+                return _End(outcome=replace(lost, **vars(event.resources)))
             case Completed() | Failed():
                 outcome = outcome_of(event, self._search.metric, self._task)
                 # What could be prepared when the launch began fails now: not the configuration.
@@ -291,6 +292,11 @@ class Evaluator:
     def _over_a_limit(self, running: _Running) -> _End | None:
         """The limit that has passed. Until the training starts, it is that of preparation."""
         now, search = time.monotonic(), self._search
+        if now - running.log_seen > LOG_LOOK_S and running.worker is not None:
+            running.log_seen = now
+            if running.worker.log_bytes() > search.log_limit_mib << 20:
+                reason = f"a log of more than {search.log_limit_mib} MiB"
+                return _End(outcome=Outcome(status=Status.FAILED, reason=reason))
         if running.training_since is None:
             if now - running.since > PREPARATION_LIMIT_S:
                 return _timed_out(f"not ready after {PREPARATION_LIMIT_S:g} s", machine=True)
@@ -301,11 +307,6 @@ class Evaluator:
         if now - running.heard > search.no_progress_limit_s:
             reason = f"no progress for {search.no_progress_limit_s:g} s"
             return _timed_out(reason, machine=True)
-        if now - running.log_seen > LOG_LOOK_S and running.worker is not None:
-            running.log_seen = now
-            if running.worker.log_bytes() > search.log_limit_mib << 20:
-                reason = f"a log of more than {search.log_limit_mib} MiB"
-                return _End(outcome=Outcome(status=Status.FAILED, reason=reason))
         return None
 
     def _finish(self, end: _End) -> Evaluated:

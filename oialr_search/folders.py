@@ -37,6 +37,7 @@ from oialr_search.storage import (
     RankUpdate,
     SearchRecord,
     Status,
+    individual_folder,
 )
 from workers.protocol import (
     EVENTS_FILE,
@@ -179,7 +180,7 @@ def read_search(folder: Path) -> tuple[SearchRecord, list[LaunchRecord]]:
 
 
 def read_histories(folder: Path, search: SearchRecord) -> Iterator[IndividualHistory | str]:
-    """All individuals of a search's folder, and a line for what is not readable."""
+    """All individuals of a search's folder, and a line for what cannot be read of them."""
     for path in sorted(folder.glob("individual-*")):
         try:
             yield from _read_history(path, search)
@@ -189,18 +190,23 @@ def read_histories(folder: Path, search: SearchRecord) -> Iterator[IndividualHis
 
 def _read_history(folder: Path, search: SearchRecord) -> Iterator[IndividualHistory | str]:
     individual = read_record(folder / INDIVIDUAL_FILE, IndividualRecord)
-    attempts = sorted(folder.glob("attempt-*"), key=lambda path: int(path.name.split("-")[1]))
+    if (individual.search_id, folder) != (search.id, _folder_of(folder.parent, individual.id)):
+        raise FolderError(f"{folder} is not where individual {individual.id} belongs")
+    attempts = sorted(folder.glob("attempt-*"), key=lambda path: (len(path.name), path.name))
     evaluations, repeat = [], True
     for path in attempts:
         try:
-            history, repeat = _read_evaluation(path, search)
+            history, repeat = _read_evaluation(path, individual, search)
             evaluations.append(history)
         except FolderError as error:  # its rank may have been killed before it had written that
             yield str(error)
             repeat = True
     if not evaluations:
-        raise FolderError(f"{folder} holds no evaluation")
+        if not attempts:
+            raise FolderError(f"{folder} holds no evaluation")
+        return  # told above
     last = evaluations[-1].evaluation
+    repeat = repeat and last.status is not Status.COMPLETED  # after which there is no attempt
     individual = replace(
         individual,
         status=Status.LOST if repeat else last.status,
@@ -211,9 +217,18 @@ def _read_history(folder: Path, search: SearchRecord) -> Iterator[IndividualHist
     yield IndividualHistory(individual=individual, evaluations=evaluations)
 
 
-def _read_evaluation(folder: Path, search: SearchRecord) -> tuple[EvaluationHistory, bool]:
+def _folder_of(search_folder: Path, individual_id: int) -> Path:
+    return Path(individual_folder(str(search_folder), individual_id))
+
+
+def _read_evaluation(
+    folder: Path, individual: IndividualRecord, search: SearchRecord
+) -> tuple[EvaluationHistory, bool]:
     """An evaluation, and whether its individual is to be evaluated again."""
     stored = read_record(folder / EVALUATION_FILE, EvaluationRecord)
+    place = (individual.id, f"attempt-{stored.attempt}")
+    if (stored.individual_id, folder.name) != place:
+        raise FolderError(f"{folder} is not where evaluation {stored.id} belongs")
     lost = Outcome(status=Status.LOST, reason="no result in its folder")
     ending = read_ending(folder, search.metric, search.task, may_repeat=True)
     ending = ending or Ending(outcome=lost, repeat=True)

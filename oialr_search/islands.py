@@ -65,6 +65,13 @@ class Report:
     unreliable: bool = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class Notice:
+    """A message to world rank 0: a line for people, who see what that rank shows."""
+
+    text: str
+
+
 class Exchange:
     """Messages between ranks that never block: a rank waits for its worker, not for others."""
 
@@ -91,6 +98,10 @@ class Exchange:
     def tell_all(self, message: str) -> None:
         """Send one of the words above to every other rank."""
         self._send(message, range(self._place.world_size))
+
+    def tell_first(self, notice: Notice) -> None:
+        """Send a line to world rank 0."""
+        self._send(notice, [0])
 
     def report(self, *, idle: bool, unreliable: bool = False) -> None:
         """Tell world rank 0 whether this rank has work, when that has changed."""

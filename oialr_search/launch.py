@@ -38,6 +38,7 @@ from oialr_search.search import (
     find_stored,
     free_name,
     is_complete,
+    refuse_unknown,
     start_search,
 )
 from oialr_search.storage import (
@@ -220,10 +221,11 @@ def _load(comm: MPI.Comm, load: Callable[[], SearchFile], settings: LaunchSettin
 
 def _renamed(search_file: SearchFile, settings: LaunchSettings) -> SearchFile:
     """The same search under a name that is free."""
-    name = search_file.search.name
+    stored = list[str]()
     if database_exists(settings.database_url):
         with open_storage(settings.database_url, create=True) as storage:
-            name = free_name(storage, name, settings.search_dir)
+            stored = [search.name for search in storage.searches()]
+    name = free_name(search_file.search.name, stored, settings.search_dir)
     print(f"search {name!r}", flush=True)
     return replace(search_file, search=search_file.search.model_copy(update={"name": name}))
 
@@ -237,7 +239,8 @@ def _display(storage: Storage, search_id: int, metric: str) -> ProgressDisplay:
 
 def _already_complete(comm: MPI.Comm, search_file: SearchFile, settings: LaunchSettings) -> bool:
     """Look at what is stored before anything is started or made: it may not fit, or be complete."""
-    mistake, exit_code, complete = None, exit_codes.CONFIG, False
+    mistake, exit_code = None, exit_codes.CONFIG
+    stored, complete = None, False
     search = search_file.search
     if comm.rank == 0:
         try:
@@ -247,6 +250,8 @@ def _already_complete(comm: MPI.Comm, search_file: SearchFile, settings: LaunchS
                     complete = stored is not None and is_complete(
                         storage, stored.id, search.evaluations
                     )
+            if stored is None:
+                refuse_unknown(settings.search_dir / search.name)
         except (StorageError, ConfigError) as error:
             mistake, exit_code = str(error), _code_of(error)
     _agree(comm, mistake, exit_code)

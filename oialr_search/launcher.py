@@ -23,9 +23,12 @@ from workers.protocol import Event, Message, ProtocolError, decode, encode
 LAUNCHER_VARIABLES = (
     "OMPI_", "PMIX_", "PMI", "PRTE_", "HYDRA_", "HYDI_", "MPIR_", "I_MPI_", "MV2_", "SLURM_",
 )  # fmt: skip
+# What opens the database is no business of a training's.
+SECRETS = ("OIALR_SEARCH_DB", "PGPASSWORD")
 READ_BYTES = 1 << 16
-MAX_LINE_BYTES = 1 << 26
-LOG_TAIL_BYTES = 4096
+MAX_LINE_BYTES = 1 << 24
+LOG_READ_BYTES = 1 << 14
+LOG_TAIL_LENGTH = 4096
 END_GRACE_S = 2.0
 
 
@@ -52,7 +55,7 @@ class Worker:
 
     def __init__(self, settings: WorkerSettings, log_path: Path) -> None:
         self.log_path = log_path
-        self._buffer = b""
+        self._buffer = bytearray()
         with log_path.open("ab") as log:
             self._events, events_for_worker = os.pipe()
             os.set_blocking(self._events, False)
@@ -87,18 +90,23 @@ class Worker:
         Raises:
             WorkerDied: when the process is dead and all that it said has been received.
         """
-        if b"\n" not in self._buffer:
-            select.select([self._events], [], [], timeout_s)
-            try:
-                chunk = os.read(self._events, READ_BYTES)
-                closed = not chunk
-                self._buffer += chunk
-            except BlockingIOError:
-                closed = self._process.poll() is not None
-            if closed and b"\n" not in self._buffer:
-                exit_code = self._wait_or_kill()
-                raise WorkerDied(self._reason_of_death(exit_code), exit_code)
-        *lines, self._buffer = self._buffer.split(b"\n")
+        select.select([self._events], [], [], timeout_s)
+        # Asked before reading: what a dead process has said is in the pipe. Its children may hold
+        # the pipe open, so its end alone does not tell.
+        dead = self.dead()
+        try:
+            chunk = os.read(self._events, READ_BYTES)
+            closed = not chunk
+        except BlockingIOError:
+            chunk, closed = b"", dead
+        if closed:
+            exit_code = self._wait_or_kill()
+            raise WorkerDied(self._reason_of_death(exit_code), exit_code)
+        *lines, rest = chunk.split(b"\n")
+        if lines:
+            lines[0] = bytes(self._buffer) + lines[0]
+            self._buffer.clear()
+        self._buffer += rest
         if len(self._buffer) > MAX_LINE_BYTES:
             self.kill()
             raise WorkerDied("garbage on the worker's pipe: a line without end")
@@ -169,10 +177,13 @@ class Worker:
         """The end of the worker's log; nothing when it cannot be read."""
         try:
             with self.log_path.open("rb") as log:
-                log.seek(max(0, log.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
-                return log.read().decode(errors="replace")
+                log.seek(max(0, log.seek(0, os.SEEK_END) - LOG_READ_BYTES))
+                lines = log.read().decode(errors="replace").splitlines(keepends=True)
         except OSError:
             return ""
+        # After a crash, Python names all its extension modules in one line of several kB.
+        told = (line for line in lines if not line.startswith("Extension modules: "))
+        return "".join(told)[-LOG_TAIL_LENGTH:]
 
 
 _ending: list[Worker] = []
@@ -199,8 +210,12 @@ def oom_kills() -> int | None:
 
 
 def worker_environment(environment: Mapping[str, str], settings: WorkerSettings) -> dict[str, str]:
-    """The environment of a worker: no MPI, no batch system, one visible GPU or none."""
-    kept = {k: v for k, v in environment.items() if not k.startswith(LAUNCHER_VARIABLES)}
+    """The environment of a worker: no MPI, no batch system, no secret, one visible GPU or none."""
+    kept = {
+        name: value
+        for name, value in environment.items()
+        if name not in SECRETS and not name.startswith(LAUNCHER_VARIABLES)
+    }
     threads = str(settings.num_threads)
     return kept | {
         "CUDA_VISIBLE_DEVICES": settings.gpu or "",

@@ -28,7 +28,7 @@ class Outbox:
         self._storage = storage
         self._notify = notify
         self._waiting: deque[Callable[[Storage], object]] = deque()
-        self._away_since: float | None = None
+        self._away = False
         self._pause_s = FIRST_PAUSE_S
         self._next_try = 0.0
 
@@ -65,16 +65,17 @@ class Outbox:
             answer = work(self._storage)
         except StorageUnavailable as error:
             now = time.monotonic()
-            if self._away_since is None:
-                self._away_since = now
-                self._notify(f"the database is away, what runs goes on: {error}")
+            if not self._away:
+                self._away = True
+                # With the minute, as all ranks say so, but each time that it is away.
+                since = time.strftime("%H:%M")
+                self._notify(f"the database is away since {since}, what runs goes on: {error}")
             self._next_try = now + self._pause_s
             self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
             raise
-        if self._away_since is not None:
-            away_s = time.monotonic() - self._away_since
-            self._notify(f"the database is back after {away_s:.0f} s: what waited is stored")
-            self._away_since, self._pause_s = None, FIRST_PAUSE_S
+        if self._away:
+            self._notify(f"the database is back since {time.strftime('%H:%M')}")
+            self._away, self._pause_s = False, FIRST_PAUSE_S
         return answer
 
 

@@ -69,6 +69,19 @@ def find_stored(storage: Storage, search_file: SearchFile) -> SearchRecord | Non
     return stored
 
 
+def refuse_unknown(folder: Path) -> None:
+    """See that a search which is not stored has no evaluations, either.
+
+    Raises:
+        ConfigError: when it has: its database is lost.
+    """
+    if holds_individuals(folder):
+        raise ConfigError(
+            f"{folder} holds evaluations of a search that the database does not know: "
+            f"`oialr-search import {folder}` stores them, `--new` begins another search"
+        )
+
+
 def _flat(content: object, path: str = "") -> dict[str, object]:
     """Dotted paths of all values in nested mappings and lists of named mappings."""
     if isinstance(content, list) and all(isinstance(item, dict) for item in content):
@@ -97,16 +110,11 @@ def start_search(
     """Create the search, or take up the stored one of the same name; returns its and launch's id.
 
     Raises:
-        ConfigError: see `find_stored`; or the folder holds evaluations that the database does not.
+        ConfigError: see `find_stored`.
     """
     search = search_file.search
     stored = find_stored(storage, search_file)
     if stored is None:
-        if holds_individuals(folder):
-            raise ConfigError(
-                f"{folder} holds evaluations of a search that the database does not know: "
-                f"`oialr-search import {folder}` stores them, `--new` begins another search"
-            )
         search_id = storage.create_search(
             NewSearch(
                 name=search.name,
@@ -165,14 +173,10 @@ def take_in_results(storage: Storage, search_id: int, search_file: SearchFile) -
             storage.finish_evaluation(evaluation.id, ending.outcome, repeat=ending.repeat)
 
 
-def free_name(storage: Storage, name: str, search_dir: Path) -> str:
-    """The first of NAME, NAME-2, NAME-3, ... that neither the database nor a folder has."""
-    names = (name, *(f"{name}-{number}" for number in itertools.count(2)))
-    return next(
-        candidate
-        for candidate in names
-        if storage.find_search(candidate) is None and not (search_dir / candidate).exists()
-    )
+def free_name(name: str, stored: Sequence[str], search_dir: Path) -> str:
+    """The first of NAME, NAME-2, NAME-3, ... that is neither stored nor a folder's."""
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return next(x for x in names if x not in stored and not (search_dir / x).exists())
 
 
 def import_search(storage: Storage, folder: Path) -> tuple[SearchRecord, int, list[str]]:

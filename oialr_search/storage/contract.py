@@ -11,9 +11,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from typing_extensions import TypeAliasType
+
+if TYPE_CHECKING:
+    from oialr_search.storage.conditions import Column, FailureCount, Placed, Rows, Selection
 
 JsonValue = TypeAliasType(
     "JsonValue", "bool | int | float | str | Sequence[JsonValue] | Mapping[str, JsonValue] | None"
@@ -136,6 +139,11 @@ class Outcome:
     trainable_percent: float | None = None  # of the full-rank model's parameters
     compression_percent: float | None = None  # total parameters, same reference
     log_tail: str | None = None  # the end of the worker's log, where it did not complete
+    gpu_energy_j: float | None = None  # of the whole GPU, while the attempt trained
+    cpu_energy_j: float | None = None  # of all CPU packages of the machine meanwhile
+    peak_host_memory_bytes: int | None = None  # of the worker and its loader processes
+    peak_gpu_memory_bytes: int | None = None  # of all tensors
+    samples_per_s: float | None = None  # trained; validation left out
     finished_at: datetime = field(default_factory=utc_now)
 
 
@@ -169,6 +177,11 @@ class EvaluationRecord:
     trainable_percent: float | None
     compression_percent: float | None
     log_tail: str | None
+    gpu_energy_j: float | None = None  # these five as in `Outcome`
+    cpu_energy_j: float | None = None
+    peak_host_memory_bytes: int | None = None
+    peak_gpu_memory_bytes: int | None = None
+    samples_per_s: float | None = None
 
     @property
     def duration_s(self) -> float | None:
@@ -454,6 +467,29 @@ class Storage(AbstractContextManager["Storage"], Protocol):
 
     def finished_since(self, search_id: int, finish_number: int = 0) -> list[EvaluationRecord]:
         """Return evaluations that finished after the one with that number, in that order."""
+
+    def select(
+        self, search_id: int, selection: Selection, limit: int | None = None
+    ) -> list[Placed]:
+        """Return the individuals of a selection, best first, those without a fitness last."""
+
+    def values(
+        self, search_id: int, selection: Selection, columns: Sequence[Column]
+    ) -> list[tuple[Any, ...]]:
+        """Return the id of each individual of a selection, in any order, and its values."""
+
+    def last_finishes(self, launch_id: int, limit: int) -> Sequence[tuple[datetime, int]]:
+        """Return when a launch's latest evaluations ended and on which islands, latest first."""
+
+    def failures(self, search_id: int) -> list[FailureCount]:
+        """Count the evaluations that did not complete, repeated ones too, by what they say."""
+
+    def table(
+        self,
+        search_id: int,
+        name: Literal["individuals", "metrics", "rank_updates", "observations", "lineage"],
+    ) -> Rows:
+        """Return all that a search has in a table; `individuals` with their latest evaluations."""
 
     def close(self) -> None:
         """Let go of the database; closing twice is fine."""

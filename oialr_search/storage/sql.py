@@ -20,7 +20,8 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from oialr_search.storage import restoring
+from oialr_search.storage import questions, restoring
+from oialr_search.storage.conditions import Column, FailureCount, Placed, Rows, Selection
 from oialr_search.storage.contract import (
     Claim,
     EpochRecord,
@@ -68,8 +69,14 @@ IDS_AT_ONCE = 1000  # in the text of one query
 INSERTS: Mapping[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 
 COUNTS = [islands.c[status.value] for status in Status]
-# In the text of the statement, since only then a database knows that the partial index holds all.
-IS_RUNNING = evaluations.c.status == sa.literal_column(f"'{Status.RUNNING}'")
+
+
+def _is(table: sa.Table, status: Status) -> sa.ColumnElement[bool]:
+    """In the text of the statement, where a database knows it when it plans once for all values.
+
+    Only so it knows that the partial index holds all, and that hardly any row is `lost`.
+    """
+    return table.c.status == sa.literal_column(f"'{status}'")
 
 
 def _named(name: str) -> sa.BindParameter[Any]:
@@ -93,14 +100,14 @@ CENSUS = sa.select(
     .where(
         evaluations.c.launch_id == _named("launch_id"),
         evaluations.c.world_rank == _named("world_rank"),
-        IS_RUNNING,
+        _is(evaluations, Status.RUNNING),
     )
     .order_by(evaluations.c.id)
     .limit(1)
     .scalar_subquery()
     .label("running_id"),
     sa.select(sa.func.min(individuals.c.id))
-    .where(individuals.c.search_id == _named("search_id"), individuals.c.status == Status.LOST)
+    .where(individuals.c.search_id == _named("search_id"), _is(individuals, Status.LOST))
     .scalar_subquery()
     .label("lost_id"),
     sa.select(sa.func.max(launches.c.id))
@@ -300,7 +307,7 @@ class SqlStorage(Storage):
         with self._writing() as connection:
             _lock_search(connection, search_id)
             census = connection.execute(CENSUS, asked).one()
-            if runner.launch_id != census.last_launch_id:
+            if runner.launch_id < (census.last_launch_id or 0):
                 return None
             claimable = max(total - census.num_individuals, 0) + census.num_lost
             if census.running_id is not None:
@@ -385,8 +392,8 @@ class SqlStorage(Storage):
             .join_from(individuals, evaluations)
             .where(
                 individuals.c.search_id == search_id,
-                individuals.c.status == Status.RUNNING,
-                evaluations.c.status == Status.RUNNING,
+                _is(individuals, Status.RUNNING),
+                _is(evaluations, Status.RUNNING),
             )
             .order_by(evaluations.c.id)
         )
@@ -400,6 +407,7 @@ class SqlStorage(Storage):
             individuals.c.id == individual_id, individuals.c.search_id == search_id
         )
         with self._writing() as connection:
+            _lock_search(connection, search_id)  # before the island's row, as a claim does
             row = {
                 "search_id": search_id,
                 "individual_id": individual_id,
@@ -429,8 +437,8 @@ class SqlStorage(Storage):
             .join_from(individuals, evaluations)
             .where(
                 individuals.c.search_id == search_id,
-                individuals.c.status == Status.RUNNING,
-                evaluations.c.status == Status.RUNNING,
+                _is(individuals, Status.RUNNING),
+                _is(evaluations, Status.RUNNING),
             )
             .order_by(evaluations.c.world_rank, evaluations.c.id)
         )
@@ -632,6 +640,42 @@ class SqlStorage(Storage):
         )
         with self._reading() as connection:
             return _evaluations(connection, query)
+
+    def select(
+        self, search_id: int, selection: Selection, limit: int | None = None
+    ) -> list[Placed]:
+        split = len(INDIVIDUAL_FIELDS)
+        records = []
+        with self._reading() as connection:
+            found = questions.select(connection, search_id, selection, limit=limit)
+            for number, found_row in enumerate(found, start=1):
+                place, row = found_row[0], found_row[1:]
+                latest = dict(zip(EVALUATION_FIELDS, row[split:], strict=True))
+                individual = _individual(
+                    row[:split], EvaluationRecord(**latest) if latest["id"] else None
+                )
+                place = number if selection.is_leaderboard else place
+                records.append(Placed(place=place, individual=individual))
+        return records
+
+    def values(
+        self, search_id: int, selection: Selection, columns: Sequence[Column]
+    ) -> list[tuple[Any, ...]]:
+        with self._reading() as connection:
+            found = questions.select(connection, search_id, selection, wanted=columns)
+            return [tuple(row) for row in found]
+
+    def last_finishes(self, launch_id: int, limit: int) -> Sequence[tuple[datetime, int]]:
+        with self._reading() as connection:
+            return questions.last_finishes(connection, launch_id, limit)
+
+    def failures(self, search_id: int) -> list[FailureCount]:
+        with self._reading() as connection:
+            return questions.failures(connection, search_id)
+
+    def table(self, search_id: int, name: questions.TableName) -> Rows:
+        with self._reading() as connection:
+            return questions.table(connection, search_id, name)
 
     def close(self) -> None:
         self._engine.dispose()

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from oialr_search.export import export
-from oialr_search.folders import OUTCOME_FILE, Ending, FolderError, read_ending, read_record
+from oialr_search.folders import OUTCOME_FILE, read_ending
 from oialr_search.storage import (
     EvaluationRecord,
     IndividualRecord,
@@ -20,7 +20,7 @@ from oialr_search.storage import (
     open_storage,
 )
 from workers.config import parse_yaml, validate_training
-from workers.protocol import Epoch, Event
+from workers.protocol import RESULT_FILE, Epoch, Event
 from workers.tasks import task_of
 from workers.training import set_up, train
 
@@ -64,10 +64,13 @@ def check_database(storage: Storage, search: SearchRecord, total: int) -> None:
     assert max(numbers) == storage.last_finish_number(search.id)
 
 
-def check_nothing_was_lost(storage: Storage, search: SearchRecord, finished: Finished) -> None:
+def check_nothing_was_lost(storage: Storage, finished: Finished, damaged: set[Path]) -> None:
     """What had finished when a launch ended is the result; it was not evaluated again."""
     for (individual_id, attempt), metrics in finished.items():
         attempts = storage.evaluations(individual_id)
+        folder = Path(attempts[-1].folder).with_name(f"attempt-{attempt}")
+        if {folder / OUTCOME_FILE, folder / RESULT_FILE} & damaged:
+            continue  # perhaps before a launch had read it
         assert attempts[-1].attempt == attempt, f"individual {individual_id} was repeated"
         assert dict(attempts[-1].metrics) == dict(metrics)
 
@@ -76,14 +79,11 @@ def check_folders(storage: Storage, search: SearchRecord, damaged: set[Path]) ->
     """The folders say what the database says, where they were not damaged."""
     for individual in storage.individuals(search.id):
         attempt = storage.evaluations(individual.id)[-1]
-        path = Path(attempt.folder) / OUTCOME_FILE
-        try:
-            ending = read_record(path, Ending)
-        except FolderError:
-            assert path in damaged or not path.exists(), path
-            ending = read_ending(Path(attempt.folder), search.metric, search.task, may_repeat=True)
-            if ending is None:
-                continue
+        folder = Path(attempt.folder)
+        ending = read_ending(folder, search.metric, search.task, may_repeat=True)
+        if ending is None:
+            assert {folder / OUTCOME_FILE, folder / RESULT_FILE} & damaged, folder
+            continue
         assert ending.outcome.fitness == attempt.fitness
         assert dict(ending.outcome.metrics) == dict(attempt.metrics)
 

@@ -28,7 +28,7 @@ from workers.protocol import EVENTS_FILE, RESULT_FILE
 from .databases import Database
 from .launches import Hung, Launch, wait_until
 
-MOMENT_LIMIT_S = 6.0
+MOMENT_LIMIT_S = 20.0
 BALLAST = "ballast"
 FILES = (
     STATE_FILE, EVENTS_FILE, RESULT_FILE, OUTCOME_FILE, EVALUATION_FILE, INDIVIDUAL_FILE,
@@ -105,7 +105,7 @@ def claimed(scene: Scene) -> Callable[[], bool]:
 
 
 def nearly_complete(scene: Scene) -> Callable[[], bool]:
-    return lambda: len(scene.files(OUTCOME_FILE)) >= scene.evaluations - 2
+    return lambda: len(scene.files(RESULT_FILE)) >= scene.evaluations - 2
 
 
 MOMENTS = (
@@ -130,7 +130,9 @@ def signal_worker(number: signal.Signals) -> Callable[[Scene], str | None]:
 
 def signal_rank(number: signal.Signals) -> Callable[[Scene], str | None]:
     def fault(scene: Scene) -> str | None:
-        scene.launch.disturbed |= number == signal.SIGKILL
+        # Python takes a moment to be able to take a signal.
+        young = "preparing" not in scene.launch.output.read_text()
+        scene.launch.disturbed |= number == signal.SIGKILL or young
         return _signal(scene, scene.launch.ranks(), number)
 
     return fault

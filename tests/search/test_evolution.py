@@ -5,6 +5,9 @@ from __future__ import annotations
 import random
 import statistics
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from oialr_search.config import SearchSettings
 from oialr_search.evolution import Member, Population, random_numbers
 
@@ -86,6 +89,32 @@ def test_a_known_individual_is_not_taken_in_again() -> None:
     member = Member(individual_id=7, genes=dict.fromkeys(NAMES, 0.5), fitness=1.0)
     assert island.add(member)
     assert not island.add(member)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 30), st.integers(0, 5)), unique_by=lambda pair: pair[0]),
+    st.randoms(use_true_random=False),
+    st.integers(2, 6),
+)
+def test_who_was_crowded_out_never_comes_back(
+    individuals: list[tuple[int, int]], order: random.Random, size: int
+) -> None:
+    """However often it visits; the fittest stay, of equals those with the lower number."""
+    members = [
+        Member(individual_id=number, genes=dict.fromkeys(NAMES, 0.5), fitness=float(fitness))
+        for number, fitness in individuals
+    ]
+    island = population(size)
+    taken_in: set[int] = set()
+    for member in order.choices(members, k=4 * len(members)) if members else []:
+        if island.add(member):
+            assert member.individual_id not in taken_in
+            taken_in.add(member.individual_id)
+    for member in members:
+        if island.add(member):
+            assert member.individual_id not in taken_in
+    best = sorted(members, key=lambda m: (m.fitness, m.individual_id))[:size]
+    assert island._members == best
 
 
 def test_only_the_best_breed() -> None:

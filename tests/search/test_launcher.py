@@ -136,9 +136,10 @@ def test_a_worker_that_raises_is_told_with_its_exit_code_and_last_line(
 
 
 def test_garbage_on_the_pipe_kills_the_worker(worker: Worker) -> None:
-    worker._buffer = b"no JSON\n"
+    worker._buffer += b"no JSON"
+    worker.send(Prepare(config=tiny(), data_dir=None))
     with pytest.raises(WorkerDied, match="garbage"):
-        worker.receive(TIMEOUT_S)
+        wait_for(worker, Ready)
     assert worker.dead()
 
 

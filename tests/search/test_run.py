@@ -72,6 +72,14 @@ def test_every_evaluation_converts_updates_and_truncates(digits_search: Finished
     assert all(0 < row["p"] < 100 for row in trainable)
 
 
+def test_what_every_evaluation_used_is_known_as_far_as_it_is_measured(
+    digits_search: FinishedSearch,
+) -> None:
+    sql = "select samples_per_s speed, peak_host_memory_bytes bytes from evaluations"
+    rows = query(digits_search.database, sql)
+    assert all(row["speed"] > 1 and row["bytes"] > 100 << 20 for row in rows)
+
+
 def test_training_loss_falls(digits_search: FinishedSearch) -> None:
     rows = query(
         digits_search.database,
@@ -155,12 +163,14 @@ def test_a_narrow_terminal_gets_a_column_an_individual(digits_search: FinishedSe
 
 
 def test_status_and_show(digits_search: FinishedSearch) -> None:
-    islands = json.loads(digits_search.command("status", "--format", "json").stdout)
-    assert [row["island"] for row in islands] == [0, 1]
-    assert sum(row["completed"] for row in islands) == 6
-    (story,) = yaml.safe_load(digits_search.command("show", "4").stdout)
+    status = json.loads(digits_search.command("status", "--format", "json").stdout)
+    assert [row["island"] for row in status["islands"]] == [0, 1]
+    assert sum(row["completed"] for row in status["islands"]) == status["ended"] == 6
+    assert (status["launch"]["exit_code"], status["expected_end"]) == (0, None)
+    story = yaml.safe_load(digits_search.command("show", "4", "--format", "yaml").stdout)
     assert story["individual"] == 4
-    assert Path(story["evaluations"][0]["log"]).is_file()
+    log = Path(story["evaluations"][0]["log"])
+    assert digits_search.command("log", "4").stdout == log.read_text()
     assert all(ranks[0] >= ranks[-1] for ranks in story["evaluations"][0]["inner_ranks"].values())
 
 
@@ -236,7 +246,7 @@ def test_a_file_that_only_rank_0_has_is_enough(command: Command) -> None:
 
 
 def test_failures_are_rows_and_the_search_goes_on(command: Command) -> None:
-    """Diverging by its learning rate, or killed from outside."""
+    """Diverging by its learning rate, or killed from outside: only the latter is tried again."""
     choices = '{"choices": [0.003, 1.0e+30]}'
     values = TINY | {"space.optimizer.lr": choices, "search.islands": "1"}
     # One rank, so the seed decides alone: both rates are among the six.
@@ -252,19 +262,23 @@ def test_failures_are_rows_and_the_search_goes_on(command: Command) -> None:
     database = command.folder / "searches" / "search.db"
     rows = query(
         database,
-        "select e.status, e.reason, e.exit_signal, e.log_path, i.fitness, i.status of_individual "
+        "select e.individual_id, e.attempt, e.status, e.reason, e.exit_signal, e.log_path, "
+        "e.fitness, i.status of_individual "
         "from evaluations e join individuals i on i.id = e.individual_id",
     )
-    assert len(rows) == 6
+    assert len(rows) == 7
     by_signal = [row for row in rows if row["exit_signal"] == signal.SIGKILL]
     diverged = [row for row in rows if "diverged" in (row["reason"] or "")]
     assert len(by_signal) == 1
     assert diverged
     assert any(row["status"] == "completed" for row in rows)
     for row in (*by_signal, *diverged):
-        assert row["status"] == row["of_individual"] == "failed"
+        assert row["status"] == "failed"
         assert row["fitness"] is None
         assert Path(row["log_path"]).is_file()
+    assert {row["of_individual"] for row in diverged} == {"failed"}
+    again = [row["individual_id"] for row in rows if row["attempt"] == 2]
+    assert again == [row["individual_id"] for row in by_signal]
 
 
 def _kill_running_worker(database: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from storage_examples import (
     HYPERPARAMETERS,
+    RESOURCES,
     epoch_record,
     launched_search,
     new_launch,
@@ -127,6 +128,12 @@ class TestLaunches:
 
 
 class TestClaims:
+    def test_a_rank_of_an_earlier_launch_gets_nothing(self, storage: Storage) -> None:
+        search_id, earlier = launched_search(storage)
+        later = storage.start_launch(new_launch(search_id))
+        assert storage.claim(search_id, new_proposal(), 3, new_runner(earlier)) is None
+        assert storage.claim(search_id, new_proposal(), 3, new_runner(later)) is not None
+
     def test_a_proposal_becomes_an_individual(self, storage: Storage) -> None:
         search_id, launch_id = launched_search(storage)
         proposal = new_proposal(3, parents=[1, 2], origin="bred")
@@ -270,6 +277,7 @@ class TestEvaluations:
             exit_code=0,
             trainable_percent=12.5,
             compression_percent=101.0,
+            **RESOURCES,
             finished_at=start + timedelta(minutes=2),
         )
         assert storage.finish_evaluation(evaluation_id, outcome) is True
@@ -290,6 +298,7 @@ class TestEvaluations:
         assert (done.resumed_epoch, done.log_tail) == (3, None)
         assert (done.duration_s, done.finish_number, done.exit_code) == (120.0, 1, 0)
         assert (done.trainable_percent, done.compression_percent) == (12.5, 101.0)
+        assert {name: getattr(done, name) for name in RESOURCES} == RESOURCES
 
     def test_a_failure_has_a_reason_and_no_fitness(self, storage: Storage) -> None:
         search_id, launch_id = launched_search(storage)
@@ -308,6 +317,7 @@ class TestEvaluations:
         assert (individual.status, individual.fitness) == (Status.FAILED, None)
         assert individual.evaluation.reason == "CUDA out of memory"
         assert individual.evaluation.exit_signal == 9
+        assert {getattr(individual.evaluation, name) for name in RESOURCES} == {None}
         assert individual.evaluation.log_tail == "Traceback\n  größer ? ?"
         assert storage.claim(search_id, new_proposal(1), 1, new_runner(launch_id)) is None
 
@@ -475,3 +485,30 @@ def test_what_one_writes_another_reads(storage: Storage, database_url: str) -> N
 def test_closing_twice_is_fine(storage: Storage) -> None:
     storage.close()
     storage.close()
+
+
+class TestTogether:
+    def test_all_is_stored(self, storage: Storage) -> None:
+        search_id, launch_id = launched_search(storage)
+        individual_id, evaluation_id = started_evaluation(storage, search_id, launch_id)
+        with storage.together():
+            storage.add_epoch(evaluation_id, epoch_record(1, top1=0.5))
+            storage.finish_evaluation(evaluation_id, COMPLETED)
+            storage.record_migration(search_id, individual_id, 1, 0)
+        assert [epoch.epoch for epoch in storage.epochs(evaluation_id)] == [1]
+        assert [m.individual_id for m in storage.migrations(search_id)] == [individual_id]
+
+    def test_nothing_is_stored_where_one_call_fails(self, storage: Storage) -> None:
+        search_id, launch_id = launched_search(storage)
+        individual_id, evaluation_id = started_evaluation(storage, search_id, launch_id)
+
+        def write() -> None:
+            with storage.together():
+                storage.add_epoch(evaluation_id, epoch_record(1, top1=0.5))
+                storage.record_migration(search_id, individual_id, 1, 0)  # has no fitness yet
+
+        with pytest.raises(StorageError, match="it cannot migrate"):
+            write()
+        assert storage.epochs(evaluation_id) == []
+        storage.add_epoch(evaluation_id, epoch_record(1, top1=0.5))
+        assert len(storage.epochs(evaluation_id)) == 1

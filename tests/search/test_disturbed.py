@@ -1,0 +1,92 @@
+"""Single disturbances of a search; tests/chaos has them at random."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from ..conftest import DIGITS, TINY, Command, FinishedSearch, settings
+
+ONE: list[str | Path] = [
+    "run",
+    DIGITS,
+    "--evaluations",
+    "1",
+    "--islands",
+    "1",
+    *settings(TINY | {"num_threads": "1"}),
+]
+LIMIT_S = 300.0
+
+
+def workers_of(rank: int) -> list[psutil.Process]:
+    """The workers that a rank has started."""
+    workers = []
+    for child in psutil.Process(rank).children():
+        with suppress(psutil.Error):
+            workers += [child] if "workers" in child.cmdline() else []
+    return workers
+
+
+def test_a_worker_killed_while_it_prepares_gets_a_successor(command: Command) -> None:
+    process = command.start(*ONE)
+    deadline = time.monotonic() + LIMIT_S
+    while not (workers := workers_of(process.pid)):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+    workers[0].kill()
+    output, _ = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 0, output
+    assert "[1/1]" in output
+
+
+def test_logs_of_workers_that_waited_when_all_was_killed_are_removed(command: Command) -> None:
+    folder = command.folder / "searches" / "minivit_digits"
+    folder.mkdir(parents=True)
+    (folder / f"worker-{os.uname().nodename}-9-1.log").write_text("left over")
+    command(*ONE)
+    assert not list(folder.glob("worker-*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_while_a_rank_imports_ends_it_with_75(
+    command: Command, number: signal.Signals
+) -> None:
+    process = command.start(*ONE)
+    deadline = time.monotonic() + LIMIT_S
+    while not _catches(process.pid, number):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+    process.send_signal(number)
+    assert process.wait(LIMIT_S) == 75
+    assert not (command.folder / "searches").exists()
+
+
+def _catches(pid: int, number: signal.Signals) -> bool:
+    """Has the process a handler for this signal?"""
+    status = dict(
+        line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+    )
+    return bool(int(status["SigCgt"], 16) >> (number - 1) & 1)
+
+
+def test_an_attempt_that_was_never_written_spoils_no_import(
+    digits_search: FinishedSearch, tmp_path: Path
+) -> None:
+    folder = tmp_path / "minivit_digits"
+    shutil.copytree(digits_search.database.parent / "minivit_digits", folder)
+    (folder / "individual-000002" / "attempt-0").mkdir()
+    url = f"sqlite:///{tmp_path}/imported.db"
+    result = digits_search.command("import", folder, "--db", url)
+    assert "6 individuals imported" in result.stdout
+    assert "attempt-0" in result.stderr
+    text = digits_search.command("status", "--db", url, "--format", "json").stdout
+    assert sum(row["completed"] for row in json.loads(text)) == 6

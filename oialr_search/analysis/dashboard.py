@@ -17,6 +17,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from socketserver import ThreadingMixIn
@@ -30,7 +31,7 @@ from optuna.trial import FrozenTrial, TrialState
 from optuna_dashboard._serializer import serialize_distribution, serialize_study_detail
 
 from oialr_search.analysis.optuna_view import SearchStorage, Space
-from oialr_search.storage import Storage, StorageUnavailable
+from oialr_search.storage import Storage, StorageError, StorageUnavailable
 from workers.config import ConfigError
 
 if TYPE_CHECKING:
@@ -39,11 +40,13 @@ if TYPE_CHECKING:
 HOST = "127.0.0.1"
 LOG_LIMIT_BYTES = 2**20
 TRIALS_AT_ONCE = 1000  # in one piece of an answer
+MANY_TRIALS = 1000  # of more the page cannot draw the epochs: each is a line of its own
 NOTE = (
     "A trial's number counts the individuals of the search from 0; the individual's own number, "
     "as `oialr-search show` takes it, is its trial_id.\n\n"
     "Failed and timed out individuals are *Fail*; lost ones, which wait to be repeated, *Waiting*. "
-    "Intermediate values are those of the fitness, by epoch."
+    "Intermediate values are those of the fitness, by epoch; of a search of more than "
+    f"{MANY_TRIALS} individuals, the page has those that run and those that were the best so far."
 )
 JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
@@ -55,8 +58,9 @@ def serve(storage: Storage, port: int) -> None:
     Raises:
         ConfigError: when the port is in use.
     """
+    app = _Application(storage)
     try:
-        server = make_server(HOST, port, make_app(storage), _Server, _Handler)
+        server = make_server(HOST, port, app, _Server, _Handler)
     except OSError as error:
         raise ConfigError(
             f"cannot listen on {HOST}:{port}: {error.strerror}; choose another --port"
@@ -71,6 +75,8 @@ def serve(storage: Storage, port: int) -> None:
             f"ssh -L {port}:{HOST}:{port} {getpass.getuser()}@{socket.gethostname()}",
             flush=True,
         )
+        # The first page need not wait for what can be read while a browser is opened.
+        threading.Thread(target=app.read_ahead, daemon=True).start()
         server.serve_forever()
 
 
@@ -111,6 +117,12 @@ class _Application:
         """Answer a request."""
         answer = self._answer(environ, start_response)
         return [] if environ["REQUEST_METHOD"] == "HEAD" else answer
+
+    def read_ahead(self) -> None:
+        """Read the search launched last."""
+        with suppress(StorageError):  # who asks for it, will be told
+            for search in self._storage.searches()[:1]:
+                self._study(search.id, 0)
 
     def _answer(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "")
@@ -201,9 +213,12 @@ class _Page:
         for number, trial in enumerate(trials):
             if number < known and trial is self._trials[number]:
                 continue
-            text = json.dumps(self._as_json(trial), separators=(",", ":")).encode()
-            self.texts[number : number + 1] = [text]
             self._take_in(trial, trials)
+            said = self._as_json(trial)
+            ended = trial.state.is_finished()
+            if len(trials) > MANY_TRIALS and ended and number != self.best:
+                said["intermediate_values"] = []
+            self.texts[number : number + 1] = [json.dumps(said, separators=(",", ":")).encode()]
         self._trials = trials
 
     def _take_in(self, trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> None:

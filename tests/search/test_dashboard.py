@@ -17,6 +17,7 @@ from wsgiref.util import setup_testing_defaults
 import optuna_dashboard
 import pytest
 
+from oialr_search.analysis import dashboard
 from oialr_search.analysis.dashboard import LOG_LIMIT_BYTES, make_app
 from oialr_search.analysis.optuna_view import SearchStorage
 from oialr_search.storage import Status, Storage, open_storage
@@ -179,6 +180,22 @@ def test_the_page_of_a_search_that_grows(growing: Storage, tmp_path: Path) -> No
     assert [trial["number"] for trial in detail["best_trials"]] == [1]
     assert detail["trials"][0]["values"] == [1.25]
     assert {"key": "train_loss", "value": "nan"} in detail["trials"][0]["user_attrs"]
+
+
+def test_of_many_trials_few_have_lines(
+    filled: tuple[str, Storage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dashboard, "MANY_TRIALS", NUM_INDIVIDUALS - 1)
+    detail = Answer(make_app(filled[1]), f"/api/studies/{SEARCH_ID}").json()
+    drawn = [trial for trial in detail["trials"] if trial["intermediate_values"]]
+    best: list[float] = []
+    for trial in detail["trials"]:
+        if trial["state"] == "Complete" and (not best or trial["values"][0] < best[-1]):
+            best += trial["values"]
+    assert [trial["values"][0] for trial in drawn if "values" in trial] == best
+    assert sum(trial["state"] == "Running" for trial in drawn) == 4
+    assert len(drawn) == len(best) + 4
+    assert detail["has_intermediate_values"]
 
 
 def test_logs_are_opened(growing: Storage, tmp_path: Path) -> None:

@@ -175,6 +175,11 @@ def of_folder(command: Command) -> list[psutil.Process]:
     return found
 
 
+def hanging(command: Command) -> bool:
+    """Does a worker stand still?"""
+    return any(p.status() == psutil.STATUS_STOPPED for p in of_folder(command))
+
+
 def finish(process: subprocess.Popen[str], timeout_s: float = DEADLINE_S) -> tuple[int, str]:
     """The exit code and the output of a process that is about to end."""
     try:

@@ -171,7 +171,7 @@ def test_a_password_is_not_told_when_there_is_no_such_server(command: Command, h
     url = f"postgresql://user:{SECRET}@/name?host={host}"
     away = replace(command, environment=command.environment | {"OIALR_SEARCH_DB": url})
     result = away(*run_line(1), check=False)
-    assert result.returncode == 78
+    assert result.returncode == 75  # it may yet come
     assert SECRET not in result.stdout + result.stderr
     (line,) = result.stderr.splitlines()
     assert line.startswith("error: postgresql://user:***@/name")

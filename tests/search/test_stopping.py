@@ -7,7 +7,6 @@ import signal
 import time
 from dataclasses import replace
 
-import psutil
 import pytest
 
 from oialr_search.cli import END_MARGIN_S, deadline
@@ -20,6 +19,7 @@ from .faults import (
     finish,
     fitnesses,
     folder_of,
+    hanging,
     has_said,
     of_folder,
     query,
@@ -130,11 +130,6 @@ def test_a_signal_to_an_idle_rank_stops_the_one_that_works(command: Command) -> 
     idle = 1 - evaluations(command)[0]["world_rank"]
     rank_processes(process)[idle].send_signal(signal.SIGTERM)
     assert_stopped(command, *finish(process))
-
-
-def hanging(command: Command) -> bool:
-    """Does a worker stand still?"""
-    return any(p.status() == psutil.STATUS_STOPPED for p in of_folder(command))
 
 
 def test_a_second_signal_waits_for_no_epoch(command: Command) -> None:

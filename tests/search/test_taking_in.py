@@ -24,6 +24,7 @@ from .faults import (
     finish,
     fitnesses,
     folder_of,
+    hanging,
     of_folder,
     query,
     rank_processes,
@@ -138,8 +139,8 @@ def test_an_unfinished_individual_is_imported_as_lost_and_goes_on_from_its_state
 ) -> None:
     process = faulty(command, {"1/1": ("hang", 4)}).start(*run_line(1))
     state = folder_of(command) / "individual-000001" / "state.pt"
-    events = state.parent / "attempt-1" / "events.jsonl"
-    wait_until(lambda: events.exists() and '"epoch": 2' in events.read_text(), process)
+    wait_until(lambda: hanging(command), process)
+    assert state.exists()
     process.send_signal(signal.SIGKILL)
     finish(process)
     wait_until(lambda: not of_folder(command))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +33,7 @@ def show_screen(draw: Draw, every_s: float | None) -> None:
     if every_s is None:
         console.print(draw(console))
         return
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
     try:
         if console.is_terminal:
             with Live(console=console, auto_refresh=False) as live:

@@ -29,7 +29,8 @@ from typing import Any
 import sqlalchemy as sa
 from instant_search import SEARCH_FILE, distance
 
-from oialr_search.analysis.leaderboard import leaderboard, status
+from oialr_search.analysis.leaderboard import leaderboard
+from oialr_search.analysis.status import status
 from oialr_search.config import SearchFile, load_search
 from oialr_search.search_space import with_hyperparameters
 from oialr_search.storage import (

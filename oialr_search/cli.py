@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from oialr_search import exit_codes
-from oialr_search.analysis.plots.names import PlotName
-from oialr_search.rows import Format, print_rows
+from oialr_search.analysis.plots.names import OF_ALL, PlotName
+from oialr_search.rows import FileFormat, Format, print_rows
 from oialr_search.storage import (
+    Status,
     StorageError,
     database_exists,
     has_password,
@@ -27,6 +30,8 @@ from oialr_search.storage import (
 from workers.config import ConfigError
 
 if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
     from oialr_search.storage import IndividualRecord, SearchRecord, Storage
     from workers.protocol import Event
 
@@ -78,6 +83,9 @@ SearchOption = Annotated[
     typer.Option("--search", help="Name of the search; by default the one launched last."),
 ]
 FormatOption = Annotated[Format, typer.Option("--format", help="How to print.")]
+WatchOption = Annotated[bool, typer.Option("--watch", help="Again and again, until Ctrl-C.")]
+EveryOption = Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="So often.")]
+PARQUET_TYPES = {"int": "int64", "float": "double", "bool": "bool", "text": "string"}
 SEARCH_DIR = Path("searches")
 
 
@@ -139,6 +147,9 @@ def run(
             environment=dict(os.environ),
         ),
     )
+    # All is stored. A Python that ends gives up its handlers: a signal would kill it.
+    for number in exit_codes.STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     raise typer.Exit(exit_code)
 
 
@@ -175,19 +186,92 @@ def leaderboard(
     db: DatabaseOption = None,
     search_dir: SearchDirOption = SEARCH_DIR,
     search: SearchOption = None,
-    top: Annotated[int, typer.Option(min=1, help="So many individuals.")] = 10,
-    output: FormatOption = Format.TABLE,
+    top: Annotated[int, typer.Option(min=0, help="So many individuals; 0: all.")] = 10,
+    islands: Annotated[
+        list[int] | None, typer.Option("--island", min=0, help="Bred there; repeatable.")
+    ] = None,
+    statuses: Annotated[
+        list[Status] | None,
+        typer.Option("--status", help="By default those that completed; repeatable."),
+    ] = None,
+    where: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CONDITION",
+            help="On the columns: comparisons, `in (...)`, `is null`, `and`, `or`, `not`.",
+        ),
+    ] = None,
+    pareto: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMNS",
+            help="Mark what no other beats in all of these, and show it whole: "
+            "`fitness,trainable_percent`. `:max` after a name turns it round.",
+        ),
+    ] = None,
+    output: Annotated[
+        FileFormat | None,
+        typer.Option("--format", help="How to print; by default a table, or as FILE ends."),
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write to this file.")
+    ] = None,
+    watch: WatchOption = False,
+    every: EveryOption = 2.0,
 ) -> None:
     """Print the best individuals; works while the search runs.
 
-    Example: `oialr-search leaderboard --top 5 --format csv`
+    Example: `oialr-search leaderboard --where 'trainable_percent < 15' --top 5 --format csv`
     """
+    from oialr_search import rows as printing
     from oialr_search.analysis import leaderboard as analysis
+    from oialr_search.analysis.conditions import parse_condition
+    from oialr_search.screens import show_screen
+    from oialr_search.storage import Selection
 
+    chosen_format = output or _format_of(file)
+    if chosen_format is FileFormat.PARQUET and file is None:
+        raise typer.BadParameter("parquet is not for reading: name a file with -o FILE")
+    if watch and (chosen_format is not FileFormat.TABLE or file is not None):
+        raise typer.BadParameter("--watch shows a table: without --format and -o")
     with _open(db, search_dir) as storage:
         chosen = analysis.choose_search(storage, search)
-        rows = analysis.leaderboard(storage, chosen, top)
-    print_rows(rows, output, title=f"{chosen.name}: {chosen.task}, {chosen.metric}")
+        selection = Selection(
+            statuses=tuple(dict.fromkeys(statuses or [Status.COMPLETED])),
+            islands=tuple(islands or ()),
+            where=parse_condition(where, analysis.all_columns(chosen)) if where else None,
+        )
+        objectives = pareto.split(",") if pareto else []
+        columns = analysis.shown_columns(chosen, selection, objectives)
+
+        def read() -> list[analysis.Row]:
+            return analysis.leaderboard(storage, chosen, top or None, selection, objectives)
+
+        def draw(console: Console) -> RenderableType:
+            rows = read()
+            title = f"{chosen.name}: {chosen.task}, {chosen.metric}"
+            if objectives:
+                number = sum(row["pareto"] for row in rows)
+                title += f"; {number} on the Pareto front of {', '.join(objectives)}"
+            if not rows:
+                return f"{title}: no such individual"
+            return printing.fitting_table(rows, title, console)
+
+        if file is None and chosen_format is FileFormat.TABLE:
+            show_screen(draw, every if watch else None)
+            return
+        rows = read()
+    if chosen_format is FileFormat.PARQUET:
+        types = {column.name: PARQUET_TYPES[column.kind] for column in columns}
+        content = printing.as_parquet(rows, types)
+    else:
+        names = [column.name for column in columns]
+        content = printing.as_text(rows, chosen_format, columns=names).encode()
+    if file is None:
+        print(content.decode(), end="")
+        return
+    printing.write_file(file, content)
+    print(f"{len(rows)} individuals written to {file}")
 
 
 @app.command()
@@ -196,18 +280,32 @@ def status(
     search_dir: SearchDirOption = SEARCH_DIR,
     search: SearchOption = None,
     output: FormatOption = Format.TABLE,
+    watch: WatchOption = False,
+    every: EveryOption = 2.0,
 ) -> None:
-    """Print what is done, what runs and what failed, island by island.
+    """Print what is done, what runs where, the pace, failures, and when it will end.
 
-    Example: `oialr-search status --search minivit_digits`
+    Example: `oialr-search status --watch`
     """
-    from oialr_search.analysis import leaderboard as analysis
+    from oialr_search import screens
+    from oialr_search.analysis.leaderboard import choose_search
+    from oialr_search.analysis.status import status as read
+    from oialr_search.rows import as_text
 
+    if watch and output is not Format.TABLE:
+        raise typer.BadParameter("--watch shows a table: without --format")
     with _open(db, search_dir) as storage:
-        chosen = analysis.choose_search(storage, search)
-        rows = analysis.status(storage, chosen)
-        title = analysis.describe_launch(storage, chosen)
-    print_rows(rows, output, title=title)
+        chosen = choose_search(storage, search)
+        if output is not Format.TABLE:
+            content = read(storage, chosen)
+            print(as_text(content, output, rows=content["islands"]), end="")
+            return
+
+        def draw(console: Console) -> RenderableType:
+            now = datetime.now(UTC)
+            return screens.status_screen(read(storage, chosen, now), console, now)
+
+        screens.show_screen(draw, every if watch else None)
 
 
 @app.command()
@@ -217,16 +315,49 @@ def show(
     search_dir: SearchDirOption = SEARCH_DIR,
     output: FormatOption = Format.TABLE,
 ) -> None:
-    """Print all that is known of one individual: genes' origin, training, failure, log.
+    """Print one individual: origin, values, training, failure, and how to train it again.
 
     Example: `oialr-search show 7`
     """
-    from oialr_search.analysis import leaderboard as analysis
+    from oialr_search import screens
+    from oialr_search.analysis.story import story as read
+    from oialr_search.rows import as_text
 
     with _open(db, search_dir) as storage:
-        story = analysis.story(storage, individual)
-    # A story is nested: as a table it reads best as YAML, as CSV it is one row.
-    print_rows([story], Format.YAML if output is Format.TABLE else output)
+        story = read(storage, individual, _database_options(db, search_dir))
+    if output is Format.TABLE:
+        screens.show_screen(lambda console: screens.story_screen(story, console), None)
+    else:
+        print(as_text(story, output, rows=[story]), end="")
+
+
+@app.command()
+def log(
+    individual: Annotated[int, typer.Argument(help="Number of the individual.")],
+    attempt: Annotated[
+        int | None, typer.Option(min=1, help="Which of its attempts; by default the latest.")
+    ] = None,
+    db: DatabaseOption = None,
+    search_dir: SearchDirOption = SEARCH_DIR,
+) -> None:
+    """Print the log of an individual's worker; its end from the database where it is not here.
+
+    Example: `oialr-search log 7 --attempt 1`
+    """
+    from oialr_search.analysis.story import log_of, readable_log
+
+    with _open(db, search_dir) as storage:
+        evaluation = log_of(storage, individual, attempt)
+    path = readable_log(evaluation)
+    if path is not None:
+        with path.open("rb") as file:
+            shutil.copyfileobj(file, sys.stdout.buffer)
+        return
+    where = f"{evaluation.log_path} of {evaluation.hostname} is not on this machine"
+    if evaluation.log_tail is None:
+        raise ConfigError(f"{where}, and the database has no end of it")
+    print(f"warning: {where}: this is its end, from the database", file=sys.stderr)
+    print(evaluation.log_tail)
 
 
 @app.command()
@@ -258,9 +389,68 @@ def plot(
     path = output or Path(f"{name}.html")
     writing.refuse_unknown_format(path)
     with _open(db, search_dir) as storage:
-        figure = catalogue.PLOTS[name](storage, *_choose(storage, search, individual))
+        chosen, record = _choose(storage, search, individual)
+        source = catalogue.Source(storage=storage, search=chosen, individual=record)
+        figure = catalogue.draw(name, source)
+    if individual is not None and name in OF_ALL:
+        print(f"warning: --individual has no effect on {name}", file=sys.stderr)
     writing.write(figure, path)
     print(f"{name} written to {path}")
+
+
+@app.command()
+def dashboard(
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port of this machine; 0: a free one.")
+    ] = 8080,
+    db: DatabaseOption = None,
+    search_dir: SearchDirOption = SEARCH_DIR,
+) -> None:
+    """Show all searches in the browser, live, by way of optuna-dashboard; on this machine only.
+
+    Example: `oialr-search dashboard --port 8081`
+    """
+    with _open(db, search_dir) as storage:
+        from oialr_search.analysis.dashboard import serve
+
+        serve(storage, port)
+
+
+@app.command()
+def report(
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FILE", help="Page to write.")
+    ] = Path("report.html"),
+    compare: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--compare",
+            metavar="NAME=FOLDER",
+            help="A row of the results: the trainings that `oialr-search train` left in a folder, "
+            "e.g. `baseline=trainings/baseline`; repeatable.",
+        ),
+    ] = None,
+    db: DatabaseOption = None,
+    search_dir: SearchDirOption = SEARCH_DIR,
+    search: SearchOption = None,
+) -> None:
+    """Write all about a search as one page that needs no network; works while the search runs.
+
+    Example: `oialr-search report --compare baseline=trainings/baseline -o report.html`
+    """
+    from datetime import UTC, datetime
+
+    from oialr_search.analysis import report as reporting
+    from oialr_search.analysis.plots.catalogue import Source
+
+    contenders = [reporting.read_contender(assignment) for assignment in compare or ()]
+    with _open(db, search_dir) as storage:
+        chosen, _ = _choose(storage, search, None)
+        source = Source(storage=storage, search=chosen)
+        best_yaml = _best_yaml(storage, chosen)
+        page = reporting.report(source, contenders, best_yaml, datetime.now(UTC))
+    _write(output, page)
+    print(f"report of {chosen.name} written to {output}")
 
 
 @app.command()
@@ -288,10 +478,7 @@ def export(
     if output is None:
         print(text, end="")
         return
-    try:
-        exporting.write_aside(output, text)
-    except OSError as error:
-        raise ConfigError(f"cannot write {output}: {error.strerror}") from None
+    _write(output, text)
     print(f"individual {record.id} (fitness {record.fitness}) written to {output}")
 
 
@@ -480,6 +667,19 @@ def _open(db: str | None, search_dir: Path) -> Storage:
     return open_storage(database_url(db, search_dir), read_only=True)
 
 
+def _database_options(db: str | None, search_dir: Path) -> list[str]:
+    """What to give another command so that it opens the same database; never a password."""
+    if db is not None:
+        return [] if os.environ.get("OIALR_SEARCH_DB") == db or has_password(db) else ["--db", db]
+    return [] if search_dir == SEARCH_DIR else ["--search-dir", str(search_dir)]
+
+
+def _format_of(file: Path | None) -> FileFormat:
+    """The format that a file's name ends with."""
+    suffix = "" if file is None else file.suffix.removeprefix(".").lower()
+    return next((f for f in FileFormat if f.value == suffix), FileFormat.TABLE)
+
+
 def _choose(
     storage: Storage, search: str | None, individual: int | None
 ) -> tuple[SearchRecord, IndividualRecord | None]:
@@ -495,6 +695,27 @@ def _choose(
     if search is not None and record.search_id != chosen.id:
         raise StorageError(f"individual {individual} is not of search {search!r}")
     return next(s for s in storage.searches() if s.id == record.search_id), record
+
+
+def _best_yaml(storage: Storage, search: SearchRecord) -> str:
+    """The best individual's configuration, or why there is none."""
+    from oialr_search import export as exporting
+
+    try:
+        return exporting.export(storage, search, exporting.best_individual(storage, search))
+    except StorageError:
+        return ""
+    except (ConfigError, KeyError) as error:
+        return f"# cannot be exported by this version: {error}"
+
+
+def _write(path: Path, text: str) -> None:
+    from oialr_search.export import write_aside
+
+    try:
+        write_aside(path, text)
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}") from None
 
 
 def _epoch_printer(name: str, epochs: int) -> Any:

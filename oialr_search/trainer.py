@@ -97,6 +97,7 @@ def summary(results: Sequence[Completed]) -> list[dict[str, float | int | str | 
             "trainable_percent": result.trainable_percent,
             "compression_percent": result.compression_percent,
             "duration_s": result.duration_s,
+            **{name: used for name, used in vars(result.resources).items() if used is not None},
         }
         for name, value in figures.items():
             columns.setdefault(name, []).append(value)

@@ -75,6 +75,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--chaos-seed", type=int, default=None, help="of kinds and moments")
     group.addoption("--chaos-time-limit", type=float, default=240.0, help="s; no faults after it")
     group.addoption("--chaos-log", default=None, help="folder for a log (JSON lines) and a table")
+    parser.addoption("--pictures", default=None, help="folder for the dashboard's (docs/images)")
 
 
 def settings(values: dict[str, str]) -> list[str]:

@@ -44,6 +44,7 @@ from workers.protocol import (
     ProtocolError,
     RankUpdate,
     Ready,
+    Resources,
     Started,
     Stop,
     Stopped,
@@ -561,6 +562,7 @@ RESULTS = [
         device="cpu",
         duration_s=1.5,
         at=2.0,
+        resources=Resources(cpu_energy_j=1.5, peak_gpu_memory_bytes=3),
     ),
     Failed(reason="r", at=1.0, cause="machine"),
 ]

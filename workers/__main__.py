@@ -95,12 +95,14 @@ class Worker:
     def evaluate(self, message: Evaluate, stop: threading.Event) -> None:
         """Train; the result is written to the evaluation's folder, then reported."""
         from workers.failures import TOLD, failed
+        from workers.resources import Meter
         from workers.state import StateFile
         from workers.training import Interrupted, train
 
         self._folder = Path(message.folder)
         state_file = StateFile(Path(message.state_file)) if message.state_file else None
         result: Completed | Failed
+        meter = Meter()
         try:
             training = self._set_up(_training_config(message.config))
             trained = train(
@@ -109,18 +111,19 @@ class Worker:
                 evaluate_test=message.evaluate_test,
                 state_file=state_file,
                 stop=stop.is_set,
+                meter=meter,
             )
             result = trained.completed
             if message.save_checkpoint:
                 _save_checkpoint(trained.model, self._folder / CHECKPOINT_FILE)
         except Interrupted as interrupted:
-            self.report(Stopped(epoch=interrupted.epoch))
+            self.report(Stopped(epoch=interrupted.epoch, resources=meter.read()))
             return
         except TOLD as error:
-            result = failed(error)
+            result = replace(failed(error), resources=meter.read())
         except Exception as error:  # whatever a training raises is that evaluation's result
             log.exception("what the training raised:")
-            result = failed(error)
+            result = replace(failed(error), resources=meter.read())
         try:
             write_result(self._folder, result)
         except OSError as error:
@@ -153,11 +156,14 @@ class Worker:
         """One tiny step and one SVD: the first of each loads libraries and starts threads."""
         import torch
 
+        from workers.resources import Meter
+
         inputs, targets = next(iter(training.splits.train.epoch(0)))
         outputs = training.model(*(part[:2] for part in inputs))
         training.task.criterion(outputs, targets[:2]).backward()
         training.optimizer.step()
         torch.linalg.svd(torch.rand(4, 4, device=training.device))
+        Meter().start(training.device)  # opens NVML
 
 
 def log_event(event: Event) -> None:

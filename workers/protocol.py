@@ -118,10 +118,27 @@ class Epoch:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What one attempt used from its first training step on; None: nothing measured it."""
+
+    gpu_energy_j: float | None = None
+    """Of the whole GPU meanwhile."""
+    cpu_energy_j: float | None = None
+    """Of all CPU packages of the machine meanwhile."""
+    peak_host_memory_bytes: int | None = None
+    """Since the process started; with its loader processes."""
+    peak_gpu_memory_bytes: int | None = None
+    """All tensors; without the context of CUDA and what the allocator keeps in reserve."""
+    samples_per_s: float | None = None
+    """Images or windows trained, a second of training; validation is left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Stopped:
     """The training ended early, as asked; its state is kept."""
 
     epoch: int
+    resources: Resources = field(default_factory=Resources)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +151,7 @@ class Completed:
     device: str
     duration_s: float
     at: float
+    resources: Resources = field(default_factory=Resources)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +164,7 @@ class Failed:
     """What is at fault: the configuration cannot be trained, the training came to no result (it
     diverged, it raised), or the machine, so that another attempt may succeed (memory, disk, data
     that cannot be read)."""
+    resources: Resources = field(default_factory=Resources)
 
 
 Message = Prepare | Evaluate | Stop

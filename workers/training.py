@@ -39,6 +39,7 @@ from workers.protocol import (
     decode,
     encode,
 )
+from workers.resources import Meter
 from workers.state import StateFile, identity, random_states, set_random_states
 from workers.tasks import Task
 
@@ -191,12 +192,13 @@ def train(
     evaluate_test: bool = False,
     state_file: StateFile | None = None,
     stop: Callable[[], bool] = lambda: False,
+    meter: Meter | None = None,
 ) -> Trained:
     """Train to the end; `report` is handed an event at the start and after each epoch.
 
     With a `state_file` the training goes on where that stands, and is kept there after each epoch
     that is not the last; not after each where writing would take a good part of the time. `stop` is
-    asked after each of these.
+    asked after each of these. The `meter` measures what this attempt uses.
 
     Raises:
         DivergedError: when the training loss is no finite number, or the result's validation loss.
@@ -208,6 +210,8 @@ def train(
     earlier_s = 0.0  # trained by earlier attempts
     if state_file and (state := state_file.read(identity(config, training.device))):
         epochs, earlier_s = _restore(training, best, state)
+    meter = meter or Meter()
+    meter.start(training.device)
     start = written = time.monotonic()
     write_s = 0.0
     report(
@@ -222,9 +226,9 @@ def train(
     )
     for event in epochs:
         report(event)
-    pulse = _Pulse(report)
+    pulse = _Pulse(report, meter)
     for epoch in range(len(epochs) + 1, config.epochs + 1):
-        event = _run_epoch(training, epoch, pulse)
+        event = _run_epoch(training, epoch, pulse, meter)
         report(event)
         epochs.append(event)
         metrics = {"epoch": float(epoch), **event.metrics}  # a result says of which epoch it is
@@ -260,6 +264,7 @@ def train(
         device=_device_name(training.device),
         duration_s=earlier_s + time.monotonic() - start,
         at=time.time(),
+        resources=meter.read(),
     )
     return Trained(completed=completed, model=model)
 
@@ -352,8 +357,9 @@ class _Best:
 class _Pulse:
     """Tells from time to time that the training moves."""
 
-    def __init__(self, report: Callable[[Event], None]) -> None:
+    def __init__(self, report: Callable[[Event], None], meter: Meter) -> None:
         self._report = report
+        self._meter = meter
         self._told = time.monotonic()
         self.step = 0
 
@@ -363,6 +369,7 @@ class _Pulse:
         if now - self._told >= PROGRESS_INTERVAL_S:
             self._told = now
             self._report(Progressed(step=self.step))
+            self._meter.look()
 
 
 class _Watched:
@@ -380,10 +387,11 @@ class _Watched:
             self._pulse.beat()
 
 
-def _run_epoch(training: Training, epoch: int, pulse: _Pulse) -> Epoch:
+def _run_epoch(training: Training, epoch: int, pulse: _Pulse, meter: Meter) -> Epoch:
     """Train and validate."""
     started = time.perf_counter()
     trained = _train_epoch(training, epoch, pulse)
+    meter.add(trained.num_samples, time.perf_counter() - started)
     validation = _evaluate(training, training.model, training.splits.validation, pulse)
     metrics = {
         "train_loss": trained.loss,
@@ -472,6 +480,7 @@ class _TrainedEpoch:
 
     loss: float
     """Mean over the samples."""
+    num_samples: int
     lr: float
     """The last step's."""
     rank_updates: list[RankUpdate]
@@ -502,7 +511,8 @@ def _train_epoch(training: Training, epoch: int, pulse: _Pulse) -> _TrainedEpoch
         lr = training.optimizer.param_groups[0]["lr"]
         training.scheduler.step_update(num_updates)
     return _TrainedEpoch(
-        loss=total_loss.item() / num_samples,
+        loss=total_loss.item() / num_samples,  # and so, also on a GPU, all steps are done
+        num_samples=num_samples,
         lr=lr,
         rank_updates=updates,
         observations=observations,

@@ -6,14 +6,17 @@ whatever goes wrong in a database arrives as one `StorageError` without a passwo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from typing_extensions import TypeAliasType
+
+if TYPE_CHECKING:
+    from oialr_search.storage.conditions import Column, FailureCount, Placed, Rows, Selection
 
 JsonValue = TypeAliasType(
     "JsonValue", "bool | int | float | str | Sequence[JsonValue] | Mapping[str, JsonValue] | None"
@@ -136,6 +139,11 @@ class Outcome:
     trainable_percent: float | None = None  # of the full-rank model's parameters
     compression_percent: float | None = None  # total parameters, same reference
     log_tail: str | None = None  # the end of the worker's log, where it did not complete
+    gpu_energy_j: float | None = None  # of the whole GPU, while the attempt trained
+    cpu_energy_j: float | None = None  # of all CPU packages of the machine meanwhile
+    peak_host_memory_bytes: int | None = None  # of the worker and its loader processes
+    peak_gpu_memory_bytes: int | None = None  # of all tensors
+    samples_per_s: float | None = None  # trained; validation left out
     finished_at: datetime = field(default_factory=utc_now)
 
 
@@ -169,6 +177,11 @@ class EvaluationRecord:
     trainable_percent: float | None
     compression_percent: float | None
     log_tail: str | None
+    gpu_energy_j: float | None = None  # these five as in `Outcome`
+    cpu_energy_j: float | None = None
+    peak_host_memory_bytes: int | None = None
+    peak_gpu_memory_bytes: int | None = None
+    samples_per_s: float | None = None
 
     @property
     def duration_s(self) -> float | None:
@@ -403,6 +416,15 @@ class Storage(AbstractContextManager["Storage"], Protocol):
     ) -> list[IndividualRecord]:
         """Return a search's individuals; by fitness means best first, those without one last."""
 
+    def individuals_after(
+        self, search_id: int, individual_id: int, again: Collection[int] = ()
+    ) -> list[IndividualRecord]:
+        """Return a search's individuals with higher ids, and those named `again`, by id.
+
+        Who has read a search before needs no more: its ids only grow, and an individual that
+        neither runs nor waits changes no more.
+        """
+
     def individual(self, individual_id: int) -> IndividualRecord | None:
         """Return one individual."""
 
@@ -411,6 +433,11 @@ class Storage(AbstractContextManager["Storage"], Protocol):
 
     def epochs(self, evaluation_id: int) -> list[EpochRecord]:
         """Return an evaluation's epochs in order; a metric that was not a number reads as NaN."""
+
+    def metric_by_epoch(
+        self, name: str, evaluation_ids: Sequence[int]
+    ) -> dict[int, dict[int, float]]:
+        """Return one metric of many evaluations: evaluation -> epoch -> value, in order."""
 
     def rank_updates(self, evaluation_id: int) -> list[RankUpdate]:
         """Return an evaluation's inner ranks by step and layer."""
@@ -440,6 +467,29 @@ class Storage(AbstractContextManager["Storage"], Protocol):
 
     def finished_since(self, search_id: int, finish_number: int = 0) -> list[EvaluationRecord]:
         """Return evaluations that finished after the one with that number, in that order."""
+
+    def select(
+        self, search_id: int, selection: Selection, limit: int | None = None
+    ) -> list[Placed]:
+        """Return the individuals of a selection, best first, those without a fitness last."""
+
+    def values(
+        self, search_id: int, selection: Selection, columns: Sequence[Column]
+    ) -> list[tuple[Any, ...]]:
+        """Return the id of each individual of a selection, in any order, and its values."""
+
+    def last_finishes(self, launch_id: int, limit: int) -> Sequence[tuple[datetime, int]]:
+        """Return when a launch's latest evaluations ended and on which islands, latest first."""
+
+    def failures(self, search_id: int) -> list[FailureCount]:
+        """Count the evaluations that did not complete, repeated ones too, by what they say."""
+
+    def table(
+        self,
+        search_id: int,
+        name: Literal["individuals", "metrics", "rank_updates", "observations", "lineage"],
+    ) -> Rows:
+        """Return all that a search has in a table; `individuals` with their latest evaluations."""
 
     def close(self) -> None:
         """Let go of the database; closing twice is fine."""

@@ -31,7 +31,8 @@ individual has several evaluations when it was repeated, `attempt` 1, 2, and so 
 different launches. What a training measures belongs to its evaluation. `migrations` says which
 individual was accepted by which other island. Times are UTC. A number that is none (NaN) is NULL.
 `SELECT * FROM leaderboard LIMIT 5` shows the best of the latest search with each hyperparameter
-and metric as a column; the view is made anew with each new search.
+and metric as a column; the view is made anew with each new search. The view `lineage` has a row for
+each individual and parent. docs/ask-the-database.md has queries to begin with.
 
 An individual has the status of its latest evaluation, with one exception:
 

@@ -24,6 +24,7 @@ from sqlalchemy.engine import URL, make_url
 from oialr_search.storage.contract import StorageError
 from oialr_search.storage.errors import display_name, storage_errors
 from oialr_search.storage.leaderboard import create_leaderboard, drop_leaderboard
+from oialr_search.storage.lineage import create_lineage, drop_lineage
 from oialr_search.storage.schema import REVISION, REVISION_TABLE
 
 BUSY_TIMEOUT_S = 60
@@ -290,5 +291,7 @@ def _upgrade(connection: sa.Connection) -> None:
     config.set_main_option("script_location", str(folder).replace("%", "%%"))
     config.attributes["connection"] = connection
     drop_leaderboard(connection)
+    drop_lineage(connection)
     command.upgrade(config, "head")
     create_leaderboard(connection)
+    create_lineage(connection)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sqlite3
 from collections.abc import Iterator
@@ -52,6 +53,9 @@ def storage_errors(url: URL, *, opening: bool = False) -> Iterator[None]:
             text = text.replace(str(secret), "***") if secret else text
         kind = StorageUnavailable if _may_pass(error, cause, opening) else StorageError
         raise kind(f"{display_name(url)}: {text}") from error
+    except json.JSONDecodeError as error:  # of a JSON column that somebody has changed by hand
+        text = f"a JSON value in it is damaged: {error}"
+        raise StorageError(f"{display_name(url)}: {text}") from error
     except OSError as error:
         if not opening:
             raise  # not the database's: it comes from what the caller hands over

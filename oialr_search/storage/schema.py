@@ -221,6 +221,15 @@ evaluations = sa.Table(
     _column("trainable_percent", Number, nullable=True, comment="of full rank's parameters"),
     _column("compression_percent", Number, nullable=True, comment="total parameters likewise"),
     _column("log_tail", FreeText, nullable=True, comment="end of the log if it did not complete"),
+    _column("gpu_energy_j", Number, nullable=True, comment="of the whole GPU, whoever uses it"),
+    _column(
+        "cpu_energy_j", Number, nullable=True, comment="of all CPUs of the node, whoever uses them"
+    ),
+    _column(
+        "peak_host_memory_bytes", sa.BigInteger, nullable=True, comment="with loader processes"
+    ),
+    _column("peak_gpu_memory_bytes", sa.BigInteger, nullable=True, comment="of all tensors"),
+    _column("samples_per_s", Number, nullable=True, comment="images or windows trained"),
     sa.UniqueConstraint("individual_id", "attempt"),
     _fitness_is_for_completed(),
     sa.Index(None, "launch_id", "finish_number"),

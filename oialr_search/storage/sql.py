@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from itertools import groupby
@@ -20,7 +20,8 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from oialr_search.storage import restoring
+from oialr_search.storage import questions, restoring
+from oialr_search.storage.conditions import Column, FailureCount, Placed, Rows, Selection
 from oialr_search.storage.contract import (
     Claim,
     EpochRecord,
@@ -64,11 +65,18 @@ from oialr_search.storage.schema import metrics as metrics_table
 
 PASSWORDS = re.compile(r"""(://[^:/@\s]*:)\S*(?=@)|([?&](?:ssl)?password=)[^&\s"']*""")
 UNFINISHED = (Status.QUEUED, Status.RUNNING)
+IDS_AT_ONCE = 1000  # in the text of one query
 INSERTS: Mapping[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 
 COUNTS = [islands.c[status.value] for status in Status]
-# In the text of the statement, since only then a database knows that the partial index holds all.
-IS_RUNNING = evaluations.c.status == sa.literal_column(f"'{Status.RUNNING}'")
+
+
+def _is(table: sa.Table, status: Status) -> sa.ColumnElement[bool]:
+    """In the text of the statement, where a database knows it when it plans once for all values.
+
+    Only so it knows that the partial index holds all, and that hardly any row is `lost`.
+    """
+    return table.c.status == sa.literal_column(f"'{status}'")
 
 
 def _named(name: str) -> sa.BindParameter[Any]:
@@ -92,14 +100,14 @@ CENSUS = sa.select(
     .where(
         evaluations.c.launch_id == _named("launch_id"),
         evaluations.c.world_rank == _named("world_rank"),
-        IS_RUNNING,
+        _is(evaluations, Status.RUNNING),
     )
     .order_by(evaluations.c.id)
     .limit(1)
     .scalar_subquery()
     .label("running_id"),
     sa.select(sa.func.min(individuals.c.id))
-    .where(individuals.c.search_id == _named("search_id"), individuals.c.status == Status.LOST)
+    .where(individuals.c.search_id == _named("search_id"), _is(individuals, Status.LOST))
     .scalar_subquery()
     .label("lost_id"),
     sa.select(sa.func.max(launches.c.id))
@@ -384,8 +392,8 @@ class SqlStorage(Storage):
             .join_from(individuals, evaluations)
             .where(
                 individuals.c.search_id == search_id,
-                individuals.c.status == Status.RUNNING,
-                evaluations.c.status == Status.RUNNING,
+                _is(individuals, Status.RUNNING),
+                _is(evaluations, Status.RUNNING),
             )
             .order_by(evaluations.c.id)
         )
@@ -429,8 +437,8 @@ class SqlStorage(Storage):
             .join_from(individuals, evaluations)
             .where(
                 individuals.c.search_id == search_id,
-                individuals.c.status == Status.RUNNING,
-                evaluations.c.status == Status.RUNNING,
+                _is(individuals, Status.RUNNING),
+                _is(evaluations, Status.RUNNING),
             )
             .order_by(evaluations.c.world_rank, evaluations.c.id)
         )
@@ -522,6 +530,22 @@ class SqlStorage(Storage):
         with self._reading() as connection:
             return _individuals(connection, *conditions, order=by_fitness, limit=limit)
 
+    def individuals_after(
+        self, search_id: int, individual_id: int, again: Collection[int] = ()
+    ) -> list[IndividualRecord]:
+        newer = (
+            individuals.c.search_id == search_id,
+            individuals.c.status.in_(list(Status)),  # the index has them by status, then id
+            individuals.c.id > individual_id,
+        )
+        with self._reading() as connection:
+            known = [
+                record
+                for ids in _batches(sorted(again))
+                for record in _individuals(connection, individuals.c.id.in_(ids))
+            ]
+            return known + _individuals(connection, *newer)
+
     def individual(self, individual_id: int) -> IndividualRecord | None:
         with self._reading() as connection:
             return next(iter(_individuals(connection, individuals.c.id == individual_id)), None)
@@ -547,6 +571,19 @@ class SqlStorage(Storage):
             EpochRecord(epoch=epoch, step=step, metrics={row.name: row.value for row in group})
             for (epoch, step), group in groupby(rows, lambda row: (row.epoch, row.step))
         ]
+
+    def metric_by_epoch(
+        self, name: str, evaluation_ids: Sequence[int]
+    ) -> dict[int, dict[int, float]]:
+        columns = metrics_table.c["evaluation_id", "epoch", "value"]
+        query = sa.select(*columns).where(metrics_table.c.name == name).order_by(*columns[:2])
+        found: dict[int, dict[int, float]] = {}
+        with self._reading() as connection:
+            for ids in _batches(evaluation_ids):
+                asked = query.where(metrics_table.c.evaluation_id.in_(ids))
+                for evaluation_id, epoch, value in connection.execute(asked):
+                    found.setdefault(evaluation_id, {})[epoch] = value
+        return found
 
     def rank_updates(self, evaluation_id: int) -> list[RankUpdate]:
         columns = rank_updates.c["step", "layer", "inner_rank", "full_inner_rank", "stability"]
@@ -604,6 +641,42 @@ class SqlStorage(Storage):
         with self._reading() as connection:
             return _evaluations(connection, query)
 
+    def select(
+        self, search_id: int, selection: Selection, limit: int | None = None
+    ) -> list[Placed]:
+        split = len(INDIVIDUAL_FIELDS)
+        records = []
+        with self._reading() as connection:
+            found = questions.select(connection, search_id, selection, limit=limit)
+            for number, found_row in enumerate(found, start=1):
+                place, row = found_row[0], found_row[1:]
+                latest = dict(zip(EVALUATION_FIELDS, row[split:], strict=True))
+                individual = _individual(
+                    row[:split], EvaluationRecord(**latest) if latest["id"] else None
+                )
+                place = number if selection.is_leaderboard else place
+                records.append(Placed(place=place, individual=individual))
+        return records
+
+    def values(
+        self, search_id: int, selection: Selection, columns: Sequence[Column]
+    ) -> list[tuple[Any, ...]]:
+        with self._reading() as connection:
+            found = questions.select(connection, search_id, selection, wanted=columns)
+            return [tuple(row) for row in found]
+
+    def last_finishes(self, launch_id: int, limit: int) -> Sequence[tuple[datetime, int]]:
+        with self._reading() as connection:
+            return questions.last_finishes(connection, launch_id, limit)
+
+    def failures(self, search_id: int) -> list[FailureCount]:
+        with self._reading() as connection:
+            return questions.failures(connection, search_id)
+
+    def table(self, search_id: int, name: questions.TableName) -> Rows:
+        with self._reading() as connection:
+            return questions.table(connection, search_id, name)
+
     def close(self) -> None:
         self._engine.dispose()
 
@@ -615,6 +688,10 @@ class SqlStorage(Storage):
     ) -> None:
         """Close on the way out."""
         self.close()
+
+
+def _batches(ids: Sequence[int]) -> Iterator[Sequence[int]]:
+    return (ids[start : start + IDS_AT_ONCE] for start in range(0, len(ids), IDS_AT_ONCE))
 
 
 def _blank(text: str) -> str:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import tempfile
 import time
 import warnings
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ START_LIMIT_S = 30.0
 class Database:
     """An SQLite file beside the search's folder."""
 
+    name = "SQLite"
     is_server = False
     # The shortest run has at least these.
     first_faults = (
@@ -50,6 +49,7 @@ class Database:
 class Server(Database):
     """A PostgreSQL of one's own."""
 
+    name = "PostgreSQL"
     is_server = True
     first_faults = (
         "database restarted", "mpiexec KILL", "connections cut", "database killed", "rank TERM",
@@ -74,8 +74,9 @@ class Server(Database):
     def stop(self, mode: str) -> None:
         """Stop it as an operator does, or kill it."""
         if mode == "kill":
-            with suppress(psutil.NoSuchProcess):
-                psutil.Process(self._server.get_pid()).send_signal(signal.SIGKILL)
+            postmaster = psutil.Process(self._server.get_pid())
+            postmaster.kill()
+            postmaster.wait(START_LIMIT_S)
             return
         self._pg_ctl("-w", "-m", mode, "stop")
 
@@ -85,8 +86,9 @@ class Server(Database):
         while True:
             try:
                 self._server.ensure_postgres_running()
-                return
-            except (subprocess.SubprocessError, AssertionError):
+                with psycopg.connect(self._server.get_uri()):
+                    return
+            except (subprocess.SubprocessError, AssertionError, psycopg.OperationalError):
                 if time.monotonic() > deadline:
                     raise
 

@@ -28,7 +28,7 @@ from workers.protocol import EVENTS_FILE, RESULT_FILE
 from .databases import Database
 from .launches import Hung, Launch, wait_until
 
-MOMENT_LIMIT_S = 6.0
+MOMENT_LIMIT_S = 20.0
 BALLAST = "ballast"
 FILES = (
     STATE_FILE, EVENTS_FILE, RESULT_FILE, OUTCOME_FILE, EVALUATION_FILE, INDIVIDUAL_FILE,
@@ -105,7 +105,7 @@ def claimed(scene: Scene) -> Callable[[], bool]:
 
 
 def nearly_complete(scene: Scene) -> Callable[[], bool]:
-    return lambda: len(scene.files(OUTCOME_FILE)) >= scene.evaluations - 2
+    return lambda: len(scene.files(RESULT_FILE)) >= scene.evaluations - 2
 
 
 MOMENTS = (
@@ -154,6 +154,8 @@ def two_in_a_row(scene: Scene) -> str | None:
     at = time.monotonic() + scene.random.uniform(0.0, 1.0)
     wait_until(lambda: time.monotonic() > at, 2.0, "the second fault")
     hit.append(SIGNALS_BY_NAME[kinds[1]](scene))
+    if not all(hit):
+        return None
     return " and ".join(f"{kind}: {what}" for kind, what in zip(kinds, hit, strict=True))
 
 
@@ -193,7 +195,8 @@ def restart_database(mode: str) -> Callable[[Scene], str | None]:
 
 def cut_connections(scene: Scene) -> str | None:
     """End all sessions at the server."""
-    return f"{scene.database.cut_connections()} sessions"
+    number = scene.database.cut_connections()
+    return f"{number} sessions" if number else None
 
 
 def _signal(scene: Scene, processes: list[psutil.Process], number: signal.Signals) -> str | None:

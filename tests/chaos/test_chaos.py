@@ -157,7 +157,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 def test_a_disturbed_search_comes_to_the_same(
     database: Database, disk: Disk, tmp_path: Path, pytestconfig: pytest.Config
 ) -> None:
-    kind, faults = type(database).__name__, pytestconfig.getoption("--chaos-faults") // 2
+    kind, faults = database.name, pytestconfig.getoption("--chaos-faults") // 2
     seed = pytestconfig.getoption("--chaos-seed") or random.randrange(1 << 31)
     log_dir = pytestconfig.getoption("--chaos-log")
     log = ChaosLog(Path(log_dir, f"{kind.lower()}.jsonl") if log_dir else None)

@@ -15,8 +15,16 @@ import pytest
 
 from ..conftest import DIGITS, TINY, Command, FinishedSearch, settings
 
-ONE: list[str | Path] = ["run", DIGITS, "--evaluations", "1", "--islands", "1", *settings(TINY)]
-LIMIT_S = 60.0
+ONE: list[str | Path] = [
+    "run",
+    DIGITS,
+    "--evaluations",
+    "1",
+    "--islands",
+    "1",
+    *settings(TINY | {"num_threads": "1"}),
+]
+LIMIT_S = 300.0
 
 
 def workers_of(rank: int) -> list[psutil.Process]:

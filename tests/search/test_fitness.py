@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from pathlib import Path
 
-from oialr_search.fitness import fitness_of
+from oialr_search.fitness import fitness_of, outcome_of
+from oialr_search.folders import OUTCOME_FILE, Ending, read_ending, write_record
+from oialr_search.storage import Outcome
+from oialr_search.trainer import summary
+from workers.protocol import Completed, Failed, Resources, write_result
 
 TASK = "minivit_digits"
+COMPLETED = Completed(
+    metrics={"validation_loss": 0.5},
+    trainable_percent=10.0,
+    compression_percent=20.0,
+    device="cpu",
+    duration_s=1.5,
+    at=2.0,
+)
+USED = Resources(cpu_energy_j=0.5, peak_host_memory_bytes=2**40, samples_per_s=1e5)
 
 
 def test_a_loss_is_its_own_fitness() -> None:
@@ -21,3 +36,29 @@ def test_no_number_is_no_fitness() -> None:
     for value in (math.nan, math.inf, -math.inf):
         assert fitness_of({"validation_loss": value}, "validation_loss", TASK) is None
     assert fitness_of({}, "validation_loss", TASK) is None
+
+
+def test_what_was_used_is_kept_however_it_ended(tmp_path: Path) -> None:
+    failed = Failed(reason="r", at=1.0, cause="training", resources=USED)
+    for result in (replace(COMPLETED, resources=USED), failed):
+        outcome = outcome_of(result, "validation_loss", TASK)
+        assert _used(outcome) == _used(outcome_of(result, "validation_top1", TASK)) == USED
+        folder = tmp_path / type(result).__name__
+        folder.mkdir()
+        write_result(folder, result)
+        read = read_ending(folder, "validation_loss", TASK, may_repeat=True)
+        write_record(folder / OUTCOME_FILE, Ending(outcome=outcome))
+        assert read == read_ending(folder, "validation_loss", TASK, may_repeat=True)
+        assert read
+        assert _used(read.outcome) == USED
+
+
+def _used(outcome: Outcome) -> Resources:
+    return Resources(**{name: getattr(outcome, name) for name in vars(USED)})
+
+
+def test_a_summary_has_rows_for_what_was_measured() -> None:
+    rows = {row["metric"]: row for row in summary([COMPLETED, replace(COMPLETED, resources=USED)])}
+    assert rows["duration_s"]["seeds"] == 2
+    assert (rows["samples_per_s"]["mean"], rows["samples_per_s"]["seeds"]) == (1e5, 1)
+    assert not {"gpu_energy_j", "peak_gpu_memory_bytes"} & rows.keys()

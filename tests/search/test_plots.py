@@ -2,35 +2,52 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from oialr_search.analysis.importance import as_study, importances
+from oialr_search.analysis.plots import palette, space
+from oialr_search.analysis.plots.axes import Axis, axes_of
 from oialr_search.analysis.plots.bases import inner_ranks, stability
-from oialr_search.analysis.plots.catalogue import PLOTS
+from oialr_search.analysis.plots.catalogue import PLOTS, Source, draw
+from oialr_search.analysis.plots.convergence import convergence, in_order, steps_by_island
+from oialr_search.analysis.plots.lineage import MANY_ANCESTORS, family_of, lineage
 from oialr_search.analysis.plots.names import PlotName
 from oialr_search.analysis.plots.style import in_network_order
+from oialr_search.analysis.plots.tradeoff import pareto, pareto_front
+from oialr_search.analysis.plots.trainings import Training, learning_rates, metrics_over_epochs
+from oialr_search.analysis.schedule import learning_rate
 from oialr_search.config import load_search
 from oialr_search.storage import (
     EpochRecord,
+    IndividualRecord,
     Observation,
     Outcome,
     RankUpdate,
     Status,
+    StorageError,
     open_storage,
 )
+from workers.config import load_training
 from workers.oialr.observation import observed_weights
 from workers.tasks import task_of
+from workers.training import build_scheduler
 
-from ..conftest import AUTOFORMER, DIGITS, TINY, Command, FinishedSearch, settings
+from ..conftest import AUTOFORMER, CIFAR10, DIGITS, TINY, Command, FinishedSearch, settings
 from ..storage.storage_examples import launched_search, started_evaluation
+from .plausible_search import store_plausible_search
 
 LAYERS = ["patch_embed.proj", "blocks.2.attn.qkv", "blocks.2.attn.proj", "blocks.10.mlp.fc1"]
 INTERVAL, LAGS, STEPS = 20, (1, 5), 120
@@ -308,6 +325,7 @@ def test_a_search_that_observed_nothing_says_how_to(digits_search: FinishedSearc
     assert not (digits_search.command.folder / "stability.html").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("full_rank", [False, True])
 def test_a_search_that_observes_can_be_drawn(command: Command, full_rank: bool) -> None:
     values = TINY | {"observation.interval_steps": "20", "observation.lags": "[1, 2]"}
@@ -326,3 +344,427 @@ def test_a_search_that_observes_can_be_drawn(command: Command, full_rank: bool) 
 def test_the_commands_do_not_wait_for_plotly() -> None:
     code = "import sys, oialr_search.cli; sys.exit('plotly' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+OF_A_SEARCH = [name for name in PlotName if name is not PlotName.STABILITY]
+
+
+@pytest.fixture(scope="module")
+def plausible(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Source]:
+    """200 individuals on 4 islands, with failures and migrations; a search at full rank beside."""
+    path = tmp_path_factory.mktemp("plausible") / "search.db"
+    with open_storage(f"sqlite:///{path}", create=True) as storage:
+        full_rank = ("oialr=null", "search.name=baseline")
+        store_plausible_search(
+            storage, search_id=2, individuals=1, islands=1, running=0, assignments=full_rank
+        )
+        yield Source(storage=storage, search=store_plausible_search(storage))
+
+
+def at(second: int) -> datetime:
+    """A moment."""
+    return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=second)
+
+
+def made(number: int, fitness: float | None = None, **changes: Any) -> IndividualRecord:
+    """An individual that ended in the second of its number."""
+    values: dict[str, Any] = {
+        "id": number,
+        "search_id": 1,
+        "launch_id": 1,
+        "island": 0,
+        "island_rank": 0,
+        "generation": number,
+        "parents": (),
+        "origin": "random",
+        "genes": {},
+        "hyperparameters": {},
+        "status": Status.FAILED if fitness is None else Status.COMPLETED,
+        "fitness": fitness,
+        "created_at": at(0),
+        "finished_at": at(number),
+        "evaluation": None,
+    }
+    return IndividualRecord(**values | changes)
+
+
+def traces(figure: Any) -> dict[str, Any]:
+    """A figure's traces by name."""
+    return {trace.name: trace for trace in figure.data if trace.name}
+
+
+def titles(figure: Any) -> list[str]:
+    """What the axes are called."""
+    layout = figure.to_plotly_json()["layout"]
+    axes = [value for key, value in layout.items() if key.startswith(("xaxis", "yaxis"))]
+    return [axis["title"]["text"] for axis in axes if axis.get("title", {}).get("text")]
+
+
+def subtitle(figure: Any) -> str:
+    """Which search it is, and what is left out."""
+    return str(figure.layout.title.subtitle.text)
+
+
+@pytest.mark.parametrize("name", OF_A_SEARCH)
+def test_each_figure_names_its_search_and_fits_a_page(plausible: Source, name: PlotName) -> None:
+    figure = draw(name, plausible)
+    assert "search minivit_cifar10" in subtitle(figure)
+    assert len(figure.to_json()) < 500_000
+    if name not in (PlotName.PARALLEL_COORDINATES, PlotName.INNER_RANKS):
+        assert titles(figure)
+
+
+def test_convergence_shows_whoever_finished(plausible: Source) -> None:
+    figure = draw(PlotName.CONVERGENCE, plausible)
+    order = in_order(plausible.individuals)
+    shown = {
+        (x, y): (number, island)
+        for trace in figure.data
+        if trace.mode == "markers" and not trace.name
+        for x, y, (number, island) in zip(trace.x, trace.y, trace.customdata, strict=True)
+    }
+    assert shown == {
+        (place, i.fitness): (i.id, i.island)
+        for place, i in enumerate(order, start=1)
+        if i.fitness is not None
+    }
+    best = plausible.by_fitness[0]
+    lines = [trace for trace in figure.data if trace.mode == "lines"]
+    assert [line.name for line in lines] == [f"island {island}" for island in range(4)]
+    assert min(line.y[-1] for line in lines) == best.fitness
+    assert all(list(line.y) == sorted(line.y, reverse=True) for line in lines)
+    assert len({line.line.dash for line in lines}) == len(lines)  # in print, too
+    failed = sum(i.fitness is None and i.finished_at is not None for i in plausible.individuals)
+    assert len(traces(figure)[f"no fitness ({failed})"].x) == failed
+
+
+def test_an_immigrant_counts_from_its_arrival() -> None:
+    from oialr_search.storage import MigrationRecord
+
+    finished = [made(1, 5.0), made(2, 9.0, island=1), made(3, 8.0, island=1), made(4)]
+    arrival = MigrationRecord(
+        id=1, search_id=1, individual_id=1, source_island=0, target_island=1, accepted_at=at(2)
+    )
+    steps = steps_by_island(finished, [arrival])
+    assert [(s.finished, s.fitness, s.source_island) for s in steps[1]] == [
+        (2, 9.0, None),
+        (2, 5.0, 0),
+    ]
+    figure = convergence(finished, [arrival], "fitness", "")
+    mark = traces(figure)["new best by migration (1 of 1 migrations)"]
+    assert (list(mark.x), list(mark.y)) == ([2], [5.0])
+    assert list(traces(figure)["island 1"].y) == [9.0, 5.0, 5.0]
+
+
+def test_many_islands_are_one_legend_entry() -> None:
+    figure = convergence([made(n, float(n), island=n) for n in range(1, 40)], [], "fitness", "")
+    assert [t.name for t in figure.data if t.showlegend and t.mode == "lines"] == [
+        "each of 39 islands"
+    ]
+
+
+def test_far_away_fitnesses_do_not_flatten_the_others() -> None:
+    shown = palette.fitness_range([*(1.0 + n / 100 for n in range(99)), 1e12])
+    assert shown.high < 4
+    assert shown.note == "1 beyond the axis, up to 1e+12"
+    same = palette.fitness_range([2.0, 2.0])
+    assert same.low < 2.0 < same.high
+    assert not same.note
+
+
+@pytest.mark.parametrize("number", [1, 20, 10_000])
+def test_many_individuals_are_thinned_and_it_is_said(number: int) -> None:
+    individuals = [made(n, float((n * 7919) % number)) for n in range(1, number + 1)]
+    thinned = palette.thin(individuals, 100)
+    assert len(thinned.drawn) == min(number, 100)
+    assert [i.id for i in thinned.drawn] == sorted(i.id for i in thinned.drawn)
+    assert min(i.fitness or 0 for i in thinned.drawn) == 0.0
+    assert ("100 of 10,000 individuals drawn" in thinned.note) is (number > 100)
+    figure = convergence(individuals, [], "fitness", "")
+    assert len(figure.to_json()) < 300_000
+
+
+def test_importance_finds_what_decides() -> None:
+    entries = [
+        {"name": "a", "kind": "float", "low": 1e-4, "high": 1.0, "scale": "log", "choices": None},
+        {"name": "b", "kind": "int", "low": 0, "high": 9, "scale": "linear", "choices": None},
+        {"name": "c", "kind": "bool", "choices": (False, True)},
+        {"name": "d", "kind": "choice", "choices": ("x", "y", 3)},
+    ]
+    individuals = []
+    for n in range(1, 121):
+        a, b, c, d = 10 ** -((n * 7 % 41) / 10.25), n % 10, n % 2 == 0, ("x", "y", 3)[n % 3]
+        values = {"a": a, "b": b, "c": c, "d": d}
+        individuals.append(made(n, abs(math.log10(a) + 1), hyperparameters=values))
+    study = as_study(individuals, entries)
+    assert [t.params for t in study.trials] == [dict(i.hyperparameters) for i in individuals]
+    assert [t.value for t in study.trials] == [i.fitness for i in individuals]
+    parts = importances(individuals, entries)
+    assert list(parts) == ["PED-ANOVA", "fANOVA"]
+    figure = space.importance(parts, "")
+    for method, part in parts.items():
+        assert set(part) == {"a", "b", "c", "d"}
+        assert max(part, key=lambda name: part[name]) == "a"
+        assert sum(part.values()) == pytest.approx(1.0)
+        bars = traces(figure)[method]
+        shown = dict(zip(bars.y, bars.x, strict=True))
+        assert shown == {name: pytest.approx(100 * value) for name, value in part.items()}
+
+
+def test_importance_of_few_is_called_what_it_is(tmp_path: Path) -> None:
+    with open_storage(f"sqlite:///{tmp_path}/search.db", create=True) as storage:
+        few = store_plausible_search(storage, individuals=5, islands=1, running=0, failing=0)
+        figure = draw(PlotName.IMPORTANCE, Source(storage=storage, search=few))
+        assert "Too few to rely on: 5 individuals for 8 hyperparameters" in subtitle(figure)
+        one = store_plausible_search(
+            storage,
+            search_id=2,
+            individuals=1,
+            islands=1,
+            running=0,
+            failing=0,
+            assignments=("search.name=one",),
+        )
+        with pytest.raises(StorageError, match="importance needs two"):
+            draw(PlotName.IMPORTANCE, Source(storage=storage, search=one))
+
+
+def test_where_all_are_alike_no_variance_is_explained() -> None:
+    entry = {"name": "a", "kind": "float", "low": 0.0, "high": 1.0}
+    individuals = [made(n, 1.0, hyperparameters={"a": n / 30}) for n in range(1, 30)]
+    parts = importances(individuals, [entry])
+    assert list(parts) == ["PED-ANOVA"]
+    assert list(traces(space.importance(parts, ""))) == ["PED-ANOVA"]
+
+
+def test_values_lie_where_their_genes_are() -> None:
+    file = load_search(CIFAR10, ["space.oialr.full_rank_first_layer={choices: [false, true]}"])
+    search_space = file.space
+    axes = axes_of(dataclasses.replace(_any_search(), space=search_space.as_json()))
+    for gene in (0.0, 0.3, 1.0):
+        hyperparameters = search_space.decode({h.name: gene for h in search_space.hyperparameters})
+        individual = made(1, 1.0, hyperparameters=hyperparameters)
+        for axis, h in zip(axes, search_space.hyperparameters, strict=True):
+            place = axis.place(axis.value_of(individual))
+            tolerance = 0.5 if axis.choices else 0.05 if h.kind == "int" else 1e-9
+            assert place == pytest.approx(gene, abs=tolerance)
+            places = [p for p, _ in axis.ticks()]
+            assert places == sorted(places)
+            assert places[0] == 0.0
+            assert places[-1] == 1.0
+
+
+def _any_search() -> Any:
+    from oialr_search.storage import SearchRecord
+
+    return SearchRecord(
+        id=1,
+        name="a",
+        task="minivit_digits",
+        metric="validation_top1",
+        settings={},
+        space=[],
+        metric_names=[],
+        seed=0,
+        evaluations_total=1,
+        version="0",
+        created_at=at(0),
+        last_launch_at=None,
+    )
+
+
+def test_parallel_coordinates_lead_through_the_values(plausible: Source) -> None:
+    figure = draw(PlotName.PARALLEL_COORDINATES, plausible)
+    best = plausible.by_fitness[0]
+    line = traces(figure)[f"individual {best.id}"]
+    expected = [axis.place(best.hyperparameters[axis.name]) for axis in plausible.axes]
+    assert list(line.y)[: len(expected)] == expected
+    assert line.y[len(expected)] == 0.0  # nobody is better
+    drawn = sum(list(trace.x).count(0) for trace in figure.data) - 1
+    assert drawn == len(plausible.completed)
+
+
+def test_slices_show_each_value_and_fitness(plausible: Source) -> None:
+    figure = draw(PlotName.SLICE, plausible)
+    panels = [trace for trace in figure.data if not trace.name]
+    assert len(panels) == len(plausible.axes)
+    for axis, panel in zip(plausible.axes, panels, strict=True):
+        assert list(zip(panel.x, panel.y, strict=True)) == [
+            (i.hyperparameters[axis.name], i.fitness) for i in plausible.completed
+        ]
+    assert figure.layout.xaxis.type == "log"
+
+
+def test_hostile_texts_are_shown_and_not_obeyed() -> None:
+    hostile = "<a href='https://example.org'>x</a>"
+    axis = Axis(name="a.<b>bold</b>", choices=(hostile, True))
+    individuals = [
+        made(1, 1.0, hyperparameters={axis.name: hostile}),
+        made(2, 2.0, hyperparameters={axis.name: True}),
+    ]
+    for draw_it in (space.slices, space.parallel_coordinates):
+        text = draw_it(individuals, [axis], "fitness", individuals[0], "").to_json()
+        assert "<a href" not in text
+        assert "\\u003ca" not in text.lower()
+        assert "<b>bold" not in text
+        assert "\\u003cb\\u003ebold" not in text.lower()
+
+
+def test_choices_keep_bools_and_numbers_apart() -> None:
+    axis = Axis(name="a", choices=(1, True, "1"))
+    values = [made(n, 1.0, hyperparameters={"a": v}) for n, v in enumerate((1, True, "1"))]
+    assert [axis.value_of(individual) for individual in values] == [0, 1, 2]
+
+
+def test_nobody_beats_the_pareto_front(plausible: Source) -> None:
+    def both(i: IndividualRecord) -> tuple[float, float]:
+        assert i.evaluation is not None
+        assert i.fitness is not None
+        assert i.evaluation.trainable_percent is not None
+        return i.fitness, i.evaluation.trainable_percent
+
+    front = {both(i) for i in pareto_front(plausible.completed)}
+    everyone = {both(i) for i in plausible.completed}
+    assert front == {
+        (f, t) for f, t in everyone if not any(a <= f and b <= t for a, b in everyone - {(f, t)})
+    }
+    figure = draw(PlotName.PARETO, plausible)
+    stairs = traces(figure)[f"Pareto front ({len(front)})"]
+    assert set(zip(stairs.y, stairs.x, strict=True)) == front
+    assert plausible.baseline is not None
+    assert list(traces(figure)[f"full rank (individual {plausible.baseline.id})"].x) == [100.0]
+
+
+def test_one_individual_is_a_pareto_front(plausible: Source) -> None:
+    only = plausible.by_fitness[0]
+    figure = pareto([only], None, "fitness", only, "")
+    assert list(traces(figure)["Pareto front (1)"].y) == [only.fitness]
+
+
+def test_lineage_has_all_parents_left_of_their_children(plausible: Source) -> None:
+    best = plausible.by_fitness[0]
+    everyone = {i.id: i for i in plausible.individuals}
+    tree = family_of(best, everyone)
+    level = {i: number for number, ids in enumerate(tree.levels) for i in ids}
+    assert tree.levels[-1] == [best.id]
+    assert len(level) <= MANY_ANCESTORS + 1
+    for parent, child in tree.edges:
+        assert level[parent] < level[child]
+        assert parent in everyone[child].parents
+    figure = draw(PlotName.LINEAGE, plausible)
+    shown = {
+        d[0] for trace in figure.data if trace.customdata is not None for d in trace.customdata
+    }
+    assert shown == set(tree.members)
+
+
+def test_a_long_lineage_is_cut_and_it_is_said() -> None:
+    chain = {n: made(n, 1.0 / n, parents=(n - 1, n - 1) if n > 1 else ()) for n in range(1, 500)}
+    figure = lineage(chain[499], chain, "")
+    assert f"{499 - MANY_ANCESTORS - 1} older ancestors are not drawn" in subtitle(figure)
+
+
+def epochs_of(*values: float, name: str = "lr") -> list[EpochRecord]:
+    """Epochs with one metric."""
+    return [
+        EpochRecord(epoch=n, step=10 * n, metrics={name: value})
+        for n, value in enumerate(values, start=1)
+    ]
+
+
+def test_learning_rates_are_those_of_the_epochs() -> None:
+    best = [Training(name="one", epochs=epochs_of(0.1, 0.2, math.nan))]
+    figure = learning_rates(best, [Training(name="untuned", epochs=epochs_of(0.3))], "")
+    one, untuned = traces(figure)["one"], traces(figure)["untuned"]
+    assert (list(one.x), list(one.y)) == ([1, 2, 3], [0.1, 0.2, None])
+    assert (list(untuned.y), untuned.mode) == ([0.3], "markers")
+
+
+@pytest.mark.parametrize(
+    ("file", "changes"),
+    [
+        ("minivit_cifar10_untuned", ["epochs=30"]),
+        ("minivit_cifar10_tuned", ["epochs=25", "scheduler.lr_k_decay=1.7"]),
+        ("minivit_cifar10_baseline", ["epochs=3", "scheduler.warmup_epochs=5"]),
+        ("minivit_cifar10_baseline", ["epochs=3", "scheduler.warmup_epochs=0"]),
+        ("autoformer_ettm2_96_untuned", []),
+        ("autoformer_ettm2_96_tuned", []),
+    ],
+)
+def test_the_planned_learning_rate_is_the_trained_one(file: str, changes: list[str]) -> None:
+    config = load_training(CIFAR10.parent / "training" / f"{file}.yaml", changes)
+    steps = 7
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.AdamW([weight], lr=config.optimizer.lr)
+    scheduler = build_scheduler(config, optimizer, steps)
+    for done in range(config.epochs * steps):
+        used = optimizer.param_groups[0]["lr"]
+        assert learning_rate(config, done, steps) == pytest.approx(used, rel=1e-9)
+        scheduler.step_update(done + 1)
+
+
+def test_metrics_over_epochs_has_the_best_the_rest_and_the_baseline() -> None:
+    def training(name: str, *values: float) -> Training:
+        epochs = [
+            EpochRecord(epoch=n, step=n, metrics={"validation_top1": v, "trainable_percent": 50.0})
+            for n, v in enumerate(values, start=1)
+        ]
+        return Training(name=name, epochs=epochs)
+
+    figure = metrics_over_epochs(
+        [training("best", 1.0, 2.0)],
+        [training("x", 0.5, math.nan), training("y", 0.25)],
+        [training("full", 1.5)],
+        "validation_top1",
+        "",
+    )
+    assert [trace.name for trace in figure.data] == ["others", "best", "full"] * 2
+    assert list(figure.data[0].y) == [0.5, None, None, 0.25, None]
+    assert list(figure.data[1].y) == [1.0, 2.0]
+    assert list(figure.data[4].y) == [50.0, 50.0]
+    assert [trace.showlegend for trace in figure.data] == [True] * 3 + [False] * 3
+    assert "validation top-1 (%)" in titles(figure)
+
+
+def test_a_search_without_results_is_one_line_a_figure(tmp_path: Path) -> None:
+    with open_storage(f"sqlite:///{tmp_path}/search.db", create=True) as storage:
+        for number, running in enumerate((0, 3), start=1):
+            search = store_plausible_search(
+                storage,
+                search_id=number,
+                individuals=3,
+                islands=1,
+                running=running,
+                failing=1.0,
+                epochs=0,
+                assignments=(f"search.name=search{number}",),
+            )
+            for name in PlotName:
+                with pytest.raises(StorageError, match=f"search{number}") as raised:
+                    draw(name, Source(storage=storage, search=search))
+                assert "\n" not in str(raised.value)
+        launched_search(storage, name="empty")
+        empty = storage.find_search("empty")
+        assert empty is not None
+        for name in PlotName:
+            with pytest.raises(StorageError, match="search 'empty' has no individual yet"):
+                draw(name, Source(storage=storage, search=empty))
+
+
+def test_a_search_that_ran_can_be_drawn(digits_search: FinishedSearch) -> None:
+    path = digits_search.database
+    with open_storage(f"sqlite:///{path}", read_only=True) as storage:
+        source = Source(storage=storage, search=storage.searches()[0])
+        for name in OF_A_SEARCH:
+            figure = draw(name, source)
+            assert "search minivit_digits" in subtitle(figure)
+        curves = traces(draw(PlotName.LEARNING_RATES, source))
+    assert "untuned: the search file's values" in curves
+
+
+def test_what_has_no_effect_is_said(digits_search: FinishedSearch, tmp_path: Path) -> None:
+    result = digits_search.command(
+        "plot", "convergence", "--individual", "1", "-o", tmp_path / "a.html"
+    )
+    assert result.stderr == "warning: --individual has no effect on convergence\n"
+    assert "sendChartToCloud" in (tmp_path / "a.html").read_text().rpartition("newPlot")[2]

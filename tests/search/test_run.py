@@ -72,6 +72,14 @@ def test_every_evaluation_converts_updates_and_truncates(digits_search: Finished
     assert all(0 < row["p"] < 100 for row in trainable)
 
 
+def test_what_every_evaluation_used_is_known_as_far_as_it_is_measured(
+    digits_search: FinishedSearch,
+) -> None:
+    sql = "select samples_per_s speed, peak_host_memory_bytes bytes from evaluations"
+    rows = query(digits_search.database, sql)
+    assert all(row["speed"] > 1 and row["bytes"] > 100 << 20 for row in rows)
+
+
 def test_training_loss_falls(digits_search: FinishedSearch) -> None:
     rows = query(
         digits_search.database,
@@ -155,12 +163,14 @@ def test_a_narrow_terminal_gets_a_column_an_individual(digits_search: FinishedSe
 
 
 def test_status_and_show(digits_search: FinishedSearch) -> None:
-    islands = json.loads(digits_search.command("status", "--format", "json").stdout)
-    assert [row["island"] for row in islands] == [0, 1]
-    assert sum(row["completed"] for row in islands) == 6
-    (story,) = yaml.safe_load(digits_search.command("show", "4").stdout)
+    status = json.loads(digits_search.command("status", "--format", "json").stdout)
+    assert [row["island"] for row in status["islands"]] == [0, 1]
+    assert sum(row["completed"] for row in status["islands"]) == status["ended"] == 6
+    assert (status["launch"]["exit_code"], status["expected_end"]) == (0, None)
+    story = yaml.safe_load(digits_search.command("show", "4", "--format", "yaml").stdout)
     assert story["individual"] == 4
-    assert Path(story["evaluations"][0]["log"]).is_file()
+    log = Path(story["evaluations"][0]["log"])
+    assert digits_search.command("log", "4").stdout == log.read_text()
     assert all(ranks[0] >= ranks[-1] for ranks in story["evaluations"][0]["inner_ranks"].values())
 
 

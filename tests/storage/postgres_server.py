@@ -42,8 +42,8 @@ class PostgresServer:
         path.write_text(f"local all {role} scram-sha-256\n{path.read_text()}")
         self.execute("SELECT pg_reload_conf()")
 
-    def execute(self, sql: str) -> list[tuple[Any, ...]]:
-        with psycopg.connect(self.url, autocommit=True) as connection:
+    def execute(self, sql: str, url: str | None = None) -> list[tuple[Any, ...]]:
+        with psycopg.connect(url or self.url, autocommit=True) as connection:
             cursor = connection.execute(sql)
             return cursor.fetchall() if cursor.description else []
 

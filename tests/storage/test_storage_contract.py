@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from storage_examples import (
     HYPERPARAMETERS,
+    RESOURCES,
     epoch_record,
     launched_search,
     new_launch,
@@ -276,6 +277,7 @@ class TestEvaluations:
             exit_code=0,
             trainable_percent=12.5,
             compression_percent=101.0,
+            **RESOURCES,
             finished_at=start + timedelta(minutes=2),
         )
         assert storage.finish_evaluation(evaluation_id, outcome) is True
@@ -296,6 +298,7 @@ class TestEvaluations:
         assert (done.resumed_epoch, done.log_tail) == (3, None)
         assert (done.duration_s, done.finish_number, done.exit_code) == (120.0, 1, 0)
         assert (done.trainable_percent, done.compression_percent) == (12.5, 101.0)
+        assert {name: getattr(done, name) for name in RESOURCES} == RESOURCES
 
     def test_a_failure_has_a_reason_and_no_fitness(self, storage: Storage) -> None:
         search_id, launch_id = launched_search(storage)
@@ -314,6 +317,7 @@ class TestEvaluations:
         assert (individual.status, individual.fitness) == (Status.FAILED, None)
         assert individual.evaluation.reason == "CUDA out of memory"
         assert individual.evaluation.exit_signal == 9
+        assert {getattr(individual.evaluation, name) for name in RESOURCES} == {None}
         assert individual.evaluation.log_tail == "Traceback\n  größer ? ?"
         assert storage.claim(search_id, new_proposal(1), 1, new_runner(launch_id)) is None
 

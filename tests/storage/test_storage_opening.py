@@ -260,6 +260,7 @@ def _downgrade(url: str) -> None:
     engine = sa.create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
     with engine.begin() as connection:
         connection.exec_driver_sql("DROP VIEW leaderboard")
+        connection.exec_driver_sql("DROP VIEW lineage")
         config.attributes["connection"] = connection
         command.downgrade(config, "base")
     engine.dispose()

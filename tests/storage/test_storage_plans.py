@@ -25,7 +25,11 @@ COMPLETED = Outcome(status=Status.COMPLETED, fitness=0.5)
 CALLS: dict[str, tuple[Callable[[Storage, int, int, int], object], set[str]]] = {
     "claim": (
         lambda s, search, launch, _: s.claim(search, new_proposal(7), 9, new_runner(launch)),
-        {"ix_evaluations_running", "ix_individuals_search_id_status_id"},
+        {
+            "ix_evaluations_running",
+            "ix_individuals_search_id_status_id",
+            "ix_launches_search_id_started_at",
+        },
     ),
     "claim of a lost one": (
         lambda s, search, launch, evaluation: (
@@ -35,6 +39,7 @@ CALLS: dict[str, tuple[Callable[[Storage, int, int, int], object], set[str]]] = 
         {
             "ix_evaluations_running",
             "ix_individuals_search_id_status_id",
+            "ix_launches_search_id_started_at",
             "sqlite_autoindex_evaluations_1",
         },
     ),
@@ -45,6 +50,7 @@ CALLS: dict[str, tuple[Callable[[Storage, int, int, int], object], set[str]]] = 
         {
             "ix_evaluations_running",
             "ix_individuals_search_id_status_id",
+            "ix_launches_search_id_started_at",
             "sqlite_autoindex_evaluations_1",
         },
     ),

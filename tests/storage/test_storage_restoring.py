@@ -9,6 +9,7 @@ from datetime import timedelta
 
 import pytest
 from storage_examples import (
+    RESOURCES,
     epoch_record,
     launched_search,
     new_launch,
@@ -50,7 +51,7 @@ def fill(storage: Storage) -> SearchRecord:
         epoch = epoch_record(1, loss=math.inf, top1=0.5)
         storage.add_epoch(evaluation_id, epoch, [UPDATE], [OBSERVATION])
         if status is not Status.RUNNING:
-            outcome = Outcome(status=status, log_tail="end", metrics={"top1": 0.5})
+            outcome = Outcome(status=status, log_tail="end", metrics={"top1": 0.5}, **RESOURCES)
             fitness = 0.5 if status is Status.COMPLETED else None
             storage.finish_evaluation(evaluation_id, replace(outcome, fitness=fitness))
     claim = storage.claim(search_id, new_proposal(9), 9, new_runner(launch_id, world_rank=9))

@@ -36,6 +36,7 @@ def test_migrating_gives_the_checks(storage: Storage, database_url: str) -> None
     migrated = _checks(engine)
     with engine.begin() as connection:
         connection.exec_driver_sql("DROP VIEW leaderboard")
+        connection.exec_driver_sql("DROP VIEW lineage")
         METADATA.drop_all(connection)
         METADATA.create_all(connection)
     assert migrated == _checks(engine)

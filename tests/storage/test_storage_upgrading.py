@@ -146,6 +146,7 @@ def test_everything_survives(old_url: str) -> None:
         look_around(storage)
     with connected(old_url) as connection:
         connection.exec_driver_sql("DROP VIEW leaderboard")
+        connection.exec_driver_sql("DROP VIEW lineage")
         migrate(connection, command.downgrade, "0001")
         assert columns_of(connection) == columns
         assert rows_of(connection, columns) == before

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from workers.protocol import (
     ProtocolError,
     RankUpdate,
     Ready,
+    Resources,
     Started,
     Stop,
     Stopped,
@@ -36,6 +39,7 @@ COMPLETED = Completed(
     duration_s=1.5,
     at=2.0,
 )
+USED = Resources(gpu_energy_j=0.5, peak_host_memory_bytes=2**40, samples_per_s=1e5)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +55,9 @@ COMPLETED = Completed(
         Started(at=1.0, total_steps=3, parameters=4, layers="all", warnings=["w"]),
         Epoch(epoch=1, step=2, metrics={"a": 0.1}, rank_updates=[UPDATE], observations=[SEEN]),
         COMPLETED,
+        replace(COMPLETED, resources=USED),
         Failed(reason="r", at=1.0, cause="configuration"),
+        Failed(reason="r", at=1.0, cause="machine", resources=USED),
     ],
     ids=lambda message: type(message).__name__,
 )
@@ -68,6 +74,12 @@ def test_what_is_sent_arrives(message: object) -> None:
 def test_garbage_is_refused(line: bytes) -> None:
     with pytest.raises(ProtocolError):
         decode(line)
+
+
+def test_a_result_from_before_resources_were_measured_is_read() -> None:
+    content = json.loads(encode(COMPLETED))
+    del content["resources"]
+    assert decode(json.dumps(content)) == COMPLETED
 
 
 def test_a_result_is_whole_or_not_there(tmp_path: Path) -> None:

@@ -115,6 +115,7 @@ def test_a_failure_is_also_in_the_folder_and_its_state_is_gone(tmp_path: Path) -
     events = run(tmp_path / "evaluation", config, state_file=str(state))
     assert isinstance(events[-1], Failed)
     assert events[-1].cause == "training"
+    assert events[-1].resources.peak_host_memory_bytes
     lines = (tmp_path / "evaluation" / EVENTS_FILE).read_bytes().splitlines()
     assert [decode(line) for line in lines] == events
     assert decode((tmp_path / "evaluation" / RESULT_FILE).read_bytes()) == events[-1]
@@ -136,6 +137,7 @@ def test_a_stop_ends_after_the_epoch_and_the_rest_follows_later(tmp_path: Path, 
     assert isinstance(stopped, Stopped)
     assert isinstance(last_epoch, Epoch)
     assert 2 <= stopped.epoch == last_epoch.epoch < 40
+    assert stopped.resources.samples_per_s
     assert not (tmp_path / "first" / RESULT_FILE).exists()
     assert decode((tmp_path / "first" / EVENTS_FILE).read_bytes().splitlines()[-1]) == stopped
     if keep:

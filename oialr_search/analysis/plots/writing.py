@@ -14,6 +14,8 @@ from workers.config import ConfigError
 
 PICTURES = ("png", "pdf", "svg")
 FORMATS = ("html", *PICTURES)
+# One of plotly's own buttons sends the figure to its makers' server.
+IN_PAGE = {"displaylogo": False, "modeBarButtonsToRemove": ["sendChartToCloud"]}
 PNG_SCALE = 2  # pixels a pixel of the layout: sharp in print
 
 
@@ -49,7 +51,9 @@ def _format(path: Path) -> str:
 
 def _page(figure: go.Figure) -> bytes:
     # An id of its own choice would make each page of the same figure differ.
-    html: str = figure.to_html(include_plotlyjs=True, full_html=True, div_id="figure")
+    html: str = figure.to_html(
+        include_plotlyjs=True, full_html=True, div_id="figure", config=IN_PAGE
+    )
     return html.encode()
 
 

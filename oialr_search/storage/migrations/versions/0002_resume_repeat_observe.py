@@ -1,5 +1,7 @@
 """Who evaluated and what it took over, observations, counters of islands and finishes, indexes."""
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -21,6 +23,13 @@ INDEXES = {
         ["search_id", "target_island", "fitness", "individual_id"],
     ),
 }
+RESOURCES: tuple[tuple[str, sa.types.TypeEngine[Any], str], ...] = (
+    ("gpu_energy_j", sa.Double(), "of the whole GPU, whoever uses it"),
+    ("cpu_energy_j", sa.Double(), "of all CPUs of the node, whoever uses them"),
+    ("peak_host_memory_bytes", sa.BigInteger(), "with loader processes"),
+    ("peak_gpu_memory_bytes", sa.BigInteger(), "of all tensors"),
+    ("samples_per_s", sa.Double(), "images or windows trained"),
+)
 
 
 def upgrade() -> None:
@@ -79,6 +88,8 @@ def upgrade() -> None:
                 comment="end of the log if it did not complete",
             )
         )
+        for name, kind, comment in RESOURCES:
+            batch.add_column(sa.Column(name, kind, nullable=True, comment=comment))
         batch.alter_column(
             "started_at",
             existing_type=sa.DateTime(timezone=True),
@@ -161,9 +172,10 @@ def downgrade() -> None:
         op.drop_index(name, table)
     op.drop_table("observations")
     op.drop_table("islands")
+    added = ("launch_id", "resumed_epoch", "log_tail", *(name for name, _, _ in RESOURCES))
     with op.batch_alter_table("evaluations") as batch:
         batch.drop_constraint(op.f("fk_evaluations_launch_id"), type_="foreignkey")
-        for column in ("launch_id", "resumed_epoch", "log_tail"):
+        for column in added:
             batch.drop_column(column)
         batch.alter_column(
             "started_at",

@@ -1,0 +1,194 @@
+"""Where a search stands: islands, ranks, pace, failures, the best so far, the expected end."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from oialr_search.storage import (
+    FailureCount,
+    LaunchRecord,
+    RunningEvaluation,
+    SearchRecord,
+    Status,
+    Storage,
+)
+
+Row = dict[str, Any]
+
+WINDOW = timedelta(hours=1)
+ENOUGH = 10
+"""Endings that make an hour's pace; with fewer it is the whole launch's."""
+MOST_FINISHES = 1000
+ENDED = (Status.COMPLETED, Status.PRUNED, Status.FAILED, Status.TIMED_OUT)
+FIRST_PART = re.compile(r".+?(?=: | after (?:epoch )?\d|$)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """How fast evaluations end."""
+
+    evaluations: int
+    over_s: float
+    per_hour: float | None
+    per_island: Mapping[int, float]  # an hour
+    last_finish_at: datetime | None
+
+
+def status(storage: Storage, search: SearchRecord, now: datetime | None = None) -> Row:
+    """All that is known of a search's state; times are ISO 8601 in UTC."""
+    now = now or datetime.now(UTC)
+    progress, islands = storage.progress(search.id), storage.islands(search.id)
+    launches = storage.launches(search.id)
+    launch = launches[-1] if launches else None
+    pace = _pace(storage, launch, now)
+    ended = sum(progress.counts[status] for status in ENDED)
+    remaining = max(progress.total - ended, 0)
+    best = None
+    if progress.best_individual_id is not None:
+        best = storage.individual(progress.best_individual_id)
+    return {
+        "search": search.name,
+        "task": search.task,
+        "metric": search.metric,
+        "evaluations_total": progress.total,
+        "begun": sum(progress.counts.values()),
+        "ended": ended,
+        "remaining": remaining,
+        **{status.value: progress.counts[status] for status in _used(progress.counts)},
+        "launch": launch and _launch(launch, len(launches)),
+        "per_hour": pace.per_hour,
+        "per_hour_over_s": pace.over_s,
+        "last_finished_at": _iso(pace.last_finish_at),
+        "expected_end": _iso(_expected_end(launch, pace, remaining, now)),
+        "best": best
+        and {
+            "individual": best.id,
+            "fitness": best.fitness,
+            "island": best.island,
+            "trainable_percent": best.evaluation and best.evaluation.trainable_percent,
+            "compression_percent": best.evaluation and best.evaluation.compression_percent,
+        },
+        "islands": [
+            {
+                "island": island.island,
+                "individuals": sum(island.counts.values()),
+                **{status.value: island.counts[status] for status in _used(island.counts)},
+                "per_hour": pace.per_island.get(island.island, 0.0),
+                "best_fitness": island.best_fitness,
+                "best_individual": island.best_individual_id,
+            }
+            for island in islands
+        ],
+        "ranks": [_running(storage, search, running, now) for running in progress.running],
+        "failures": group_failures(storage.failures(search.id)),
+    }
+
+
+def group_failures(counts: Sequence[FailureCount]) -> list[Row]:
+    """Failures by the first part of what they say, most frequent first."""
+    groups: dict[tuple[Status, str], Counter[str]] = {}
+    for failure in counts:
+        text = failure.reason or "no reason given"
+        found = FIRST_PART.match(text)
+        group = groups.setdefault((failure.status, found[0] if found else text), Counter())
+        group[text] += failure.count
+    rows = [
+        {
+            "status": status.value,
+            "reason": reason,
+            "evaluations": sum(texts.values()),
+            "example": texts.most_common(1)[0][0],
+        }
+        for (status, reason), texts in groups.items()
+    ]
+    return sorted(rows, key=lambda row: (-row["evaluations"], row["status"], row["reason"]))
+
+
+def _used(counts: Mapping[Status, int]) -> list[Status]:
+    return [status for status in counts if status is not Status.QUEUED]
+
+
+def _pace(storage: Storage, launch: LaunchRecord | None, now: datetime) -> Pace:
+    """The pace of the last hour of the launch, or of all of it where little ended in the hour."""
+    if launch is None:
+        return Pace(evaluations=0, over_s=0.0, per_hour=None, per_island={}, last_finish_at=None)
+    until = launch.ended_at or now
+    finishes = [f for f in storage.last_finishes(launch.id, MOST_FINISHES) if f[0] is not None]
+    begin = launch.started_at
+    if len(finishes) == MOST_FINISHES:
+        begin = max(begin, finishes[-1][0])
+    recent = [finish for finish in finishes if finish[0] > until - WINDOW]
+    if len(recent) >= ENOUGH and begin < until - WINDOW:
+        finishes, begin = recent, until - WINDOW
+    over_s = max((until - begin).total_seconds(), 0.0)
+    an_hour = 3600.0 / over_s if over_s else 0.0
+    islands = Counter(island for _, island in finishes)
+    return Pace(
+        evaluations=len(finishes),
+        over_s=over_s,
+        per_hour=len(finishes) * an_hour,
+        per_island={island: count * an_hour for island, count in islands.items()},
+        last_finish_at=max((at for at, _ in finishes), default=None),
+    )
+
+
+def _expected_end(
+    launch: LaunchRecord | None, pace: Pace, remaining: int, now: datetime
+) -> datetime | None:
+    """When the last evaluation will have ended, if all goes on like this; None: nobody knows."""
+    if launch is None or launch.ended_at or not pace.per_hour or not remaining:
+        return None
+    try:
+        return now + timedelta(hours=remaining / pace.per_hour)
+    except OverflowError:  # not in the lifetime of a calendar
+        return None
+
+
+def _launch(launch: LaunchRecord, number: int) -> Row:
+    return {
+        "launch": launch.id,
+        "number": number,
+        "hostname": launch.hostname,
+        "world_size": launch.world_size,
+        "num_islands": launch.num_islands,
+        "started_at": _iso(launch.started_at),
+        "ended_at": _iso(launch.ended_at),
+        "exit_code": launch.exit_code,
+    }
+
+
+def _running(
+    storage: Storage, search: SearchRecord, running: RunningEvaluation, now: datetime
+) -> Row:
+    return {
+        "world_rank": running.world_rank,
+        "island": running.island,
+        "individual": running.individual_id,
+        "attempt": running.attempt,
+        "epoch": running.last_epoch or 0,
+        "epochs": _epochs(storage, search, running.individual_id),
+        "hostname": running.hostname,
+        "device": running.device,
+        "started_at": _iso(running.started_at),
+        "running_s": round(max((now - running.started_at).total_seconds(), 0.0), 1),
+    }
+
+
+def _epochs(storage: Storage, search: SearchRecord, individual_id: int) -> int | None:
+    """How many epochs a training has at most."""
+    if any(spec["name"] == "epochs" for spec in search.space):
+        individual = storage.individual(individual_id)
+        found = individual and individual.hyperparameters.get("epochs")
+    else:
+        training = search.settings.get("training")
+        found = training.get("epochs") if isinstance(training, Mapping) else None
+    return found if isinstance(found, int) else None
+
+
+def _iso(at: datetime | None) -> str | None:
+    return None if at is None else at.isoformat(timespec="seconds")

@@ -1,0 +1,374 @@
+"""`leaderboard`: what is shown, `--where`, `--pareto`, formats, files, `--watch`."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import pty
+import random
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from oialr_search.analysis.conditions import parse_condition
+from oialr_search.analysis.leaderboard import (
+    all_columns,
+    choose_search,
+    leaderboard,
+    pareto_front,
+)
+from oialr_search.rows import as_parquet
+from oialr_search.storage import Selection, Status, open_storage
+from workers.config import ConfigError
+
+from ..conftest import Command
+from .conftest import COMPLETED, FAILURES, RESUMED, RUNNING
+
+Row = dict[str, Any]
+EVERYONE = tuple(Status)
+
+
+def rows_of(url: str, where: str = "", pareto: Sequence[str] = (), **changes: Any) -> list[Row]:
+    with open_storage(url, read_only=True) as storage:
+        search = choose_search(storage, None)
+        condition = parse_condition(where, all_columns(search)) if where else None
+        top = changes.pop("top", None)
+        selection = Selection(where=condition, **changes)
+        return leaderboard(storage, search, top, selection, pareto)
+
+
+def test_a_row_says_all(url: str) -> None:
+    best = rows_of(url)[0]
+    assert best == {
+        "place": 1, "individual": RESUMED, "fitness": 2.0, "validation_loss": 1.0,
+        "validation_top1": 98.0, "trainable_percent": 40.0, "compression_percent": 80.0,
+        "optimizer.lr": 0.01, "oialr.delay_steps": 500, "oialr.full_rank_first": False,
+        "optimizer.name": "adamw", "island": 1, "generation": 5, "duration_s": 90.0,
+        "world_rank": 1, "hostname": "node1", "device": "cuda:1",
+    }  # fmt: skip
+    assert [row["place"] for row in rows_of(url, top=3)] == [1, 2, 3]
+
+
+def test_what_is_named_is_shown(url: str) -> None:
+    (row,) = rows_of(url, "gpu_energy_j <= 100 and train_loss > 0")
+    assert (row["individual"], row["gpu_energy_j"], row["train_loss"]) == (1, 100.0, 0.5)
+    assert "cpu_energy_j" not in row
+    rows = rows_of(url, pareto=["fitness", "gpu_energy_j"])  # the best was not measured
+    assert [row["individual"] for row in rows if row["pareto"]] == [2, 1]
+    assert rows[0]["gpu_energy_j"] is None
+
+
+def test_islands_and_statuses(url: str) -> None:
+    first = rows_of(url, islands=(0,))
+    assert [row["individual"] for row in first] == [7, 1, 3]
+    assert [row["place"] for row in first] == [3, 5, 6]  # in the whole search
+    others = rows_of(url, statuses=(Status.FAILED, Status.RUNNING, Status.TIMED_OUT))
+    assert [row["individual"] for row in others] == [*FAILURES, RUNNING]
+    assert [row["reason"] for row in others] == [*(reason for _, reason in FAILURES.values()), None]
+    assert {row["place"] for row in others} == {None}
+    assert len(rows_of(url, statuses=EVERYONE)) == len(COMPLETED) + len(FAILURES) + 1
+    assert [row["individual"] for row in rows_of(url, "attempt = 2")] == [RESUMED]
+    assert rows_of(url, "attempt = 2", statuses=EVERYONE)[0]["attempt"] == 2
+
+
+CONDITIONS: dict[str, Callable[[Row], Any]] = {
+    "trainable_percent < 15": lambda r: r["trainable_percent"] < 15,
+    "fitness<=3.5 AND optimizer.lr > 1e-3": lambda r: (
+        r["fitness"] <= 3.5 and r["optimizer.lr"] > 1e-3
+    ),
+    "lr = .01 or delay_steps in (100, 800.0)": lambda r: (
+        r["optimizer.lr"] == 0.01 or r["oialr.delay_steps"] in (100, 800)
+    ),
+    "not (place > 2 or island == 0)": lambda r: not (r["place"] > 2 or r["island"] == 0),
+    "optimizer.name = 'sgd'": lambda r: r["optimizer.name"] == "sgd",
+    "name <> 'sgd'": lambda r: r["optimizer.name"] != "sgd",
+    'optimizer_name in ("sgd", "its")': lambda r: r["optimizer.name"] == "sgd",
+    "full_rank_first": lambda r: r["oialr.full_rank_first"],
+    "not oialr.full_rank_first and fitness != 2": lambda r: (
+        not r["oialr.full_rank_first"] and r["fitness"] != 2
+    ),
+    "oialr.full_rank_first = false": lambda r: not r["oialr.full_rank_first"],
+    "island not in (0) and duration_s >= 90": lambda r: r["island"] != 0,
+    "val_top1 > 95 and train_loss is not null": lambda r: r["validation_top1"] > 95,
+    "train_loss is null": lambda r: False,
+    "generation > 1.5": lambda r: r["generation"] > 1.5,  # not rounded to 2
+    "generation >= 1e30 or individual = 1": lambda r: r["individual"] == 1,
+    "device = 'cuda:1' and world_rank = 1": lambda r: r["world_rank"] == 1,
+    "status = 'completed' and reason is null": lambda r: True,
+    "fitness > 3 and fitness > 4 or fitness < 2.5": lambda r: (
+        r["fitness"] > 4 or r["fitness"] < 2.5
+    ),
+}
+
+
+@pytest.mark.parametrize("where", CONDITIONS)
+def test_a_condition_finds_what_it_says(url: str, where: str) -> None:
+    everyone = rows_of(url)
+    wanted = [row for row in everyone if CONDITIONS[where](row)]
+    assert rows_of(url, where) == wanted
+    assert where == "status = 'completed' and reason is null" or len(wanted) < len(everyone)
+
+
+def test_what_is_null_fulfils_no_comparison(url: str) -> None:
+    named = [row["individual"] for row in rows_of(url, "reason = 'x'", statuses=EVERYONE)]
+    other = rows_of(url, "not reason = 'x'", statuses=EVERYONE)
+    assert named == []
+    assert [row["individual"] for row in other] == list(FAILURES)
+    unplaced = rows_of(url, "place is null", statuses=EVERYONE)
+    assert [row["individual"] for row in unplaced] == [*FAILURES, RUNNING]
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("trainable_percen < 15", "unknown column `trainable_percen`; did you mean `trainable_p"),
+        ("optimiser.lr < 15", "did you mean `optimizer.lr`?"),
+        ("delay_step < 15", "did you mean `oialr.delay_steps`?"),
+        ("xyzzy < 15", "unknown column `xyzzy`; one of place, individual"),
+        ("fitness", "a comparison should follow `fitness`, got the end"),
+        ("fitness <", "`fitness` is a number, got the end"),
+        ("fitness < 'a'", "`fitness` is a number, got `'a'`"),
+        ("fitness < 1 2", "`and` or `or` should come before `2`"),
+        ("(fitness < 1", "`)` should stand where there is the end"),
+        ("fitness < 1)", "`and` or `or` should come before `)`"),
+        ("optimizer.name = sgd", "text stands in quotes: `optimizer.name = 'sgd'`"),
+        ("optimizer.name = 3", "`optimizer.name` is text, got `3`"),
+        ("full_rank_first = 1", "`oialr.full_rank_first` is true or false, got `1`"),
+        ("full_rank_first < true", "not more or less"),
+        ("reason = null", "`reason is null` asks for what is missing"),
+        ("fitness in ()", "`fitness` is a number, got `)`"),
+        ("fitness not 3", "`in` should follow `not`"),
+        ("fitness < 1; drop table individuals", "cannot read '; drop table individuals'"),
+        ("1 = 1", "a column should stand where there is `1`"),
+        ("fitness = 'x", 'cannot read "\'x"'),
+        ("fitness < 0x10", "cannot read '0x10'"),
+        ("fitness < __import__('os')", "`fitness` is a number, got `__import__`"),
+        ("(" * 10_000, "too many parentheses"),
+        ("", ""),
+    ],
+)
+def test_a_wrong_condition_is_one_line(seen_urls: dict[str, str], where: str, message: str) -> None:
+    if not where:
+        assert len(rows_of(seen_urls["sqlite"], where)) == len(COMPLETED)
+        return
+    with pytest.raises(ConfigError) as error:
+        rows_of(seen_urls["sqlite"], where)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["'; DROP TABLE individuals; --", "x' OR '1'='1", '"', "\\", "%s"])
+def test_text_is_never_part_of_the_statement(url: str, text: str) -> None:
+    quoted = "'" + text.replace("'", "''") + "'"
+    assert rows_of(url, f"optimizer.name = {quoted} or device in ({quoted})") == []
+    assert len(rows_of(url)) == len(COMPLETED)
+
+
+def slow_front(points: Sequence[Sequence[float]]) -> list[int]:
+    """Everyone against everyone."""
+    return [
+        i
+        for i, p in enumerate(points)
+        if not any(
+            all(a <= b for a, b in zip(q, p, strict=True)) and tuple(q) != tuple(p) for q in points
+        )
+    ]
+
+
+@pytest.mark.parametrize("dimensions", [1, 2, 3, 4])
+def test_the_pareto_front_is_that_of_the_definition(dimensions: int) -> None:
+    draw = random.Random(dimensions)
+    for size in (0, 1, 2, 60):
+        for values in (3, 1000):  # few values: many ties
+            points = [[draw.randrange(values) for _ in range(dimensions)] for _ in range(size)]
+            assert pareto_front(points) == slow_front(points)
+
+
+def test_the_front_is_marked_and_whole(url: str) -> None:
+    rows = rows_of(url, pareto=["fitness", "trainable_percent"], top=2)
+    assert [(row["individual"], row["pareto"]) for row in rows] == [(5, True), (2, True), (7, True)]
+    rows = rows_of(url, pareto=["fitness", "trainable_percent"], top=5, islands=(1,))
+    marked = {row["individual"] for row in rows if row["pareto"]}
+    assert marked == {5, 2, 6}
+    # higher is better for top1 by itself, for the delay by `:max`
+    best = rows_of(url, pareto=["validation_top1", "oialr.delay_steps:max"])
+    points = [[r["fitness"], -r["oialr.delay_steps"]] for r in best]
+    assert [n for n, r in enumerate(best) if r["pareto"]] == slow_front(points)
+
+
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        ("fitnes", "`--pareto`: unknown column `fitnes`; did you mean `fitness`?"),
+        ("optimizer.name", "`optimizer.name` is no number"),
+        ("fitness:best", "`:min` or `:max` may follow fitness, got `:best`"),
+    ],
+)
+def test_a_wrong_objective(seen_urls: dict[str, str], objective: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message.replace("?", r"\?")):
+        rows_of(seen_urls["sqlite"], pareto=["fitness", objective])
+
+
+def test_the_command_in_all_formats(url: str, command: Command) -> None:
+    options = ["leaderboard", "--db", url, "--where", "trainable_percent < 15", "--top", "2"]
+    table = command(*options, "--pareto", "fitness,trainable_percent").stdout
+    assert "\x1b" not in table
+    assert [line.split()[:4] for line in table.splitlines()[4:7]] == [
+        ["2", "yes", "2", "3"], ["3", "yes", "7", "3.5"], []
+    ]  # fmt: skip
+    assert "2 on the Pareto front of fitness, trainable_percent" in table
+    written = [("a.json", json.loads), ("a.yml", None), ("a.yaml", yaml.safe_load)]
+    for name, load in written:
+        result = command(*options, "-o", name)
+        assert result.stdout == f"2 individuals written to {name}\n"
+        if load:
+            rows = load((command.folder / name).read_text())
+            assert [row["individual"] for row in rows] == [2, 7]
+    read = list(csv.DictReader(io.StringIO(command(*options, "--format", "csv").stdout)))
+    assert [float(row["optimizer.lr"]) for row in read] == [0.001, 0.0001]
+    assert list(read[0]) == list(rows[0])
+    assert {path.name for path in command.folder.iterdir()} == {name for name, _ in written}
+
+
+def test_nothing_found_is_said(seen_urls: dict[str, str], command: Command) -> None:
+    options = ["leaderboard", "--db", seen_urls["sqlite"], "--where", "fitness < 0"]
+    assert command(*options).stdout.endswith("no such individual\n")
+    assert json.loads(command(*options, "--format", "json").stdout) == []
+    header = command(*options, "--format", "csv").stdout
+    assert header.startswith("place,individual,fitness,validation_loss")
+    assert len(header.splitlines()) == 1
+
+
+def test_mistakes_of_the_command(seen_urls: dict[str, str], command: Command) -> None:
+    options = ["leaderboard", "--db", seen_urls["sqlite"]]
+    wrong = command(*options, "--where", "fitnes < 1", check=False)
+    assert wrong.returncode == 78
+    assert wrong.stderr == "error: `--where`: unknown column `fitnes`; did you mean `fitness`?\n"
+    unnamed = command(*options, "--format", "parquet", check=False)
+    assert unnamed.returncode == 2
+    assert "name a file with -o FILE" in unnamed.stderr
+    assert not unnamed.stdout
+    nowhere = command(*options, "-o", "missing/a.csv", check=False)
+    assert nowhere.returncode == 78
+    assert nowhere.stderr == "error: cannot write missing/a.csv: No such file or directory\n"
+    both = command(*options, "--watch", "--format", "json", check=False)
+    assert both.returncode == 2
+    assert not list(command.folder.iterdir())
+
+
+def _has_pyarrow() -> bool:
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not _has_pyarrow(), reason="no pyarrow that works with this NumPy")
+def test_parquet_keeps_types_and_places(url: str, command: Command) -> None:
+    import pyarrow.parquet as pq
+
+    command("leaderboard", "--db", url, "--top", "0", "-o", "best.parquet")
+    table = pq.read_table(command.folder / "best.parquet")
+    assert table.to_pylist() == rows_of(url)
+    types = {name: str(table.schema.field(name).type) for name in table.column_names}
+    assert types["optimizer.lr"] == "double"
+    assert types["oialr.delay_steps"] == types["place"] == "int64"
+    assert (types["oialr.full_rank_first"], types["device"]) == ("bool", "string")
+    command("leaderboard", "--db", url, "--where", "fitness < 0", "-o", "none.parquet")
+    assert pq.read_table(command.folder / "none.parquet").schema.equals(table.schema)
+
+
+def test_parquet_without_pyarrow_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ConfigError, match=r"pip install 'oialr-search\[parquet\]'"):
+        as_parquet([], {"place": "int64"})
+
+
+def test_watching_a_terminal_draws_again_and_ends_by_ctrl_c(
+    seen_urls: dict[str, str], command: Command
+) -> None:
+    ours, theirs = pty.openpty()
+    environment = command.environment | {"COLUMNS": "220", "LINES": "50", "TERM": "xterm"}
+    options = [
+        "leaderboard",
+        "--db",
+        seen_urls["sqlite"],
+        "--top",
+        "1",
+        "--watch",
+        "--every",
+        "0.1",
+    ]
+    process = subprocess.Popen(
+        command.line(*options, ranks=0),
+        cwd=command.folder, env=environment, stdout=theirs, stderr=theirs,
+    )  # fmt: skip
+    os.close(theirs)
+    killer = threading.Timer(30, process.kill)
+    killer.start()
+    shown = b""
+    while shown.count(b"seen: minivit_digits") < 3:
+        shown += os.read(ours, 1 << 16)
+    process.send_signal(signal.SIGINT)
+    while True:
+        try:
+            shown += os.read(ours, 1 << 16)
+        except OSError:  # its end of the terminal is closed
+            break
+    assert process.wait() == 0
+    killer.cancel()
+    os.close(ours)
+    assert b"Traceback" not in shown
+    assert b"\x1b[1A" in shown or b"\x1b[2K" in shown  # drawn over, not under
+    assert shown.count(b"\x1b[?25h") == shown.count(b"\x1b[?25l") == 1  # the cursor is back
+
+
+def test_watching_through_a_pipe_prints_again(seen_urls: dict[str, str], command: Command) -> None:
+    process = command.start("status", "--db", seen_urls["sqlite"], "--watch", "--every", "0.1")
+    assert process.stdout is not None
+    seen = 0
+    for line in process.stdout:
+        seen += line.startswith("expected end")
+        assert "\x1b" not in line
+        if seen == 2:
+            break
+    process.send_signal(signal.SIGINT)
+    rest = process.stdout.read()
+    assert process.wait(30) == 0
+    assert "Traceback" not in rest
+
+
+def test_a_reader_that_has_seen_enough_gets_no_traceback(
+    seen_urls: dict[str, str], command: Command
+) -> None:
+    line = " ".join(command.line("leaderboard", "--db", seen_urls["sqlite"], ranks=0))
+    result = subprocess.run(
+        ["bash", "-c", f"{line} --watch --every 0.1 | head -n 3; echo ${{PIPESTATUS[0]}}"],
+        cwd=command.folder, env=command.environment, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert not result.stderr
+    assert result.stdout.splitlines()[-1] == "1"
+
+
+def test_a_narrow_terminal(seen_urls: dict[str, str], tmp_path: Path, command: Command) -> None:
+    ours, theirs = pty.openpty()
+    environment = command.environment | {"COLUMNS": "80", "TERM": "dumb"}
+    for options in (["status"], ["show", "7"]):
+        subprocess.run(
+            command.line(*options, "--db", seen_urls["sqlite"], ranks=0),
+            cwd=tmp_path, env=environment, stdout=theirs, check=True,
+        )  # fmt: skip
+        lines = os.read(ours, 1 << 18).decode().splitlines()
+        assert [line for line in lines if len(line) > 80] == []
+    os.close(theirs)
+    os.close(ours)

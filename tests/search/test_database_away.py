@@ -27,6 +27,8 @@ from .faults import (
     wait_until,
 )
 
+pytestmark = pytest.mark.slow  # each launch costs seconds of imports
+
 
 @pytest.fixture(scope="module")
 def shared_server() -> Iterator[PostgresServer]:

@@ -15,6 +15,8 @@ import pytest
 
 from ..conftest import DIGITS, TINY, Command, FinishedSearch, settings
 
+pytestmark = pytest.mark.slow  # each launch costs seconds of imports
+
 ONE: list[str | Path] = [
     "run",
     DIGITS,

@@ -22,6 +22,8 @@ from .faults import (
 # An exception out of the blue, as a mistake of ours would be: raised in a rank by a signal.
 RAISING = """
 import os, signal, sys
+
+pytestmark = pytest.mark.slow  # each launch costs seconds of imports
 def fail(number, frame):
     raise LookupError("out of the blue")
 if "oialr-search" in " ".join(sys.orig_argv):

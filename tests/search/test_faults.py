@@ -25,6 +25,8 @@ from .faults import (
     wait_until,
 )
 
+pytestmark = pytest.mark.slow  # each launch costs seconds of imports
+
 ONE_RANK = 0  # without mpiexec
 
 

@@ -28,6 +28,8 @@ from .faults import (
     wait_until,
 )
 
+pytestmark = pytest.mark.slow  # each launch costs seconds of imports
+
 EPOCHS = "30"
 
 

@@ -134,6 +134,7 @@ def test_when_all_ranks_have_given_up_the_launch_ends_and_the_next_goes_on(
     assert {row["individual_status"] for row in evaluations(command)} == {"completed"}
 
 
+@pytest.mark.slow
 def test_data_that_vanish_between_two_evaluations(command: Command) -> None:
     """A loaded data set is in memory: only the second evaluation's worker misses it."""
     images = make_images(command.folder / "images")

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from oialr_search.search import import_search
+from oialr_search.search import free_name, import_search
 from oialr_search.storage import IndividualRecord, open_storage
 
 from ..conftest import Command, make_command
@@ -134,6 +134,7 @@ def test_an_imported_search_goes_on(copied: Command, eventful: Command) -> None:
     assert {n: f for n, f in fitnesses(copied).items() if n < 4} == fitnesses(eventful)
 
 
+@pytest.mark.slow
 def test_an_unfinished_individual_is_imported_as_lost_and_goes_on_from_its_state(
     command: Command,
 ) -> None:
@@ -258,6 +259,9 @@ def test_a_search_without_its_database_is_refused_or_begun_under_another_name(
     copied(*run_line(1), "--new")
     assert {path: path.stat().st_mtime_ns for path in folder_of(copied).rglob("*")} == before
     assert query(database_of(copied), "select name from searches") == [{"name": "minivit_digits-2"}]
-    copied(*run_line(1), "--new")
-    names = query(database_of(copied), "select name from searches order by id")
-    assert [row["name"] for row in names] == ["minivit_digits-2", "minivit_digits-3"]
+
+
+def test_a_free_name_is_neither_stored_nor_a_folder_s(tmp_path: Path) -> None:
+    assert free_name("a", [], tmp_path) == "a"
+    (tmp_path / "a-2").mkdir()
+    assert free_name("a", ["a", "a-3"], tmp_path) == "a-4"

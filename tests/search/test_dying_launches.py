@@ -23,7 +23,6 @@ from .faults import (
 RAISING = """
 import os, signal, sys
 
-pytestmark = pytest.mark.slow  # each launch costs seconds of imports
 def fail(number, frame):
     raise LookupError("out of the blue")
 if "oialr-search" in " ".join(sys.orig_argv):

@@ -32,6 +32,8 @@ from .faults import (
     wait_until,
 )
 
+pytestmark = pytest.mark.slow  # each launch costs seconds of imports
+
 OBSERVED = {"observation": "{interval_steps: 5, lags: [1, 2]}"}
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from oialr_search.config import SearchFile
 from oialr_search.folders import (
+    OUTCOME_FILE,
     SEARCH_FILE,
     epoch_records,
     holds_individuals,
@@ -170,6 +171,7 @@ def take_in_results(storage: Storage, search_id: int, search_file: SearchFile) -
         may_repeat = failures < search.retries
         ending = read_ending(folder, search.metric, task, may_repeat=may_repeat)
         if ending is not None:
+            write_record(folder / OUTCOME_FILE, ending)
             storage.finish_evaluation(evaluation.id, ending.outcome, repeat=ending.repeat)
 
 

@@ -30,7 +30,8 @@ import optuna_dashboard
 from optuna.trial import FrozenTrial, TrialState
 from optuna_dashboard._serializer import serialize_distribution, serialize_study_detail
 
-from oialr_search.analysis.optuna_view import SearchStorage, Space
+from oialr_search.analysis.distributions import Space
+from oialr_search.analysis.optuna_view import SearchStorage
 from oialr_search.storage import Storage, StorageError, StorageUnavailable
 from workers.config import ConfigError
 

@@ -14,14 +14,9 @@ from contextlib import suppress
 from typing import Any
 
 import optuna
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
 from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator
 
+from oialr_search.analysis.distributions import params_of, space_of, widened
 from oialr_search.storage import IndividualRecord
 
 PED_ANOVA, FANOVA = "PED-ANOVA", "fANOVA"
@@ -68,23 +63,17 @@ def as_study(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="minimize")
     optuna.logging.set_verbosity(verbosity)
-    distributions = {entry["name"]: _distribution(entry) for entry in space}
+    stored = space_of(space)
+    found = [params_of(individual, stored) for individual in individuals]
+    distributions = widened(stored, found)
     study.add_trials(
         [
             optuna.trial.create_trial(
                 value=individual.fitness,
-                params={name: individual.hyperparameters[name] for name in distributions},
-                distributions=distributions,
+                params=params,
+                distributions={name: distributions[name] for name in params},
             )
-            for individual in individuals
+            for individual, params in zip(individuals, found, strict=True)
         ]
     )
     return study
-
-
-def _distribution(entry: Mapping[str, Any]) -> BaseDistribution:
-    if entry["kind"] in ("bool", "choice"):
-        return CategoricalDistribution(entry.get("choices") or [False, True])
-    log = entry.get("scale") == "log"
-    of_kind = IntDistribution if entry["kind"] == "int" else FloatDistribution
-    return of_kind(entry["low"], entry["high"], log=log)

@@ -16,21 +16,15 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NoReturn
 
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial, TrialState
 
+from oialr_search.analysis.distributions import Space, params_of, space_of, widened
 from oialr_search.fitness import fitness_of
 from oialr_search.storage import IndividualRecord, SearchRecord, Status, Storage, StorageError
-
-Space = dict[str, BaseDistribution]
 
 STATES = {
     Status.QUEUED: TrialState.WAITING,
@@ -138,8 +132,7 @@ class SearchStorage(BaseStorage):
             if study_id not in self._studies:
                 for search in self._storage.searches():
                     if search.id not in self._studies:
-                        space = {str(h["name"]): _distribution(h) for h in search.space}
-                        self._studies[search.id] = _Study(search, space)
+                        self._studies[search.id] = _Study(search, space_of(search.space))
             if study_id not in self._studies:
                 raise KeyError(f"no search {study_id}")
             return self._studies[study_id].search
@@ -230,60 +223,12 @@ def _names_of_fitness(search: SearchRecord) -> dict[str, Any]:
     return {METRIC_NAMES: [f"fitness ({metric})"]}
 
 
-def _distribution(hyperparameter: Mapping[str, Any]) -> BaseDistribution:
-    """A hyperparameter of the search's space as Optuna has it."""
-    if hyperparameter["kind"] in ("bool", "choice"):
-        return CategoricalDistribution(hyperparameter.get("choices") or [False, True])
-    low, high = hyperparameter["low"], hyperparameter["high"]
-    log = hyperparameter.get("scale") == "log"
-    if hyperparameter["kind"] == "int":
-        return IntDistribution(low, high, log=log)
-    return FloatDistribution(low, high, log=log)
-
-
-def _widened(space: Space, found: Sequence[Mapping[str, Any]]) -> Space:
-    """The space with room for what was trained outside it: all trials share its distributions."""
-    wide = dict(space)
-    for name, distribution in space.items():
-        values = [params[name] for params in found if name in params]
-        if not values:
-            continue
-        if isinstance(distribution, CategoricalDistribution):
-            others = [value for value in set(values) if value not in distribution.choices]
-            if others:
-                choices = (*distribution.choices, *sorted(others, key=str))
-                wide[name] = CategoricalDistribution(choices)
-        elif isinstance(distribution, FloatDistribution | IntDistribution):
-            wider = copy.copy(distribution)
-            wider.low = min(distribution.low, *values)
-            wider.high = max(distribution.high, *values)
-            wide[name] = wider
-    return wide if wide != space else space
-
-
-def _params(record: IndividualRecord, space: Space) -> dict[str, Any]:
-    """The hyperparameters that a trial can have as its own."""
-    given = record.hyperparameters
-    return {n: given[n] for n, d in space.items() if n in given and _fits(given[n], d)}
-
-
-def _fits(value: Any, distribution: Any) -> bool:
-    """Can a distribution of this kind, however wide, hold the value?"""
-    # Not isinstance: Optuna's classes are abstract ones, with which it takes long.
-    kind = type(value)
-    if type(distribution) is CategoricalDistribution:
-        return kind in (bool, int, float, str)
-    if kind is not int and (type(distribution) is IntDistribution or kind is not float):
-        return False
-    return math.isfinite(value) and (value > 0 or not distribution.log)
-
-
 def _with_records(
     known: _Study, records: Sequence[IndividualRecord], epochs: Mapping[int, Mapping[int, float]]
 ) -> _Study:
     """What is known, and what was read of individuals that are new or have changed, by id."""
-    found = [_params(record, known.space) for record in records]
-    space = _widened(known.space, found)
+    found = [params_of(record, known.space) for record in records]
+    space = widened(known.space, found)
     trials = list(known.trials)
     if space is not known.space:
         trials = [_with_space(trial, space) for trial in trials]

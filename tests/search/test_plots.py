@@ -537,6 +537,20 @@ def test_where_all_are_alike_no_variance_is_explained() -> None:
     assert list(traces(space.importance(parts, ""))) == ["PED-ANOVA"]
 
 
+def test_importance_of_values_that_the_space_no_longer_holds() -> None:
+    entries = [
+        {"name": "a", "kind": "float", "low": 0.0, "high": 1.0},
+        {"name": "b", "kind": "choice", "choices": ("x", "y")},
+    ]
+    individuals = [
+        made(n, abs(n / 20 - 1), hyperparameters={"a": n / 20, "b": "xyz"[n % 3]})
+        for n in range(1, 61)
+    ]
+    parts = importances(individuals, entries)
+    assert all(max(part, key=lambda name: part[name]) == "a" for part in parts.values())
+    assert set(parts) == {"PED-ANOVA", "fANOVA"}
+
+
 def test_values_lie_where_their_genes_are() -> None:
     file = load_search(CIFAR10, ["space.oialr.full_rank_first_layer={choices: [false, true]}"])
     search_space = file.space

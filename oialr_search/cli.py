@@ -134,6 +134,9 @@ def run(
     grace_s = parse_duration(grace)
     from oialr_search.launch import LaunchSettings
     from oialr_search.launch import run as run_rank
+    from oialr_search.progress import LastingStream
+
+    sys.stdout, sys.stderr = LastingStream(sys.stdout), LastingStream(sys.stderr)
 
     exit_code = run_rank(
         lambda: load_search(file, assignments or (), changed),

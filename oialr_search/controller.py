@@ -11,6 +11,7 @@ import random
 import signal
 import time
 from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -18,11 +19,12 @@ from oialr_search.config import SearchFile
 from oialr_search.evaluator import Evaluated, Evaluator
 from oialr_search.evolution import Member, Population, random_numbers
 from oialr_search.exit_codes import STOP_SIGNALS
+from oialr_search.folders import add_migration
 from oialr_search.islands import (
-    END,
     POLL_S,
     STOP,
     STOP_AT_ONCE,
+    End,
     Exchange,
     Notice,
     Place,
@@ -31,7 +33,13 @@ from oialr_search.islands import (
 from oialr_search.outbox import Outbox
 from oialr_search.progress import ProgressDisplay
 from oialr_search.search import is_complete
-from oialr_search.storage import IndividualRecord, Proposal, Storage, StorageUnavailable
+from oialr_search.storage import (
+    IndividualRecord,
+    NewMigration,
+    Proposal,
+    Storage,
+    StorageUnavailable,
+)
 
 ASK_AGAIN_S = 1.0
 
@@ -48,6 +56,7 @@ class Controller:
         outbox: Outbox,
         search_id: int,
         launch_id: int,
+        folder: Path,
         evaluator: Evaluator,
         exchange: Exchange,
         stop: StopRequest,
@@ -60,6 +69,7 @@ class Controller:
         self._outbox = outbox
         self._search_id = search_id
         self._launch_id = launch_id
+        self._folder = folder
         self._evaluator = evaluator
         self._exchange = exchange
         self._stop = stop
@@ -74,11 +84,11 @@ class Controller:
         self._ask_at = self._check_at = 0.0
         self._stop_words: set[str] = set()
         self._news: list[tuple[Member, bool]] = []
-        self._ended = False
+        self._end: End | None = None
 
     def run(self) -> bool:
         """Evaluate until the search is complete (True) or stopped (False)."""
-        while self._evaluator.busy or not self._ended:
+        while self._evaluator.busy or self._end is None:
             if self._evaluator.busy:
                 self._follow()
             elif not self._start_next():
@@ -93,9 +103,8 @@ class Controller:
         self._empty_outbox()
         if self._display is not None:
             self._display.close()
-        with suppress(StorageUnavailable):
-            return self._outbox.ask(self._is_complete)
-        return False
+        assert self._end is not None
+        return self._end.complete
 
     def _start_next(self) -> bool:
         """Claim the next individual and start its evaluation; False when there is none now."""
@@ -162,15 +171,12 @@ class Controller:
         if self._place.world_rank != 0 or not self._exchange.all_idle() or now < self._check_at:
             return
         self._check_at = now + ASK_AGAIN_S
-        ended = self._stop.requested() or self._exchange.all_unreliable()
+        complete, total = False, self._search.evaluations
         with suppress(StorageUnavailable):
-            ended = ended or self._outbox.ask(self._is_complete)
-        if ended:
-            self._ended = True
-            self._exchange.tell_all(END)
-
-    def _is_complete(self, storage: Storage) -> bool:
-        return is_complete(storage, self._search_id, self._search.evaluations)
+            complete = self._outbox.ask(lambda s: is_complete(s, self._search_id, total))
+        if complete or self._stop.requested() or self._exchange.all_unreliable():
+            self._end = End(complete=complete)
+            self._exchange.tell_all(self._end)
 
     def _empty_outbox(self) -> None:
         """Wait for the database, but not for ever: what is not stored is in the folders."""
@@ -206,8 +212,8 @@ class Controller:
         if message in (STOP, STOP_AT_ONCE):
             self._stop_words.add(message)  # whoever sent it has told all
             self._stop.request(at_once=message == STOP_AT_ONCE)
-        elif message == END:
-            self._ended = True
+        elif isinstance(message, End):
+            self._end = message
         elif isinstance(message, Notice):
             self._warnings.append(message.text)
         elif isinstance(message, Visitor):
@@ -218,10 +224,17 @@ class Controller:
         new = self._population.add(member)
         # One rank keeps the island's book.
         if new and home != self._place.island and self._place.island_rank == 0:
-            individual, island = member.individual_id, self._place.island
-            self._outbox.put(
-                lambda s: s.record_migration(self._search_id, individual, home, island)
+            migration = NewMigration(
+                search_id=self._search_id,
+                individual_id=member.individual_id,
+                source_island=home,
+                target_island=self._place.island,
             )
+            try:
+                add_migration(self._folder, migration)
+            except OSError as error:
+                self._warnings.append(f"cannot write to {self._folder}: {error.strerror}")
+            self._outbox.put(lambda s: s.record_migration(migration))
 
     def _show(self) -> None:
         if self._display is not None:

@@ -35,6 +35,7 @@ from oialr_search.launcher import (
     WorkerSettings,
     as_request,
     kill_ending_workers,
+    look_after_ending_workers,
     oom_kills,
 )
 from oialr_search.outbox import Outbox
@@ -294,6 +295,7 @@ class Evaluator:
         now, search = time.monotonic(), self._search
         if now - running.log_seen > LOG_LOOK_S and running.worker is not None:
             running.log_seen = now
+            look_after_ending_workers()
             if running.worker.log_bytes() > search.log_limit_mib << 20:
                 reason = f"a log of more than {search.log_limit_mib} MiB"
                 return _End(outcome=Outcome(status=Status.FAILED, reason=reason))

@@ -1,6 +1,6 @@
 """The folder of a search: what the database holds of its evaluations is here as files, too.
 
-    NAME/search.json, launch-000001.json, ...
+    NAME/search.json, launch-000001.json, ..., migrations-0.jsonl, ... (by target island)
     NAME/individual-000001/individual.json, state.pt (until it has ended)
     NAME/individual-000001/attempt-1/evaluation.json, request.json, log.txt, events.jsonl,
                                      result.json (the worker's), outcome.json (the controller's)
@@ -32,6 +32,7 @@ from oialr_search.storage import (
     IndividualHistory,
     IndividualRecord,
     LaunchRecord,
+    NewMigration,
     Observation,
     Outcome,
     RankUpdate,
@@ -168,15 +169,47 @@ def holds_individuals(folder: Path) -> bool:
     return next(folder.glob("individual-*"), None) is not None
 
 
-def read_search(folder: Path) -> tuple[SearchRecord, list[LaunchRecord]]:
-    """The search of a folder, and its launches.
+def read_search(folder: Path) -> SearchRecord:
+    """The search of a folder.
 
     Raises:
-        FolderError: when a file is missing or damaged.
+        FolderError: when its file is missing or damaged.
     """
-    search = read_record(folder / SEARCH_FILE, SearchRecord)
-    paths = sorted(folder.glob("launch-*.json"))
-    return search, [read_record(path, LaunchRecord) for path in paths]
+    return read_record(folder / SEARCH_FILE, SearchRecord)
+
+
+def write_launch(folder: Path, launch: LaunchRecord) -> None:
+    """Write a launch into its search's folder."""
+    write_record(folder / f"launch-{launch.id:06d}.json", launch)
+
+
+def read_launches(folder: Path) -> Iterator[LaunchRecord | str]:
+    """The launches of a search's folder, and a line for what cannot be read of them."""
+    for path in sorted(folder.glob("launch-*.json")):
+        try:
+            yield read_record(path, LaunchRecord)
+        except FolderError as error:
+            yield str(error)
+
+
+def add_migration(folder: Path, migration: NewMigration) -> None:
+    """Note an accepted individual in the book of the island that accepted it."""
+    line = json.dumps(vars(migration), default=_as_json)
+    path = folder / f"migrations-{migration.target_island}.jsonl"
+    with path.open("a", encoding="utf-8") as book:
+        book.write(f"{line}\n")
+
+
+def read_migrations(folder: Path, search_id: int) -> Iterator[NewMigration | str]:
+    """The migrations of a search's folder, and a line for what cannot be read of them."""
+    for path in sorted(folder.glob("migrations-*.jsonl")):
+        for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+            try:
+                migration = _validator(NewMigration).validate_json(line)
+                if migration.search_id == search_id:
+                    yield migration
+            except ValidationError:
+                yield f"{path} is damaged in line {number}"
 
 
 def read_histories(folder: Path, search: SearchRecord) -> Iterator[IndividualHistory | str]:

@@ -18,7 +18,6 @@ from oialr_search.evolution import Member
 POLL_S = 0.02
 STOP = "stop"
 STOP_AT_ONCE = "stop at once"
-END = "end"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +71,13 @@ class Notice:
     text: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class End:
+    """A message from world rank 0: nobody works any more. All ranks end alike."""
+
+    complete: bool
+
+
 class Exchange:
     """Messages between ranks that never block: a rank waits for its worker, not for others."""
 
@@ -95,8 +101,8 @@ class Exchange:
                 self._visited[island] = individual_id
                 self._send(visitor, self._place.ranks_of(island))
 
-    def tell_all(self, message: str) -> None:
-        """Send one of the words above to every other rank."""
+    def tell_all(self, message: str | End) -> None:
+        """Send one of the words above, or the end, to every other rank."""
         self._send(message, range(self._place.world_size))
 
     def tell_first(self, notice: Notice) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import fnmatch
 import os
 import socket
 import sys
@@ -166,6 +167,7 @@ def _run(
                 outbox=outbox,
                 search_id=search_id,
                 launch_id=launch_id,
+                folder=folder,
                 evaluator=evaluator,
                 exchange=Exchange(comm, place),
                 stop=stop,
@@ -290,8 +292,7 @@ def _search_folder(comm: MPI.Comm, folder: Path) -> Iterator[Path]:
             made = [path for path in (folder, *folder.parents) if not path.exists()]
             folder.mkdir(parents=True, exist_ok=True)
             lock = _lock(folder / LOCK_FILE)
-            for log in folder.glob(WORKER_LOGS):  # of workers that were killed while they waited
-                log.unlink(missing_ok=True)
+            _remove_worker_logs(folder)
         except BlockingIOError:
             owner = (folder / LOCK_FILE).read_text().strip()
             mistake = f"this search is being run already, by {owner}: lock {folder / LOCK_FILE}"
@@ -314,9 +315,25 @@ def _search_folder(comm: MPI.Comm, folder: Path) -> Iterator[Path]:
             lock.close()
 
 
+def _remove_worker_logs(folder: Path) -> None:
+    """Remove those of workers that were killed while they waited."""
+    with os.scandir(folder) as entries:  # there may be as many as individuals
+        for entry in entries:
+            if fnmatch.fnmatch(entry.name, WORKER_LOGS):
+                Path(entry).unlink(missing_ok=True)
+
+
 def _lock(path: Path) -> IO[str]:
     file = path.open("a")
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise
+    # A launch that could not begin removes its file, perhaps between these lines.
+    if not path.exists() or not os.path.samestat(path.stat(), os.fstat(file.fileno())):
+        file.close()
+        return _lock(path)
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     file.flush()

@@ -30,6 +30,7 @@ MAX_LINE_BYTES = 1 << 24
 LOG_READ_BYTES = 1 << 14
 LOG_TAIL_LENGTH = 4096
 END_GRACE_S = 2.0
+ENDING_LIMIT_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,7 @@ class Worker:
 
     def __init__(self, settings: WorkerSettings, log_path: Path) -> None:
         self.log_path = log_path
+        self._released_at = 0.0
         self._buffer = bytearray()
         with log_path.open("ab") as log:
             self._events, events_for_worker = os.pipe()
@@ -141,14 +143,17 @@ class Worker:
 
     def release(self) -> None:
         """Let a worker that has sent its result end in its own time."""
+        self._released_at = time.monotonic()
         _ending.append(self)
-        _ending[:] = [worker for worker in _ending if not worker._ended()]
+        look_after_ending_workers()
 
-    def _ended(self) -> bool:
-        if not self.dead():
-            return False
-        self._close()
-        return True
+    def _has_ended(self) -> bool:
+        """Has a released worker ended? One that hangs is killed."""
+        late = time.monotonic() - self._released_at > ENDING_LIMIT_S
+        if late or self.dead():
+            self.kill()
+            return True
+        return False
 
     def _close(self) -> None:
         assert self._process.stdin is not None
@@ -187,6 +192,11 @@ class Worker:
 
 
 _ending: list[Worker] = []
+
+
+def look_after_ending_workers() -> None:
+    """Kill the released workers that hang at their end."""
+    _ending[:] = [worker for worker in _ending if not worker._has_ended()]
 
 
 def kill_ending_workers(grace_s: float = END_GRACE_S) -> None:

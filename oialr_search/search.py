@@ -12,7 +12,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 from oialr_search.config import SearchFile
 from oialr_search.folders import (
@@ -23,12 +25,17 @@ from oialr_search.folders import (
     read_ending,
     read_events,
     read_histories,
+    read_launches,
+    read_migrations,
     read_search,
+    write_launch,
     write_record,
 )
 from oialr_search.storage import (
     IndividualHistory,
+    LaunchRecord,
     NewLaunch,
+    NewMigration,
     NewSearch,
     SearchRecord,
     Status,
@@ -79,7 +86,8 @@ def refuse_unknown(folder: Path) -> None:
     if holds_individuals(folder):
         raise ConfigError(
             f"{folder} holds evaluations of a search that the database does not know: "
-            f"`oialr-search import {folder}` stores them, `--new` begins another search"
+            f"`oialr-search import {folder}`, with the same --db or --search-dir, stores them, "
+            "`--new` begins another search"
         )
 
 
@@ -149,7 +157,7 @@ def start_search(
     assert record is not None
     write_record(folder / SEARCH_FILE, record)
     for launch in storage.launches(search_id):  # all: how the earlier ones ended is known now
-        write_record(folder / f"launch-{launch.id:06d}.json", launch)
+        write_launch(folder, launch)
     return search_id, launch_id
 
 
@@ -188,15 +196,57 @@ def import_search(storage: Storage, folder: Path) -> tuple[SearchRecord, int, li
         FolderError: when the folder holds no search.
         StorageError: when the database has it already.
     """
-    search, launches = read_search(folder)
-    histories, mistakes = list[IndividualHistory](), list[str]()
-    for history in read_histories(folder, search):
-        if isinstance(history, str):
-            mistakes.append(history)
-        else:
-            histories.append(history)
-    storage.restore(search, launches, numbered(histories))
+    search = read_search(folder)
+    launches, histories = list[LaunchRecord](), list[IndividualHistory]()
+    migrations, mistakes = list[NewMigration](), list[str]()
+    kept: dict[type, list[Any]] = {
+        LaunchRecord: launches,
+        IndividualHistory: histories,
+        NewMigration: migrations,
+        str: mistakes,
+    }
+    for found in itertools.chain(
+        read_launches(folder), read_histories(folder, search), read_migrations(folder, search.id)
+    ):
+        kept[type(found)].append(found)
+    launches += lost_launches(search, launches, histories)
+    launches.sort(key=attrgetter("id"))
+    completed = {h.individual.id for h in histories if h.individual.fitness is not None}
+    with storage.together():
+        storage.restore(search, launches, numbered(histories))
+        for migration in migrations:
+            if migration.individual_id in completed:
+                storage.record_migration(migration)
     return search, len(histories), mistakes
+
+
+def lost_launches(
+    search: SearchRecord, known: Sequence[LaunchRecord], histories: Sequence[IndividualHistory]
+) -> list[LaunchRecord]:
+    """What evaluations tell of launches whose files are lost."""
+    evaluations = [h.evaluation for history in histories for h in history.evaluations]
+    islands = 1 + max((history.individual.island for history in histories), default=0)
+    lost = {e.launch_id for e in evaluations} - {launch.id for launch in known}
+    launches = []
+    for launch_id in sorted(lost):
+        its = [e for e in evaluations if e.launch_id == launch_id]
+        first = min(its, key=lambda e: e.started_at)
+        launches.append(
+            LaunchRecord(
+                id=launch_id,
+                search_id=search.id,
+                world_size=1 + max(e.world_rank for e in its),
+                num_islands=islands,
+                hostname=first.hostname,
+                command_line="unknown: its file is lost",
+                versions={},
+                git_revision=None,
+                started_at=first.started_at,
+                ended_at=None,
+                exit_code=None,
+            )
+        )
+    return launches
 
 
 def numbered(histories: Sequence[IndividualHistory]) -> list[IndividualHistory]:

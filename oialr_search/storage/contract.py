@@ -266,15 +266,21 @@ class EvaluationHistory:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MigrationRecord:
-    """An individual accepted by another island."""
+class NewMigration:
+    """An individual about to be accepted by another island."""
 
-    id: int
     search_id: int
     individual_id: int
     source_island: int
     target_island: int
-    accepted_at: datetime
+    accepted_at: datetime = field(default_factory=utc_now)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MigrationRecord(NewMigration):
+    """A stored migration."""
+
+    id: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -352,8 +358,10 @@ class Storage(AbstractContextManager["Storage"], Protocol):
 
         Its evaluation is stored as running. Atomic over all processes: no individual is handed out
         twice, and no more than `total` ever exist. A runner that has a running evaluation gets it
-        again: it had been cut off before it knew of it. A runner of an earlier launch, which is
-        about to die, gets nothing.
+        again: it had been cut off before it knew of it.
+
+        Raises:
+            StorageError: when a later launch has taken the search over.
         """
 
     def mark_training_started(self, evaluation_id: int, at: datetime, resumed_epoch: int) -> None:
@@ -380,9 +388,7 @@ class Storage(AbstractContextManager["Storage"], Protocol):
     def unfinished(self, search_id: int) -> list[EvaluationRecord]:
         """Return the evaluations that are stored as running."""
 
-    def record_migration(
-        self, search_id: int, individual_id: int, source_island: int, target_island: int
-    ) -> bool:
+    def record_migration(self, migration: NewMigration) -> bool:
         """Note that an island accepted an individual; False if it had done so before.
 
         Raises:
@@ -457,9 +463,7 @@ class Storage(AbstractContextManager["Storage"], Protocol):
         launches: Sequence[LaunchRecord],
         histories: Iterable[IndividualHistory],
     ) -> None:
-        """Store a whole search as it was, ids included, in one transaction.
-
-        Accepted migrations are in no individual's files: they are not restored.
+        """Store a whole search as it was but for its migrations, ids included, in one transaction.
 
         Raises:
             StorageError: when an id or the name is taken.

@@ -27,7 +27,7 @@ from oialr_search.storage.leaderboard import create_leaderboard, drop_leaderboar
 from oialr_search.storage.lineage import create_lineage, drop_lineage
 from oialr_search.storage.schema import REVISION, REVISION_TABLE
 
-BUSY_TIMEOUT_S = 60
+BUSY_TIMEOUT_S = 15  # a controller that waits longer looks after its worker, and tries again
 WAL_LIMIT_BYTES = 64 * 2**20
 # A connection that a firewall dropped silently is given up after about 30 s, and made anew.
 LIBPQ_OPTIONS = {

@@ -32,6 +32,7 @@ from oialr_search.storage.contract import (
     LaunchRecord,
     MigrationRecord,
     NewLaunch,
+    NewMigration,
     NewSearch,
     Observation,
     Outcome,
@@ -308,7 +309,10 @@ class SqlStorage(Storage):
             _lock_search(connection, search_id)
             census = connection.execute(CENSUS, asked).one()
             if runner.launch_id < (census.last_launch_id or 0):
-                return None
+                raise StorageError(
+                    f"launch {census.last_launch_id} has taken the search over: "
+                    f"launch {runner.launch_id} ends"
+                )
             claimable = max(total - census.num_individuals, 0) + census.num_lost
             if census.running_id is not None:
                 return _claimed_before(connection, census.running_id, claimable)
@@ -400,28 +404,20 @@ class SqlStorage(Storage):
         with self._reading() as connection:
             return _evaluations(connection, query)
 
-    def record_migration(
-        self, search_id: int, individual_id: int, source_island: int, target_island: int
-    ) -> bool:
+    def record_migration(self, migration: NewMigration) -> bool:
+        search_id, individual_id = migration.search_id, migration.individual_id
         fitness = sa.select(individuals.c.fitness).where(
             individuals.c.id == individual_id, individuals.c.search_id == search_id
         )
         with self._writing() as connection:
             _lock_search(connection, search_id)  # before the island's row, as a claim does
-            row = {
-                "search_id": search_id,
-                "individual_id": individual_id,
-                "source_island": source_island,
-                "target_island": target_island,
-                "accepted_at": utc_now(),
-                "fitness": connection.scalar(fitness),
-            }
+            row = vars(migration) | {"fitness": connection.scalar(fitness)}
             if row["fitness"] is None:
                 raise StorageError(
                     f"individual {individual_id} has not completed in search {search_id}: "
                     "it cannot migrate"
                 )
-            island = {"search_id": search_id, "island": target_island}
+            island = {"search_id": search_id, "island": migration.target_island}
             connection.execute(INSERT_NEW[connection.dialect.name, "islands"], island)
             insert = INSERT_NEW[connection.dialect.name, "migrations"]
             return connection.execute(insert.returning(migrations.c.id), row).first() is not None

@@ -25,7 +25,7 @@ from oialr_search.storage import (
 )
 
 from ..storage.postgres_server import PostgresServer, started_server
-from ..storage.storage_examples import SPACE
+from ..storage.storage_examples import SPACE, new_migration
 
 BEGAN = datetime(2026, 1, 2, 3, 0, tzinfo=UTC)
 METRICS = ["validation_loss", "validation_top1", "train_loss"]
@@ -78,8 +78,8 @@ def fill(url: str, *, ended: bool = False) -> None:
     last = RUNNING - 1 if ended else RUNNING
     with open_storage(url, create=True) as storage:
         storage.restore(search, [launch], [history(n, numbers) for n in range(1, last + 1)])
-        storage.record_migration(1, 2, 1, 0)
-        storage.record_migration(1, 5, 1, 0)
+        storage.record_migration(new_migration(1, 2, 1, 0))
+        storage.record_migration(new_migration(1, 5, 1, 0))
 
 
 def history(number: int, numbers: Iterator[int]) -> IndividualHistory:

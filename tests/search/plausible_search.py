@@ -24,6 +24,7 @@ from oialr_search.storage import (
 )
 
 from ..conftest import CIFAR10
+from ..storage.storage_examples import new_migration
 
 BEGIN = datetime(2026, 5, 4, 8, 0, tzinfo=UTC)
 STEPS_PER_EPOCH = 44
@@ -86,7 +87,7 @@ def store_plausible_search(
     storage.restore(search, [launch], histories)
     if migrate:
         for individual, source, target in breeding.migrations:
-            storage.record_migration(search_id, individual, source, target)
+            storage.record_migration(new_migration(search_id, individual, source, target))
     return search
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -50,6 +51,21 @@ def test_a_worker_killed_while_it_prepares_gets_a_successor(command: Command) ->
     assert "[1/1]" in output
 
 
+def test_output_that_nobody_can_write_or_reads_ends_no_launch(command: Command) -> None:
+    with open("/dev/full", "w") as full:
+        line = command.line(*ONE, ranks=0)
+        result = subprocess.run(
+            line, cwd=command.folder, env=command.environment, stdout=full, stderr=full
+        )
+    assert result.returncode == 0
+    process = command.start(*ONE, "--new")
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.wait(LIMIT_S) == 0
+    names = json.loads(command("status", "--format", "json").stdout)
+    assert names["search"] == "minivit_digits-2"
+
+
 def test_logs_of_workers_that_waited_when_all_was_killed_are_removed(command: Command) -> None:
     folder = command.folder / "searches" / "minivit_digits"
     folder.mkdir(parents=True)
@@ -91,4 +107,4 @@ def test_an_attempt_that_was_never_written_spoils_no_import(
     assert "6 individuals imported" in result.stdout
     assert "attempt-0" in result.stderr
     text = digits_search.command("status", "--db", url, "--format", "json").stdout
-    assert sum(row["completed"] for row in json.loads(text)) == 6
+    assert sum(island["completed"] for island in json.loads(text)["islands"]) == 6

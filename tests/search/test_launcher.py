@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
+from oialr_search import launcher
 from oialr_search.launcher import (
     Worker,
     WorkerDied,
@@ -73,6 +74,17 @@ def test_a_warm_worker_trains_and_leaves_its_result_in_the_folder(
     assert result["metrics"] == events[-1].metrics  # type: ignore[union-attr]
     with pytest.raises(WorkerDied, match="exit code 0"):
         worker.receive(TIMEOUT_S)
+
+
+def test_a_released_worker_that_hangs_is_killed(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker.release()
+    launcher.look_after_ending_workers()
+    assert not worker.dead()
+    monkeypatch.setattr(launcher, "ENDING_LIMIT_S", 0.0)
+    launcher.look_after_ending_workers()
+    assert worker.dead()
 
 
 def test_a_warm_worker_gives_the_same_numbers_as_a_cold_one(tmp_path: Path) -> None:

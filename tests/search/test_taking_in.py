@@ -72,7 +72,8 @@ def eventful(tmp_path_factory: pytest.TempPathFactory) -> Command:
     """Three individuals of two ranks: one repeated, one failed for good, one like any other."""
     command = make_command(tmp_path_factory.mktemp("eventful"))
     disturbed = faulty(command, {"1/1": ("kill", 3), "2/*": ("exit", 2)})
-    disturbed(*run_line(3, **OBSERVED), ranks=2)
+    islands = {"search__islands": "2", "search__migration_probability": "1.0"}
+    disturbed(*run_line(3, **OBSERVED, **islands), ranks=2)
     return command
 
 
@@ -121,6 +122,8 @@ def test_an_imported_search_is_the_same(eventful: Command, copied: Command) -> N
     assert all(a["observations"] and a["rank_updates"] for a in three["attempts"])
     numbers = "select finish_number from evaluations order by 1"
     assert query(database_of(copied), numbers) == query(database_of(eventful), numbers)
+    moved = "select individual_id, source_island, target_island, accepted_at from migrations"
+    assert query(database_of(copied), moved) == query(database_of(eventful), moved) != []
     board = "select individual_id, fitness from leaderboard order by fitness, individual_id"
     assert query(database_of(copied), board) == query(database_of(eventful), board)
 
@@ -204,6 +207,29 @@ def test_a_damaged_folder_is_left_out_with_one_line(copied: Command, damage: str
     assert "individual-000003" in line
     assert number == left == len(fitnesses(copied))
     assert {e["individual_status"] for e in evaluations(copied)} == {"completed", "failed"}
+
+
+@pytest.mark.parametrize("do", [Path.unlink, cut_off])
+def test_a_launch_is_made_of_what_its_evaluations_tell(
+    copied: Command, eventful: Command, do: Callable[[Path], object]
+) -> None:
+    do(folder_of(copied) / "launch-000001.json")
+    told = copied("import", "searches/minivit_digits").stderr
+    assert "launch-000001.json is damaged" in told or do is Path.unlink
+    assert fitnesses(copied) == fitnesses(eventful)
+    known = "select id, world_size, num_islands, hostname from launches"
+    assert query(database_of(copied), known) == query(database_of(eventful), known)
+
+
+def test_a_damaged_migration_is_left_out(copied: Command, eventful: Command) -> None:
+    (book, *_) = folder_of(copied).glob("migrations-*.jsonl")
+    with book.open("a") as lines:
+        lines.write('{"search_id": 1, "indiv')
+    number = len(book.read_text().splitlines())
+    told = copied("import", "searches/minivit_digits").stderr
+    assert f"{book.name} is damaged in line {number}" in told
+    moved = "select count(*) from migrations"
+    assert query(database_of(copied), moved) == query(database_of(eventful), moved)
 
 
 def test_what_is_left_out_is_told(copied: Command) -> None:

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from oialr_search.storage import EpochRecord, NewLaunch, NewSearch, Proposal, Runner, Storage
+from oialr_search.storage import (
+    EpochRecord,
+    NewLaunch,
+    NewMigration,
+    NewSearch,
+    Proposal,
+    Runner,
+    Storage,
+)
 
 SPACE = [
     {"name": "optimizer.lr", "kind": "float", "low": 1e-5, "high": 1e-1, "log": True},
@@ -55,6 +63,16 @@ def new_launch(search_id: int, **changes: Any) -> NewLaunch:
         "git_revision": None,
     }
     return NewLaunch(**values | changes)
+
+
+def new_migration(search_id: int, individual_id: int, source: int, target: int) -> NewMigration:
+    """Make a migration that happens now."""
+    return NewMigration(
+        search_id=search_id,
+        individual_id=individual_id,
+        source_island=source,
+        target_island=target,
+    )
 
 
 def new_proposal(generation: int = 0, **changes: Any) -> Proposal:

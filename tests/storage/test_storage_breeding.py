@@ -8,6 +8,7 @@ from collections import Counter
 from storage_examples import (
     launched_search,
     new_launch,
+    new_migration,
     new_proposal,
     new_runner,
     started_evaluation,
@@ -75,7 +76,8 @@ def test_breeders_are_the_fittest_of_an_island(storage: Storage) -> None:
             continue
         storage.finish_evaluation(evaluation_id, completed(rng.randrange(8) / 8))
         for _ in range(rng.randrange(3)):
-            storage.record_migration(search_id, individual_id, 0, rng.randrange(7))
+            target = rng.randrange(7)
+            storage.record_migration(new_migration(search_id, individual_id, 0, target))
 
     for num_islands in (1, 2, 5, 7):
         for island in range(num_islands):

@@ -14,6 +14,7 @@ from storage_examples import (
     epoch_record,
     launched_search,
     new_launch,
+    new_migration,
     new_proposal,
     new_runner,
     new_search,
@@ -131,7 +132,8 @@ class TestClaims:
     def test_a_rank_of_an_earlier_launch_gets_nothing(self, storage: Storage) -> None:
         search_id, earlier = launched_search(storage)
         later = storage.start_launch(new_launch(search_id))
-        assert storage.claim(search_id, new_proposal(), 3, new_runner(earlier)) is None
+        with pytest.raises(StorageError, match=f"launch {later} has taken the search over"):
+            storage.claim(search_id, new_proposal(), 3, new_runner(earlier))
         assert storage.claim(search_id, new_proposal(), 3, new_runner(later)) is not None
 
     def test_a_proposal_becomes_an_individual(self, storage: Storage) -> None:
@@ -382,10 +384,13 @@ class TestEvaluations:
         search_id, launch_id = launched_search(storage)
         individual_id, evaluation_id = started_evaluation(storage, search_id, launch_id)
         with pytest.raises(StorageError, match="has not completed in search"):
-            storage.record_migration(search_id, individual_id, 1, 0)
+            storage.record_migration(new_migration(search_id, individual_id, 1, 0))
         storage.finish_evaluation(evaluation_id, COMPLETED)
 
-        accepted = [storage.record_migration(search_id, individual_id, 1, t) for t in (0, 0, 2)]
+        accepted = [
+            storage.record_migration(new_migration(search_id, individual_id, 1, t))
+            for t in (0, 0, 2)
+        ]
 
         assert accepted == [True, False, True]
         migrations = storage.migrations(search_id)
@@ -494,7 +499,7 @@ class TestTogether:
         with storage.together():
             storage.add_epoch(evaluation_id, epoch_record(1, top1=0.5))
             storage.finish_evaluation(evaluation_id, COMPLETED)
-            storage.record_migration(search_id, individual_id, 1, 0)
+            storage.record_migration(new_migration(search_id, individual_id, 1, 0))
         assert [epoch.epoch for epoch in storage.epochs(evaluation_id)] == [1]
         assert [m.individual_id for m in storage.migrations(search_id)] == [individual_id]
 
@@ -505,7 +510,9 @@ class TestTogether:
         def write() -> None:
             with storage.together():
                 storage.add_epoch(evaluation_id, epoch_record(1, top1=0.5))
-                storage.record_migration(search_id, individual_id, 1, 0)  # has no fitness yet
+                storage.record_migration(
+                    new_migration(search_id, individual_id, 1, 0)
+                )  # has no fitness yet
 
         with pytest.raises(StorageError, match="it cannot migrate"):
             write()

@@ -131,6 +131,7 @@ def _rank(row: Row) -> Row:
         "host": row["hostname"],
         "device": row["device"],
         "since": f"{_local(row['started_at'])} ({duration(row['running_s'])})",
+        "last heard": "" if row["silent_s"] is None else f"{duration(row['silent_s'])} ago",
     }
 
 

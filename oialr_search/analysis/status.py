@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from oialr_search.storage import (
@@ -17,6 +18,7 @@ from oialr_search.storage import (
     Status,
     Storage,
 )
+from workers.protocol import EVENTS_FILE
 
 Row = dict[str, Any]
 
@@ -175,8 +177,21 @@ def _running(
         "hostname": running.hostname,
         "device": running.device,
         "started_at": _iso(running.started_at),
-        "running_s": round(max((now - running.started_at).total_seconds(), 0.0), 1),
+        "running_s": _seconds(running.started_at, now),
+        "silent_s": _seconds(_heard_at(Path(running.folder)), now),
     }
+
+
+def _heard_at(folder: Path) -> datetime | None:
+    """When the worker last spoke; None: it has not yet, or its folder is not on this machine."""
+    try:
+        return datetime.fromtimestamp((folder / EVENTS_FILE).stat().st_mtime, UTC)
+    except OSError:
+        return None
+
+
+def _seconds(since: datetime | None, now: datetime) -> float | None:
+    return None if since is None else round(max((now - since).total_seconds(), 0.0), 1)
 
 
 def _epochs(storage: Storage, search: SearchRecord, individual_id: int) -> int | None:

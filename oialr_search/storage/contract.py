@@ -297,6 +297,7 @@ class RunningEvaluation:
     device: str | None
     started_at: datetime
     last_epoch: int | None
+    folder: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -427,7 +427,7 @@ class SqlStorage(Storage):
             sa.select(
                 evaluations.c.id.label("evaluation_id"),
                 *evaluations.c["individual_id", "attempt", "world_rank", "hostname", "device"],
-                *evaluations.c["started_at", "last_epoch"],
+                *evaluations.c["started_at", "last_epoch", "folder"],
                 *individuals.c["island", "island_rank"],
             )
             .join_from(individuals, evaluations)

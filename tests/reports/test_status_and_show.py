@@ -51,7 +51,7 @@ def test_status_of_a_running_search(url: str) -> None:
     assert (rank["world_rank"], rank["individual"], rank["device"]) == (0, 12, "cuda:0")
     assert (rank["epoch"], rank["epochs"]) == (1, 3)
     assert rank["started_at"] == "2026-01-02T05:10:00+00:00"
-    assert rank["running_s"] == 600.0
+    assert (rank["running_s"], rank["silent_s"]) == (600.0, None)
     assert [(row["evaluations"], row["status"], row["reason"]) for row in status["failures"]] == [
         (2, "failed", "diverged"),
         (1, "lost", "its launch ended first"),

@@ -129,6 +129,8 @@ def test_a_signal_to_an_idle_rank_stops_the_one_that_works(command: Command) -> 
     """One individual for two ranks; the idle rank is the other than its rank."""
     process = slow(command).start(*run_line(1, epochs=EPOCHS), ranks=2)
     wait_until(has_said(command, 1, 1, '"epoch"'), process)
+    (rank,) = json.loads(command("status", "--format", "json").stdout)["ranks"]
+    assert 0 <= rank["silent_s"] < rank["running_s"]
     idle = 1 - evaluations(command)[0]["world_rank"]
     rank_processes(process)[idle].send_signal(signal.SIGTERM)
     assert_stopped(command, *finish(process))

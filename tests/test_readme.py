@@ -23,7 +23,7 @@ LAUNCHES = [line for line in LINES if line.startswith("mpiexec ") and ".yaml" in
 
 def test_there_is_something_to_test() -> None:
     names = [shlex.split(line)[1] for line in COMMANDS]
-    assert names == ["status", "leaderboard", "dashboard", "show", "export", "train"]
+    assert names == ["status", "leaderboard", "dashboard", "show", "plot", "export", "train"]
     assert LAUNCHES
 
 

@@ -304,7 +304,16 @@ def costs(evaluations: Sequence[EvaluationRecord]) -> list[Table]:
     return [
         Table(
             title=f"Evaluations {title}",
-            columns=["", "evaluations", "hours on a GPU", "hours on a CPU", "energy"],
+            columns=[
+                "",
+                "evaluations",
+                "hours on a GPU",
+                "hours on a CPU",
+                "most memory, host",
+                "most memory, GPU",
+                "samples a second (median)",
+                "energy",
+            ],
             rows=[
                 [name, *_cost(members)]
                 for name, members in [*sorted(group.items()), ("all", list(evaluations))]
@@ -317,12 +326,21 @@ def costs(evaluations: Sequence[EvaluationRecord]) -> list[Table]:
 def _cost(evaluations: Sequence[EvaluationRecord]) -> list[str]:
     on_cpu = [e for e in evaluations if e.device in (None, "cpu")]
     on_gpu = [e for e in evaluations if e.device not in (None, "cpu")]
+    rates = [e.samples_per_s for e in evaluations if e.samples_per_s is not None]
     return [
         f"{len(evaluations):,}",
         f"{_hours(on_gpu):,.2f}",
         f"{_hours(on_cpu):,.2f}",
+        _most_memory(e.peak_host_memory_bytes for e in evaluations),
+        _most_memory(e.peak_gpu_memory_bytes for e in evaluations),
+        f"{statistics.median(rates):,.4g}" if rates else NOT_MEASURED,
         _energy(evaluations),
     ]
+
+
+def _most_memory(peaks: Iterable[int | None]) -> str:
+    known = [peak for peak in peaks if peak is not None]
+    return f"{max(known) / 2**30:,.2f} GiB" if known else NOT_MEASURED
 
 
 def _hours(evaluations: Iterable[EvaluationRecord]) -> float:

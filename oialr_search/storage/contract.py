@@ -233,7 +233,7 @@ class RankUpdate:
     layer: str
     inner_rank: int
     full_inner_rank: int
-    stability: float | None  # Eq. (4); None at the conversion
+    stability: float | None  # of the basis, Eq. (4)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,7 @@ class ChaosLog:
         self.rows.append(row)
         print(json.dumps(row), flush=True)
         if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
 

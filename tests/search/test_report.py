@@ -122,6 +122,15 @@ def test_costs_add_up(page: tuple[Source, str]) -> None:
         dataclasses.replace(e, gpu_energy_j=3.6e6, cpu_energy_j=None) for e in evaluations[:2]
     ]
     assert costs(measured)[0].rows[-1][-1] == "GPU 2 kWh"
+    used = [
+        dataclasses.replace(
+            e, peak_host_memory_bytes=n << 30, peak_gpu_memory_bytes=None, samples_per_s=10.0 * n
+        )
+        for n, e in enumerate(evaluations[:3], start=1)
+    ]
+    nothing = dataclasses.replace(used[0], peak_host_memory_bytes=None, samples_per_s=None)
+    for known in (used, [*used, nothing]):
+        assert costs(known)[0].rows[-1][4:7] == ["3.00 GiB", "not measured", "20"]
     assert costs([*measured, *evaluations[2:]])[0].rows[-1][-1] == (
         f"GPU 2 kWh (2 of {len(evaluations)} measured)"
     )

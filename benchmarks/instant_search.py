@@ -29,6 +29,7 @@ from oialr_search.launch import LaunchSettings, run
 from oialr_search.launcher import Worker, WorkerSettings
 from oialr_search.outbox import Outbox
 from oialr_search.progress import ProgressDisplay
+from oialr_search.stopping import StopRequest
 from oialr_search.storage.sql import SqlStorage
 from workers.protocol import Completed, Epoch, Evaluate, Event, Message, Ready, Started
 
@@ -194,8 +195,7 @@ def main() -> None:
         search_dir=arguments.folder,
         data_dir=None,
         new=False,
-        deadline=None,
-        grace_s=1.0,
+        stop=StopRequest(),
         environment=dict(os.environ),
         worker_type=InstantWorker,
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import signal
 import sys
 import time
 import traceback
@@ -19,6 +18,7 @@ import typer
 from oialr_search import exit_codes
 from oialr_search.analysis.plots.names import OF_ALL, PlotName
 from oialr_search.rows import FileFormat, Format, print_rows
+from oialr_search.stopping import StopRequest
 from oialr_search.storage import (
     Status,
     StorageError,
@@ -91,6 +91,7 @@ SEARCH_DIR = Path("searches")
 
 @app.command()
 def run(
+    context: typer.Context,
     file: SearchFileArgument,
     db: DatabaseOption = None,
     search_dir: SearchDirOption = SEARCH_DIR,
@@ -123,15 +124,14 @@ def run(
 
     Example: `mpiexec -n 4 oialr-search run search_spaces/minivit_digits.yaml --islands 2`
     """
-    # Until all is imported and the launch listens to them itself.
-    for number in exit_codes.STOP_SIGNALS:
-        signal.signal(number, lambda *_: os._exit(exit_codes.STOPPED))
+    limit_s = None if time_limit is None else parse_duration(time_limit)
+    grace_s = parse_duration(grace)
+    stop: StopRequest = context.obj or StopRequest()
+    stop.limit(deadline(limit_s, grace_s, os.environ), grace_s)
     from oialr_search.config import load_search
 
     given = {"evaluations": evaluations, "islands": islands, "seed": seed}
     changed = {key: value for key, value in given.items() if value is not None}
-    limit_s = None if time_limit is None else parse_duration(time_limit)
-    grace_s = parse_duration(grace)
     from oialr_search.launch import LaunchSettings
     from oialr_search.launch import run as run_rank
     from oialr_search.progress import LastingStream
@@ -145,14 +145,11 @@ def run(
             search_dir=search_dir,
             data_dir=str(data_dir) if data_dir else None,
             new=new,
-            deadline=deadline(limit_s, grace_s, os.environ),
-            grace_s=grace_s,
+            stop=stop,
             environment=dict(os.environ),
         ),
     )
-    # All is stored. A Python that ends gives up its handlers: a signal would kill it.
-    for number in exit_codes.STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    stop.listen_no_more()
     raise typer.Exit(exit_code)
 
 
@@ -631,10 +628,13 @@ def speaks_for_the_launch() -> bool:
     return False
 
 
-def main() -> NoReturn:
-    """Run a command; the user's mistakes end in one line each and the exit code of their kind."""
+def main(stop: StopRequest | None = None) -> NoReturn:
+    """Run a command; the user's mistakes end in one line each and the exit code of their kind.
+
+    `stop` is what a launch has listened with since the process began.
+    """
     try:
-        code = app(standalone_mode=False)
+        code = app(standalone_mode=False, obj=stop)
     except (ConfigError, StorageError) as error:
         code = _complain(error, exit_codes.CONFIG)
     except KeyboardInterrupt:
@@ -740,7 +740,3 @@ def _epoch_printer(name: str, epochs: int) -> Any:
 
 def _shown(metrics: Mapping[str, float]) -> str:
     return "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-
-
-if __name__ == "__main__":
-    main()

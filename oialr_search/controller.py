@@ -8,17 +8,14 @@ budget: exactly as many individuals as asked for, over all ranks.
 from __future__ import annotations
 
 import random
-import signal
 import time
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from oialr_search.config import SearchFile
 from oialr_search.evaluator import Evaluated, Evaluator
 from oialr_search.evolution import Member, Population, random_numbers
-from oialr_search.exit_codes import STOP_SIGNALS
 from oialr_search.folders import add_migration
 from oialr_search.islands import (
     POLL_S,
@@ -33,6 +30,7 @@ from oialr_search.islands import (
 from oialr_search.outbox import Outbox
 from oialr_search.progress import ProgressDisplay
 from oialr_search.search import is_complete
+from oialr_search.stopping import StopRequest
 from oialr_search.storage import (
     IndividualRecord,
     NewMigration,
@@ -151,6 +149,7 @@ class Controller:
         for message in self._exchange.receive():
             self._take_in(message)
         self._pass_on_stop()
+        self._evaluator.write_outcomes()
         if self._outbox.flush():
             self._tell_news()
         if self._display is None:
@@ -241,46 +240,6 @@ class Controller:
             while self._warnings:
                 self._display.warn(self._warnings.pop(0))
             self._display.refresh()
-
-
-class StopRequest:
-    """Signals, the time limit and the batch system's end only set a flag; the loop looks at it.
-
-    The first wish leaves running evaluations `grace_s` seconds to reach the end of their epoch, a
-    second signal none.
-    """
-
-    def __init__(self, deadline: float | None, grace_s: float) -> None:
-        """`deadline` is a time of `time.time()`."""
-        self._signals = 0
-        self._since: float | None = None
-        self._at_once = False
-        self._deadline = deadline
-        self._grace_s = grace_s
-        for number in STOP_SIGNALS:
-            signal.signal(number, self._on_signal)
-
-    def request(self, *, at_once: bool = False) -> None:
-        """Stop as soon as the loop comes by."""
-        self._at_once |= at_once
-        if self._since is None:
-            self._since = time.monotonic()
-
-    def requested(self) -> bool:
-        """Is it time to start nothing more?"""
-        if self._signals or (self._deadline is not None and time.time() >= self._deadline):
-            self.request(at_once=self._signals > 1)
-        return self._since is not None
-
-    def at_once(self) -> bool:
-        """Is it time to wait for nothing any longer?"""
-        if not self.requested():
-            return False
-        assert self._since is not None
-        return self._at_once or time.monotonic() - self._since > self._grace_s
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._signals += 1
 
 
 def member_of(individual: IndividualRecord, fitness: float | None = None) -> Member:

@@ -58,6 +58,7 @@ from workers.protocol import (
 PREPARE_POLL_S = 0.1
 PREPARATION_LIMIT_S = 600.0
 LOG_LOOK_S = 1.0
+WRITE_AGAIN_S = 1.0
 LONGEST_PAUSE_S = 30.0
 WORKER_LOGS = "worker-*.log"
 """The logs of workers that wait for an evaluation."""
@@ -124,6 +125,8 @@ class Evaluator:
         self._spare: Worker | None = None
         self._running: _Running | None = None
         self._failures_in_a_row = 0
+        self._unwritten: list[tuple[Path, Ending]] = []
+        self._write_at = 0.0
         self.pause_until = 0.0
         """Start nothing before this time: what failed, a full disk perhaps, would fail again."""
         self._outbox: Outbox
@@ -212,6 +215,20 @@ class Evaluator:
         if running is not None and running.worker is not None and not running.asked_to_stop:
             running.asked_to_stop = True
             running.worker.send(Stop())
+
+    def write_outcomes(self, *, now: bool = False) -> None:
+        """Write the outcomes for which the disk had no room, tried once a second unless `now`."""
+        if not now and time.monotonic() < self._write_at:
+            return
+        self._write_at = time.monotonic() + WRITE_AGAIN_S
+        while self._unwritten:
+            path, ending = self._unwritten[0]
+            try:
+                write_record(path, ending)
+            except OSError as error:
+                self._notify(f"cannot write {path}: {error.strerror}, it is tried again")
+                return
+            self._unwritten.pop(0)
 
     def abandon(self) -> None:
         """Kill all workers; what was running is `lost` and will be repeated."""
@@ -325,12 +342,12 @@ class Evaluator:
             end.machine and claim.failures < self._search.retries
         )
         folder = Path(claim.evaluation.folder)
-        try:
-            write_record(folder / OUTCOME_FILE, Ending(outcome=outcome, repeat=repeat))
-            if not repeat:
+        ending = Ending(outcome=outcome, repeat=repeat)
+        self._unwritten.append((folder / OUTCOME_FILE, ending))
+        self.write_outcomes(now=True)
+        if not repeat:
+            with contextlib.suppress(OSError):
                 (folder.parent / STATE_FILE).unlink(missing_ok=True)
-        except OSError as error:
-            self._notify(f"cannot write {folder / OUTCOME_FILE}: {error.strerror}")
         evaluation_id = claim.evaluation.id
         self._outbox.put(lambda s: s.finish_evaluation(evaluation_id, outcome, repeat=repeat))
         self._count(end, outcome)

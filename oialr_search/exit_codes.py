@@ -1,6 +1,4 @@
-"""Exit codes that batch scripts can tell apart, and the signals that stop a launch."""
-
-import signal
+"""Exit codes that batch scripts can tell apart."""
 
 FINISHED = 0
 USAGE = 2
@@ -8,5 +6,3 @@ INTERNAL = 70
 STOPPED = 75
 """Stopped, and the same command goes on."""
 CONFIG = 78
-
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)

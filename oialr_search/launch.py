@@ -20,7 +20,7 @@ from rich.console import Console
 
 from oialr_search import exit_codes
 from oialr_search.config import SearchFile
-from oialr_search.controller import Controller, StopRequest
+from oialr_search.controller import Controller
 from oialr_search.evaluator import WORKER_LOGS, Evaluator
 from oialr_search.islands import Exchange, Place, wait
 from oialr_search.launcher import (
@@ -42,6 +42,7 @@ from oialr_search.search import (
     refuse_unknown,
     start_search,
 )
+from oialr_search.stopping import StopRequest
 from oialr_search.storage import (
     Storage,
     StorageError,
@@ -75,10 +76,7 @@ class LaunchSettings:
     data_dir: str | None
     new: bool
     """Begin another search when there is one of this name."""
-    deadline: float | None
-    """Time (of `time.time()`) after which nothing new is started."""
-    grace_s: float
-    """How long running evaluations may then take to reach the end of their epoch."""
+    stop: StopRequest
     environment: dict[str, str] = field(repr=False)
     worker_type: type[Worker] = Worker
     """What evaluates; a benchmark has one that answers at once."""
@@ -124,7 +122,6 @@ def _obituary(comm: MPI.Comm, error: BaseException, folder: Path) -> str:
 def _run(
     comm: MPI.Comm, load: Callable[[], SearchFile], settings: LaunchSettings, logs: list[Path]
 ) -> int:
-    stop = StopRequest(settings.deadline, settings.grace_s)
     _check_world_size(comm, settings.environment)
     search_file = _load(comm, load, settings)
     search = search_file.search
@@ -151,7 +148,7 @@ def _run(
             worker_type=settings.worker_type,
         )
         try:
-            _prepare(comm, evaluator, stop)
+            _prepare(comm, evaluator, settings.stop)
             storage, search_id, launch_id = _open(comm, search_file, settings, folder)
         except LaunchError:
             evaluator.stop_spare()
@@ -170,7 +167,7 @@ def _run(
                 folder=folder,
                 evaluator=evaluator,
                 exchange=Exchange(comm, place),
-                stop=stop,
+                stop=settings.stop,
                 display=_display(storage, search_id, search.metric) if comm.rank == 0 else None,
                 warnings=warnings,
             )

@@ -74,25 +74,37 @@ def test_logs_of_workers_that_waited_when_all_was_killed_are_removed(command: Co
     assert not list(folder.glob("worker-*"))
 
 
+@pytest.mark.parametrize("ranks", [0, 2])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_while_a_rank_imports_ends_it_with_75(
-    command: Command, number: signal.Signals
+def test_a_signal_while_a_rank_imports_ends_the_launch_with_75(
+    command: Command, number: signal.Signals, ranks: int
 ) -> None:
-    process = command.start(*ONE)
+    """The other rank may wait for it in MPI's initialisation."""
+    process = command.start(*ONE, ranks=ranks)
     deadline = time.monotonic() + LIMIT_S
-    while not _catches(process.pid, number):
+    while not (caught := [p for p in ranks_of(process.pid, ranks) if _catches(p, number)]):
         assert process.poll() is None
         assert time.monotonic() < deadline
-    process.send_signal(number)
+    os.kill(caught[0], number)
     assert process.wait(LIMIT_S) == 75
     assert not (command.folder / "searches").exists()
 
 
+def ranks_of(launched: int, ranks: int) -> list[int]:
+    """The ranks that a launch has started so far; without a launcher, the process itself."""
+    if not ranks:
+        return [launched]
+    return [
+        child.pid
+        for child in psutil.Process(launched).children(recursive=True)
+        if child.name() != "hydra_pmi_proxy"
+    ]
+
+
 def _catches(pid: int, number: signal.Signals) -> bool:
     """Has the process a handler for this signal?"""
-    status = dict(
-        line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines()
-    )
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    status = dict(line.split(":", 1) for line in lines)
     return bool(int(status["SigCgt"], 16) >> (number - 1) & 1)
 
 

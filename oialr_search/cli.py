@@ -27,7 +27,7 @@ from oialr_search.storage import (
     open_storage,
     upgrade_storage,
 )
-from workers.config import ConfigError
+from workers.yaml_files import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -546,7 +546,8 @@ def validate(
     Example: `oialr-search validate search_spaces/minivit_cifar10.yaml --set epochs=2`
     """
     from oialr_search.config import load_search
-    from workers.config import in_one_line, load_training, read_yaml
+    from workers.config import load_training
+    from workers.yaml_files import in_one_line, read_yaml
 
     content = read_yaml(file)
     if "search" in content or "space" in content:

@@ -14,16 +14,12 @@ from workers.config import (
     TASKS,
     AnyTraining,
     Config,
-    ConfigError,
     Fraction,
-    apply_override,
-    in_one_line,
     nearest,
-    parse_assignment,
-    read_yaml,
     validate,
     validate_training,
 )
+from workers.yaml_files import ConfigError, apply_override, in_one_line, parse_assignment, read_yaml
 
 
 class SearchSettings(Config):

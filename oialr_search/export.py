@@ -9,7 +9,8 @@ from typing import Any
 
 from oialr_search.search_space import with_hyperparameters
 from oialr_search.storage import IndividualRecord, SearchRecord, Status, Storage, StorageError
-from workers.config import AnyTraining, dump_yaml, parse_yaml, validate_training
+from workers.config import AnyTraining, validate_training
+from workers.yaml_files import dump_yaml, parse_yaml
 
 
 def best_individual(storage: Storage, search: SearchRecord) -> IndividualRecord:

@@ -41,8 +41,9 @@ from oialr_search.storage import (
     Status,
     Storage,
 )
-from workers.config import TASKS, ConfigError
+from workers.config import TASKS
 from workers.protocol import Epoch, Started
+from workers.yaml_files import ConfigError
 
 # Where a search runs may change from launch to launch, what it searches may not.
 MACHINE_SETTINGS = ("device", "num_threads", "data.num_loader_processes", "observation")

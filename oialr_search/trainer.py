@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from oialr_search.launcher import Worker, WorkerDied, WorkerSettings, as_request
-from workers.config import AnyTraining, ConfigError
+from workers.config import AnyTraining
 from workers.protocol import (
     EVENTS_FILE,
     RESULT_FILE,
@@ -26,6 +26,7 @@ from workers.protocol import (
     ProtocolError,
     decode,
 )
+from workers.yaml_files import ConfigError
 
 METRICS_FILE = "metrics.jsonl"
 POLL_S = 0.5

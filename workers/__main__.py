@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workers.config import AnyTraining, ConfigError, validate_training
+from workers.config import AnyTraining, validate_training
 from workers.parent import die_with
 from workers.protocol import (
     EVENTS_FILE,
@@ -39,6 +39,7 @@ from workers.protocol import (
     encode,
     write_result,
 )
+from workers.yaml_files import ConfigError
 
 if TYPE_CHECKING:
     from torch import nn

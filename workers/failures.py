@@ -7,11 +7,11 @@ from typing import Literal
 
 import torch
 
-from workers.config import ConfigError
 from workers.data import DataError, DataSettingsError
 from workers.oialr import OIALRError
 from workers.protocol import Failed
 from workers.training import DeviceError, DivergedError
+from workers.yaml_files import ConfigError
 
 Cause = Literal["configuration", "training", "machine"]
 

@@ -9,12 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from workers.config import (
-    AnyTraining,
-    AutoformerETTm2,
-    MiniViTCIFAR10,
-    MiniViTDigits,
-)
+from workers.config import AnyTraining, AutoformerETTm2, MiniViTCIFAR10, MiniViTDigits
 from workers.data import Batches, LoadSettings, Splits
 
 Cut = Callable[[LoadSettings], Splits]

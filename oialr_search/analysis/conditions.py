@@ -22,7 +22,8 @@ from oialr_search.storage import (
     OneOf,
     Operator,
 )
-from workers.config import ConfigError, nearest
+from workers.config import nearest
+from workers.yaml_files import ConfigError
 
 TOKEN = re.compile(
     r"""\s*(?:

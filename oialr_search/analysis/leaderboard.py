@@ -18,7 +18,7 @@ from oialr_search.storage import (
     StorageError,
 )
 from oialr_search.storage.conditions import Every, Kind, columns_of
-from workers.config import TASKS, ConfigError
+from workers.yaml_files import ConfigError
 
 Row = dict[str, Any]
 
@@ -160,6 +160,8 @@ def _front(
 
 def _objective(search: SearchRecord, text: str) -> tuple[Column, Literal[-1, 1]]:
     """A column to minimise, or with -1 to maximise: the better way, unless the text says it."""
+    from workers.config import TASKS
+
     name, _, way = text.strip().partition(":")
     column = find_column(name, all_columns(search), "--pareto")
     if column.kind not in ("int", "float"):

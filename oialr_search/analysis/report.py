@@ -28,8 +28,9 @@ from oialr_search.storage import (
     Status,
     StorageError,
 )
-from workers.config import TASKS, ConfigError, dump_yaml
+from workers.config import TASKS
 from workers.protocol import RESULT_FILE, Completed, ProtocolError, decode
+from workers.yaml_files import ConfigError, dump_yaml
 
 TOP = 10  # of the leaderboard
 MANY_FAILURES = 20  # kinds of them

@@ -19,10 +19,11 @@ from oialr_search.storage import (
     Storage,
     open_storage,
 )
-from workers.config import parse_yaml, validate_training
+from workers.config import validate_training
 from workers.protocol import RESULT_FILE, Epoch, Event
 from workers.tasks import task_of
 from workers.training import set_up, train
+from workers.yaml_files import parse_yaml
 
 Finished = dict[tuple[int, int], Mapping[str, float]]
 """(individual, attempt) → metrics."""

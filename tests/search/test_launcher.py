@@ -35,7 +35,8 @@ TIMEOUT_S = 60.0
 
 def tiny(**changes: Any) -> dict[str, Any]:
     """A digits training of a second, as a request carries it."""
-    from workers.config import read_yaml, validate_training
+    from workers.config import validate_training
+    from workers.yaml_files import read_yaml
 
     content = {k: v for k, v in read_yaml(DIGITS).items() if k not in ("search", "space")}
     content["model"] |= {"depth": 1, "embed_dim": 32}

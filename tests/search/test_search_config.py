@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from oialr_search.config import load_search
-from workers.config import TASKS, AutoformerETTm2, ConfigError, load_training, parse_yaml
+from workers.config import TASKS, AutoformerETTm2, load_training
+from workers.yaml_files import ConfigError, parse_yaml
 
 from ..conftest import AUTOFORMER, CIFAR10, DIGITS, SEARCH_SPACES
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from oialr_search.search_space import Hyperparameter, parse_space, with_hyperparameters
-from workers.config import TASKS, ConfigError, read_yaml
+from workers.config import TASKS
+from workers.yaml_files import ConfigError, read_yaml
 
 from ..conftest import DIGITS
 

@@ -14,8 +14,9 @@ from typing import Any
 
 import psutil
 
-from workers.config import read_yaml, validate_training
+from workers.config import validate_training
 from workers.protocol import Event, Message, Progressed, decode, encode
+from workers.yaml_files import read_yaml
 
 from ..conftest import DIGITS, ROOT
 

@@ -7,11 +7,11 @@ import errno
 import pytest
 import torch
 
-from workers.config import ConfigError
 from workers.data import DataError, DataSettingsError
 from workers.failures import failed
 from workers.oialr import NotFiniteError, OIALRError
 from workers.training import DeviceError, DivergedError
+from workers.yaml_files import ConfigError
 
 OOM = "CUDA out of memory. Tried to allocate 20.00 GiB.\nmore"
 CASES = [

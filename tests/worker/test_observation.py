@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from workers.config import ConfigError, validate_training
+from workers.config import validate_training
 from workers.protocol import Epoch, Event, Observation, Started
+from workers.yaml_files import ConfigError
 
 from .process import digits
 from .trained import told, train_here

@@ -17,7 +17,6 @@ from workers.config import (
     OIALRConfig,
     TrainingConfig,
     load_training,
-    read_yaml,
     validate_training,
 )
 from workers.models import minivit
@@ -25,6 +24,7 @@ from workers.oialr import OIALRSettings
 from workers.protocol import Epoch, Event, Progressed, Started
 from workers.tasks import measure_classification, task_of
 from workers.training import DivergedError, Training, set_up, train
+from workers.yaml_files import read_yaml
 
 from ..conftest import DIGITS, SEARCH_SPACES
 

@@ -30,7 +30,8 @@ from oialr_search.storage import (
     Storage,
     StorageError,
 )
-from workers.config import AnyTraining, ConfigError, validate_training
+from workers.config import AnyTraining, validate_training
+from workers.yaml_files import ConfigError
 
 R = TypeVar("R")
 

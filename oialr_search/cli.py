@@ -27,7 +27,7 @@ from oialr_search.storage import (
     open_storage,
     upgrade_storage,
 )
-from workers.yaml_files import ConfigError
+from workers.mistakes import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

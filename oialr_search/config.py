@@ -10,16 +10,9 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from oialr_search.search_space import RANGE_KEYS, SearchSpace, parse_space
-from workers.config import (
-    TASKS,
-    AnyTraining,
-    Config,
-    Fraction,
-    nearest,
-    validate,
-    validate_training,
-)
-from workers.yaml_files import ConfigError, apply_override, in_one_line, parse_assignment, read_yaml
+from workers.config import TASKS, AnyTraining, Config, Fraction, validate, validate_training
+from workers.mistakes import ConfigError, nearest
+from workers.yaml_files import apply_override, in_one_line, parse_assignment, read_yaml
 
 
 class SearchSettings(Config):

@@ -41,6 +41,7 @@ from oialr_search.launcher import (
 from oialr_search.outbox import Outbox
 from oialr_search.search_space import with_hyperparameters
 from oialr_search.storage import Claim, Outcome, Runner, Status
+from workers.mistakes import ConfigError
 from workers.protocol import (
     Completed,
     Epoch,
@@ -53,7 +54,6 @@ from workers.protocol import (
     Stop,
     Stopped,
 )
-from workers.yaml_files import ConfigError
 
 PREPARE_POLL_S = 0.1
 PREPARATION_LIMIT_S = 600.0

@@ -50,7 +50,7 @@ from oialr_search.storage import (
     database_exists,
     open_storage,
 )
-from workers.yaml_files import ConfigError
+from workers.mistakes import ConfigError
 
 # The size of the launch as the launchers announce it, whatever MPI mpi4py has loaded.
 WORLD_SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")

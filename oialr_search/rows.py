@@ -18,7 +18,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from workers.yaml_files import ConfigError
+from workers.mistakes import ConfigError
 
 PLAIN_WIDTH = 10_000
 COLUMN_GAP = 2

@@ -42,8 +42,8 @@ from oialr_search.storage import (
     Storage,
 )
 from workers.config import TASKS
+from workers.mistakes import ConfigError
 from workers.protocol import Epoch, Started
-from workers.yaml_files import ConfigError
 
 # Where a search runs may change from launch to launch, what it searches may not.
 MACHINE_SETTINGS = ("device", "num_threads", "data.num_loader_processes", "observation")

@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, PlainValidator
 
-from workers.config import AnyTraining, Config, mistakes, nearest, validate, validate_training
-from workers.yaml_files import ConfigError
+from workers.config import AnyTraining, Config, validate, validate_training
+from workers.mistakes import ConfigError, mistakes, nearest
 
 Value = float | int | bool | str
 Kind = Literal["float", "int", "bool", "choice"]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from oialr_search.launcher import Worker, WorkerDied, WorkerSettings, as_request
 from workers.config import AnyTraining
+from workers.mistakes import ConfigError
 from workers.protocol import (
     EVENTS_FILE,
     RESULT_FILE,
@@ -26,7 +27,6 @@ from workers.protocol import (
     ProtocolError,
     decode,
 )
-from workers.yaml_files import ConfigError
 
 METRICS_FILE = "metrics.jsonl"
 POLL_S = 0.5

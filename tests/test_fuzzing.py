@@ -26,6 +26,7 @@ from oialr_search.search_space import with_hyperparameters
 from oialr_search.storage import StorageError
 from oialr_search.storage.engine import display_name, parse_url
 from workers.config import AnyTraining, load_training, validate_training
+from workers.mistakes import ConfigError
 from workers.protocol import (
     Completed,
     Epoch,
@@ -44,7 +45,7 @@ from workers.protocol import (
     decode,
     encode,
 )
-from workers.yaml_files import ConfigError, dump_yaml, parse_yaml
+from workers.yaml_files import dump_yaml, parse_yaml
 
 from .conftest import DIGITS, SEARCH_SPACES, Command
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workers.config import AnyTraining, validate_training
+from workers.mistakes import ConfigError
 from workers.parent import die_with
 from workers.protocol import (
     EVENTS_FILE,
@@ -39,7 +40,6 @@ from workers.protocol import (
     encode,
     write_result,
 )
-from workers.yaml_files import ConfigError
 
 if TYPE_CHECKING:
     from torch import nn

@@ -6,7 +6,6 @@ path (`optimizer.lr`). `TASKS` maps each task to its configuration class.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,19 +23,12 @@ from pydantic import (
     model_validator,
 )
 
-from workers.yaml_files import (
-    ConfigError,
-    apply_override,
-    in_one_line,
-    parse_assignment,
-    read_yaml,
-)
+from workers.mistakes import ConfigError, mistakes, nearest
+from workers.yaml_files import apply_override, in_one_line, parse_assignment, read_yaml
 
 C = TypeVar("C", bound=BaseModel)
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Pair = Annotated[tuple[float, float], Field(strict=False)]
-
-MAX_MISTAKES = 20
 
 
 class Config(BaseModel):
@@ -371,12 +363,6 @@ TASKS: dict[str, type[AnyTraining]] = {
 }
 
 
-def mistakes(lines: Sequence[str]) -> ConfigError:
-    """The error of so many mistakes, one a line; it names the first ones where they are many."""
-    more = [f"{len(lines) - MAX_MISTAKES} mistakes more"] if len(lines) > MAX_MISTAKES else []
-    return ConfigError("\n".join([*lines[:MAX_MISTAKES], *more]))
-
-
 def validate(model: type[C], content: Any, source: str, prefix: str = "") -> C:
     """Build a section from parsed YAML.
 
@@ -420,12 +406,6 @@ def load_training(path: Path, assignments: Sequence[str] = ()) -> AnyTraining:
             f"start it with `oialr-search run`, then `oialr-search export` ({in_one_line(path)})"
         )
     return validate_training(content, in_one_line(path))
-
-
-def nearest(word: str, known: Sequence[str] | Mapping[str, Any]) -> str:
-    """The hint that names the nearest valid name, or all of them."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean `{close[0]}`?" if close else f"; one of {', '.join(known)}"
 
 
 def _explain(model: type[BaseModel], mistake: dict[str, Any], prefix: str) -> str:

@@ -8,10 +8,10 @@ from typing import Literal
 import torch
 
 from workers.data import DataError, DataSettingsError
+from workers.mistakes import ConfigError
 from workers.oialr import OIALRError
 from workers.protocol import Failed
 from workers.training import DeviceError, DivergedError
-from workers.yaml_files import ConfigError
 
 Cause = Literal["configuration", "training", "machine"]
 

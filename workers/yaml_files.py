@@ -9,15 +9,13 @@ from typing import Any
 
 import yaml
 
+from workers.mistakes import ConfigError
+
 # Far more than any configuration needs, and little enough to be read and shown at once.
 MAX_FILE_BYTES = 2**18
 MAX_CHARACTERS = 2**20
 MAX_LEVELS = 20
 MAX_KEY_CHARACTERS = 100
-
-
-class ConfigError(Exception):
-    """The user's configuration is wrong; the message has one line for each mistake."""
 
 
 class _Loader(yaml.SafeLoader):

@@ -22,8 +22,7 @@ from oialr_search.storage import (
     OneOf,
     Operator,
 )
-from workers.config import nearest
-from workers.yaml_files import ConfigError
+from workers.mistakes import ConfigError, nearest
 
 TOKEN = re.compile(
     r"""\s*(?:

@@ -33,7 +33,7 @@ from optuna_dashboard._serializer import serialize_distribution, serialize_study
 from oialr_search.analysis.distributions import Space
 from oialr_search.analysis.optuna_view import SearchStorage
 from oialr_search.storage import Storage, StorageError, StorageUnavailable
-from workers.yaml_files import ConfigError
+from workers.mistakes import ConfigError
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment

@@ -18,7 +18,7 @@ from oialr_search.storage import (
     StorageError,
 )
 from oialr_search.storage.conditions import Every, Kind, columns_of
-from workers.yaml_files import ConfigError
+from workers.mistakes import ConfigError
 
 Row = dict[str, Any]
 

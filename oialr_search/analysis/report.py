@@ -29,8 +29,9 @@ from oialr_search.storage import (
     StorageError,
 )
 from workers.config import TASKS
+from workers.mistakes import ConfigError
 from workers.protocol import RESULT_FILE, Completed, ProtocolError, decode
-from workers.yaml_files import ConfigError, dump_yaml
+from workers.yaml_files import dump_yaml
 
 TOP = 10  # of the leaderboard
 MANY_FAILURES = 20  # kinds of them

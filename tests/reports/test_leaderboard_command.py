@@ -28,7 +28,7 @@ from oialr_search.analysis.leaderboard import (
 )
 from oialr_search.rows import as_parquet
 from oialr_search.storage import Selection, Status, open_storage
-from workers.yaml_files import ConfigError
+from workers.mistakes import ConfigError
 
 from ..conftest import Command
 from .conftest import COMPLETED, FAILURES, RESUMED, RUNNING

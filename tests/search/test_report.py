@@ -24,8 +24,8 @@ from oialr_search.analysis.report import (
     results,
 )
 from oialr_search.storage import Outcome, SearchRecord, Status, Storage, open_storage
+from workers.mistakes import ConfigError
 from workers.protocol import Completed, Failed, write_result
-from workers.yaml_files import ConfigError
 
 from ..conftest import FinishedSearch
 from ..storage.conftest import (  # noqa: F401

@@ -8,7 +8,8 @@ import pytest
 
 from oialr_search.config import load_search
 from workers.config import TASKS, AutoformerETTm2, load_training
-from workers.yaml_files import ConfigError, parse_yaml
+from workers.mistakes import ConfigError
+from workers.yaml_files import parse_yaml
 
 from ..conftest import AUTOFORMER, CIFAR10, DIGITS, SEARCH_SPACES
 

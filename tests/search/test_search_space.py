@@ -10,7 +10,8 @@ import pytest
 
 from oialr_search.search_space import Hyperparameter, parse_space, with_hyperparameters
 from workers.config import TASKS
-from workers.yaml_files import ConfigError, read_yaml
+from workers.mistakes import ConfigError
+from workers.yaml_files import read_yaml
 
 from ..conftest import DIGITS
 

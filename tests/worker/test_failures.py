@@ -9,9 +9,9 @@ import torch
 
 from workers.data import DataError, DataSettingsError
 from workers.failures import failed
+from workers.mistakes import ConfigError
 from workers.oialr import NotFiniteError, OIALRError
 from workers.training import DeviceError, DivergedError
-from workers.yaml_files import ConfigError
 
 OOM = "CUDA out of memory. Tried to allocate 20.00 GiB.\nmore"
 CASES = [

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from workers.config import AutoformerETTm2, load_training, validate_training
+from workers.mistakes import ConfigError
 from workers.oialr import LowRankLinear
 from workers.protocol import Completed, Epoch, Event, Started
 from workers.tasks import measure_forecast, task_of
@@ -23,7 +24,6 @@ from workers.training import (
     settings_without_effect,
     train,
 )
-from workers.yaml_files import ConfigError
 
 from ..conftest import SEARCH_SPACES, SHARED
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from workers.config import validate_training
+from workers.mistakes import ConfigError
 from workers.protocol import Epoch, Event, Observation, Started
-from workers.yaml_files import ConfigError
 
 from .process import digits
 from .trained import told, train_here

@@ -31,7 +31,7 @@ from oialr_search.storage import (
     StorageError,
 )
 from workers.config import AnyTraining, validate_training
-from workers.yaml_files import ConfigError
+from workers.mistakes import ConfigError
 
 R = TypeVar("R")
 

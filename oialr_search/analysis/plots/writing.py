@@ -10,7 +10,7 @@ import kaleido
 import plotly.graph_objects as go
 from kaleido.errors import BrowserClosedError, BrowserFailedError, ChromeNotFoundError
 
-from workers.yaml_files import ConfigError
+from workers.mistakes import ConfigError
 
 PICTURES = ("png", "pdf", "svg")
 FORMATS = ("html", *PICTURES)

@@ -224,25 +224,25 @@ def import_search(storage: Storage, folder: Path) -> tuple[SearchRecord, int, li
 def lost_launches(
     search: SearchRecord, known: Sequence[LaunchRecord], histories: Sequence[IndividualHistory]
 ) -> list[LaunchRecord]:
-    """What evaluations tell of launches whose files are lost."""
+    """What individuals and evaluations tell of launches whose files are lost."""
+    individuals = [history.individual for history in histories]
     evaluations = [h.evaluation for history in histories for h in history.evaluations]
-    islands = 1 + max((history.individual.island for history in histories), default=0)
-    lost = {e.launch_id for e in evaluations} - {launch.id for launch in known}
+    told = {i.launch_id for i in individuals} | {e.launch_id for e in evaluations}
     launches = []
-    for launch_id in sorted(lost):
-        its = [e for e in evaluations if e.launch_id == launch_id]
-        first = min(its, key=lambda e: e.started_at)
+    for launch_id in sorted(told - {launch.id for launch in known}):
+        bred = [i for i in individuals if i.launch_id == launch_id]
+        evaluated = [e for e in evaluations if e.launch_id == launch_id]
         launches.append(
             LaunchRecord(
                 id=launch_id,
                 search_id=search.id,
-                world_size=1 + max(e.world_rank for e in its),
-                num_islands=islands,
-                hostname=first.hostname,
+                world_size=1 + max((e.world_rank for e in evaluated), default=0),
+                num_islands=1 + max((i.island for i in bred), default=0),
+                hostname=evaluated[0].hostname if evaluated else "unknown",
                 command_line="unknown: its file is lost",
                 versions={},
                 git_revision=None,
-                started_at=first.started_at,
+                started_at=min([i.created_at for i in bred] + [e.started_at for e in evaluated]),
                 ended_at=None,
                 exit_code=None,
             )

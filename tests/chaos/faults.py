@@ -32,7 +32,7 @@ MOMENT_LIMIT_S = 20.0
 BALLAST = "ballast"
 FILES = (
     STATE_FILE, EVENTS_FILE, RESULT_FILE, OUTCOME_FILE, EVALUATION_FILE, INDIVIDUAL_FILE,
-    SEARCH_FILE, REQUEST_FILE, "log.txt",
+    SEARCH_FILE, REQUEST_FILE, "log.txt", "launch-*.json", "migrations-*.jsonl",
 )  # fmt: skip
 
 

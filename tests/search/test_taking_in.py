@@ -221,6 +221,18 @@ def test_a_launch_is_made_of_what_its_evaluations_tell(
     assert query(database_of(copied), known) == query(database_of(eventful), known)
 
 
+def test_an_individual_whose_launch_is_lost_with_its_first_attempt(
+    copied: Command, eventful: Command
+) -> None:
+    (folder_of(copied) / "launch-000001.json").unlink()
+    path = folder_of(copied) / "individual-000003" / "individual.json"
+    path.write_text(path.read_text().replace('"launch_id": 1', '"launch_id": 2'))
+    assert "3 individuals imported" in copied("import", "searches/minivit_digits").stdout
+    known = query(database_of(copied), "select id, world_size, hostname from launches order by id")
+    assert [(row["id"], row["world_size"]) for row in known] == [(1, 2), (2, 1)]
+    assert known[1]["hostname"] == "unknown"
+
+
 def test_a_damaged_migration_is_left_out(copied: Command, eventful: Command) -> None:
     (book, *_) = folder_of(copied).glob("migrations-*.jsonl")
     with book.open("a") as lines:

@@ -71,7 +71,7 @@ SMALL_AUTOFORMER = {
 def pytest_addoption(parser: pytest.Parser) -> None:
     """What tests/chaos does, and how long."""
     group = parser.getgroup("chaos", "a search disturbed at random (tests/chaos)")
-    group.addoption("--chaos-faults", type=int, default=6, help="faults, over both databases")
+    group.addoption("--chaos-faults", type=int, default=8, help="faults, over both databases")
     group.addoption("--chaos-seed", type=int, default=None, help="of kinds and moments")
     group.addoption("--chaos-time-limit", type=float, default=240.0, help="s; no faults after it")
     group.addoption("--chaos-log", default=None, help="folder for a log (JSON lines) and a table")

@@ -26,6 +26,7 @@ from .launches import Launch, wait_until
 
 NAME = "chaos"
 RANKS = 3
+SHORT = 8  # faults by default, half of them with each database
 GOES_ON_LIMIT_S = 90.0
 DISK_MIB = 48
 SETTINGS = TINY | {
@@ -134,7 +135,15 @@ class Chaos:
         return "\n".join(f"--- {p.name}\n{p.read_text()}" for p in outputs[-3:])
 
 
-@pytest.fixture(params=["SQLite", "PostgreSQL"])
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """The short form is of the database that can be away."""
+    if "database" in metafunc.fixturenames:
+        is_long = metafunc.config.getoption("--chaos-faults") > SHORT
+        names = ["SQLite", "PostgreSQL"] if is_long else ["PostgreSQL"]
+        metafunc.parametrize("database", names, indirect=True)
+
+
+@pytest.fixture
 def database(request: pytest.FixtureRequest, disk: Disk) -> Iterator[Database]:
     if request.param == "SQLite":
         yield Database(disk.folder)

@@ -38,6 +38,7 @@ def training(command: Command) -> subprocess.Popen[str]:
     return process
 
 
+@pytest.mark.slow
 def test_a_rank_that_raises_ends_the_launch_and_is_named(command: Command) -> None:
     hooks = command.folder / "hooks"
     hooks.mkdir()

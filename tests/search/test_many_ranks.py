@@ -30,6 +30,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
         yield server.url
 
 
+@pytest.mark.slow
 def test_each_individual_is_stored_once(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/search.db"
     run(tmp_path, url, ranks=8, evaluations=400, seconds=0.0)

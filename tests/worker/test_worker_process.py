@@ -122,7 +122,7 @@ def test_a_failure_is_also_in_the_folder_and_its_state_is_gone(tmp_path: Path) -
     assert not state.exists()
 
 
-@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("keep", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_stop_ends_after_the_epoch_and_the_rest_follows_later(tmp_path: Path, keep: bool) -> None:
     config, more = digits(epochs=40), {"state_file": str(tmp_path / "state")} if keep else {}
     with started(tmp_path / "log") as worker:

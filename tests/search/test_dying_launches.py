@@ -7,6 +7,8 @@ import re
 import signal
 import subprocess
 
+import pytest
+
 from ..conftest import Command
 from .faults import (
     evaluations,

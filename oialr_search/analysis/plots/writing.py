@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 
 import kaleido
 import plotly.graph_objects as go
 from kaleido.errors import BrowserClosedError, BrowserFailedError, ChromeNotFoundError
 
+from oialr_search.rows import write_file
 from workers.mistakes import ConfigError
 
 PICTURES = ("png", "pdf", "svg")
@@ -37,12 +37,7 @@ def write(figure: go.Figure, path: Path) -> None:
         ConfigError: when the file cannot be written, or a picture is wanted without a browser.
     """
     content = _page(figure) if _format(path) == "html" else _picture(figure, path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        aside.write_bytes(content)
-        os.replace(aside, path)
-    except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror}") from None
+    write_file(path, content)
 
 
 def _format(path: Path) -> str:

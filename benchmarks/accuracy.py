@@ -15,10 +15,16 @@ import sys
 import tempfile
 from pathlib import Path
 
-from oialr_search.launcher import WorkerSettings, affinity, choose_gpu, visible_gpus
-from oialr_search.trainer import train
-from workers.config import load_training
-from workers.protocol import Completed
+from oialr_training.config import load_training
+from oialr_training.protocol import Completed
+
+from oialr_search.evaluation.repeated_seeds import train
+from oialr_search.evaluation.worker_process import (
+    WorkerSettings,
+    affinity,
+    choose_gpu,
+    visible_gpus,
+)
 
 TRAININGS = Path(__file__).parents[1] / "search_spaces" / "training"
 SMALL = {

@@ -28,11 +28,12 @@ from typing import Any
 
 import sqlalchemy as sa
 from instant_search import SEARCH_FILE, distance
+from oialr_training.config import TASKS
 
 from oialr_search.analysis.leaderboard import leaderboard
 from oialr_search.analysis.status import status
-from oialr_search.config import SearchFile, load_search
-from oialr_search.search_space import with_hyperparameters
+from oialr_search.space.hyperparameters import with_hyperparameters
+from oialr_search.space.search_file import SearchFile, load_search
 from oialr_search.storage import (
     EpochRecord,
     EvaluationHistory,
@@ -47,7 +48,6 @@ from oialr_search.storage import (
 )
 from oialr_search.storage.engine import open_engine
 from oialr_search.storage.schema import migrations
-from workers.config import TASKS
 
 Figures = dict[str, Any]
 

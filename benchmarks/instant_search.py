@@ -21,17 +21,18 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, ClassVar
 
-from oialr_search import evaluator
-from oialr_search.config import load_search
-from oialr_search.evolution import Population
-from oialr_search.islands import Exchange
-from oialr_search.launch import LaunchSettings, run
-from oialr_search.launcher import Worker, WorkerSettings
-from oialr_search.outbox import Outbox
-from oialr_search.progress import ProgressDisplay
-from oialr_search.stopping import StopRequest
-from oialr_search.storage.sql import SqlStorage
-from workers.protocol import Completed, Epoch, Evaluate, Event, Message, Ready, Started
+from oialr_training.protocol import Completed, Epoch, Evaluate, Event, Message, Ready, Started
+
+from oialr_search.evaluation import evaluator
+from oialr_search.evaluation.outbox import Outbox
+from oialr_search.evaluation.worker_process import Worker, WorkerSettings
+from oialr_search.launch.engines.propulate import Population
+from oialr_search.launch.islands import Exchange
+from oialr_search.launch.launch import LaunchSettings, run
+from oialr_search.launch.progress import ProgressDisplay
+from oialr_search.launch.stop_request import StopRequest
+from oialr_search.space.search_file import load_search
+from oialr_search.storage.database import SqlStorage
 
 SEARCH_FILE = Path(__file__).parents[1] / "search_spaces" / "minivit_digits.yaml"
 # What a rank does for an evaluation, none of it inside another.

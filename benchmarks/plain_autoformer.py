@@ -2,8 +2,8 @@
 
 Each operation is written the way the algorithm is published: correlations of every channel, one
 roll of the values for each delay with its weight repeated over time and channels, feed-forward
-layers as convolutions of kernel 1. Parameters have the names of `workers.models.autoformer`, so
-that the same state loads into both.
+layers as convolutions of kernel 1. Parameters have the names of
+`oialr_training.models.autoformer`, so that the same state loads into both.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ import math
 
 import torch
 import torch.nn.functional as F
+from oialr_training.config import AutoformerModel
 from torch import Tensor, nn
-
-from workers.config import AutoformerModel
 
 # B: batch, L: time steps, S: time steps of keys and values, D: d_model, H: heads, E: D / H
 
@@ -196,7 +195,7 @@ class PlainDecoder(nn.Module):
 
 
 class PlainAutoformer(nn.Module):
-    """The whole network, as `workers.models.autoformer.Autoformer`."""
+    """The whole network, as `oialr_training.models.autoformer.Autoformer`."""
 
     def __init__(
         self,

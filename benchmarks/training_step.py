@@ -1,7 +1,7 @@
 """A training step at full rank, with weights built at each forward pass, and with ours.
 
 Side by side in one run, for each network and inner rank: "built" makes W = U Σ Vᵀ and multiplies by
-it, as the authors' code does; "ours" is `workers.oialr` as it is. Ratios are to full rank.
+it, as the authors' code does; "ours" is `oialr` as it is. Ratios are to full rank.
 
     python benchmarks/training_step.py [--networks minivit autoformer] [--inner-ranks 100 50 25 10]
         [--device cuda] [--compile] [--threads 1] [--json]
@@ -32,14 +32,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from oialr import OIALR, LowRankConv, LowRankLinear, OIALRSettings
+from oialr.decomposition import Factors
+from oialr.layers import low_rank_weights
+from oialr_training.config import MiniViTCIFAR10, load_training
+from oialr_training.models import minivit
+from oialr_training.models.autoformer import Autoformer
+
 from benchmarks.autoformer import batch as autoformer_batch
 from benchmarks.autoformer import build as build_autoformer
-from workers.config import MiniViTCIFAR10, load_training
-from workers.models import minivit
-from workers.models.autoformer import Autoformer
-from workers.oialr import OIALR, LowRankConv, LowRankLinear, OIALRSettings
-from workers.oialr.decomposition import Factors
-from workers.oialr.layers import low_rank_weights
 
 MINIVIT = Path(__file__).parents[1] / "search_spaces/training/minivit_cifar10_baseline.yaml"
 CPU = torch.device("cpu")

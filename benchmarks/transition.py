@@ -21,11 +21,11 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from workers.config import MiniViTDigits, validate_training
-from workers.oialr import OIALR, OIALRSettings
-from workers.tasks import task_of
-from workers.training import load_settings
-from workers.yaml_files import read_yaml
+from oialr import OIALR, OIALRSettings
+from oialr_training.config import MiniViTDigits, validate_training
+from oialr_training.tasks import task_of
+from oialr_training.training import load_settings
+from oialr_training.yaml_files import read_yaml
 
 SEARCH_FILE = Path(__file__).parents[1] / "search_spaces" / "minivit_digits.yaml"
 DELAY_STEPS, STEPS_AFTER = 150, 50

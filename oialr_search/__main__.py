@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import NoReturn
 
-from oialr_search.stopping import StopRequest
+from oialr_search.launch.stop_request import StopRequest
 
 
 def main() -> NoReturn:

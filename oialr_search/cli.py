@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from oialr_training.errors import ConfigError
 
 from oialr_search import exit_codes
 from oialr_search.analysis.plots.names import OF_ALL, PlotName
-from oialr_search.rows import FileFormat, Format, print_rows
-from oialr_search.stopping import StopRequest
+from oialr_search.launch.stop_request import StopRequest
 from oialr_search.storage import (
     Status,
     StorageError,
@@ -27,13 +27,13 @@ from oialr_search.storage import (
     open_storage,
     upgrade_storage,
 )
-from workers.mistakes import ConfigError
+from oialr_search.terminal.tables import FileFormat, Format, print_rows
 
 if TYPE_CHECKING:
+    from oialr_training.protocol import Event
     from rich.console import Console, RenderableType
 
     from oialr_search.storage import IndividualRecord, SearchRecord, Storage
-    from workers.protocol import Event
 
 # Rank of this process in a launch, as the launchers announce it before MPI is initialised.
 WORLD_RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
@@ -128,13 +128,13 @@ def run(
     grace_s = parse_duration(grace)
     stop: StopRequest = context.obj or StopRequest()
     stop.limit(deadline(limit_s, grace_s, os.environ), grace_s)
-    from oialr_search.config import load_search
+    from oialr_search.space.search_file import load_search
 
     given = {"evaluations": evaluations, "islands": islands, "seed": seed}
     changed = {key: value for key, value in given.items() if value is not None}
-    from oialr_search.launch import LaunchSettings
-    from oialr_search.launch import run as run_rank
-    from oialr_search.progress import LastingStream
+    from oialr_search.launch.launch import LaunchSettings
+    from oialr_search.launch.launch import run as run_rank
+    from oialr_search.launch.progress import LastingStream
 
     sys.stdout, sys.stderr = LastingStream(sys.stdout), LastingStream(sys.stderr)
 
@@ -165,8 +165,8 @@ def import_(
 
     Example: `oialr-search import searches/minivit_cifar10`
     """
-    from oialr_search.folders import FolderError, search_folders
-    from oialr_search.search import import_search
+    from oialr_search.evaluation.files import FolderError, search_folders
+    from oialr_search.launch.resuming import import_search
 
     url = database_url(db, search_dir)
     try:
@@ -223,11 +223,11 @@ def leaderboard(
 
     Example: `oialr-search leaderboard --where 'trainable_percent < 15' --top 5 --format csv`
     """
-    from oialr_search import rows as printing
     from oialr_search.analysis import leaderboard as analysis
-    from oialr_search.analysis.conditions import parse_condition
-    from oialr_search.screens import show_screen
+    from oialr_search.analysis.where import parse_condition
     from oialr_search.storage import Selection
+    from oialr_search.terminal import tables as printing
+    from oialr_search.terminal.screens import show_screen
 
     chosen_format = output or _format_of(file)
     if chosen_format is FileFormat.PARQUET and file is None:
@@ -287,10 +287,10 @@ def status(
 
     Example: `oialr-search status --watch`
     """
-    from oialr_search import screens
     from oialr_search.analysis.leaderboard import choose_search
     from oialr_search.analysis.status import status as read
-    from oialr_search.rows import as_text
+    from oialr_search.terminal import screens
+    from oialr_search.terminal.tables import as_text
 
     if watch and output is not Format.TABLE:
         raise typer.BadParameter("--watch shows a table: without --format")
@@ -319,9 +319,9 @@ def show(
 
     Example: `oialr-search show 7`
     """
-    from oialr_search import screens
-    from oialr_search.analysis.story import story as read
-    from oialr_search.rows import as_text
+    from oialr_search.analysis.individual import story as read
+    from oialr_search.terminal import screens
+    from oialr_search.terminal.tables import as_text
 
     with _open(db, search_dir) as storage:
         story = read(storage, individual, _database_options(db, search_dir))
@@ -344,7 +344,7 @@ def log(
 
     Example: `oialr-search log 7 --attempt 1`
     """
-    from oialr_search.analysis.story import log_of, readable_log
+    from oialr_search.analysis.individual import log_of, readable_log
 
     with _open(db, search_dir) as storage:
         evaluation = log_of(storage, individual, attempt)
@@ -469,7 +469,7 @@ def export(
 
     Example: `oialr-search export -o best.yaml`
     """
-    from oialr_search import export as exporting
+    from oialr_search.analysis import export as exporting
 
     with _open(db, search_dir) as storage:
         chosen, record = _choose(storage, search, individual)
@@ -501,8 +501,10 @@ def train(
 
     Example: `oialr-search train best.yaml --seeds 3`
     """
-    from oialr_search import launcher, trainer
-    from workers.config import load_training
+    from oialr_training.config import load_training
+
+    from oialr_search.evaluation import repeated_seeds as trainer
+    from oialr_search.evaluation import worker_process as launcher
 
     overrides = [*(assignments or ()), *([f"device={device}"] if device is not None else ())]
     config = load_training(file, overrides)
@@ -545,9 +547,10 @@ def validate(
 
     Example: `oialr-search validate search_spaces/minivit_cifar10.yaml --set epochs=2`
     """
-    from oialr_search.config import load_search
-    from workers.config import load_training
-    from workers.yaml_files import in_one_line, read_yaml
+    from oialr_training.config import load_training
+    from oialr_training.yaml_files import in_one_line, read_yaml
+
+    from oialr_search.space.search_file import load_search
 
     content = read_yaml(file)
     if "search" in content or "space" in content:
@@ -654,7 +657,7 @@ def _complain(error: Exception, code: int) -> int:
 
 def _complain_of_usage(error: Exception) -> int:
     """Typer's own errors show themselves; all others are ours."""
-    from oialr_search.trainer import TrainingFailed
+    from oialr_search.evaluation.repeated_seeds import TrainingFailed
 
     if isinstance(error, TrainingFailed):
         return _complain(error, exit_codes.INTERNAL)
@@ -703,7 +706,7 @@ def _choose(
 
 def _best_yaml(storage: Storage, search: SearchRecord) -> str:
     """The best individual's configuration, or why there is none."""
-    from oialr_search import export as exporting
+    from oialr_search.analysis import export as exporting
 
     try:
         return exporting.export(storage, search, exporting.best_individual(storage, search))
@@ -714,7 +717,7 @@ def _best_yaml(storage: Storage, search: SearchRecord) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    from oialr_search.export import write_aside
+    from oialr_search.analysis.export import write_aside
 
     try:
         write_aside(path, text)
@@ -724,7 +727,7 @@ def _write(path: Path, text: str) -> None:
 
 def _epoch_printer(name: str, epochs: int) -> Any:
     """Prints a line an epoch, to standard error: standard output is for the result."""
-    from workers.protocol import Epoch, Started
+    from oialr_training.protocol import Epoch, Started
 
     def report(event: Event) -> None:
         match event:

@@ -19,15 +19,9 @@ import sqlalchemy as sa
 import yaml
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from pydantic import TypeAdapter
-
-from oialr_search.config import SearchFile, load_search
-from oialr_search.search_space import with_hyperparameters
-from oialr_search.storage import StorageError
-from oialr_search.storage.engine import display_name, parse_url
-from workers.config import AnyTraining, load_training, validate_training
-from workers.mistakes import ConfigError
-from workers.protocol import (
+from oialr_training.config import AnyTraining, load_training, validate_training
+from oialr_training.errors import ConfigError
+from oialr_training.protocol import (
     Completed,
     Epoch,
     Evaluate,
@@ -45,7 +39,13 @@ from workers.protocol import (
     decode,
     encode,
 )
-from workers.yaml_files import dump_yaml, parse_yaml
+from oialr_training.yaml_files import dump_yaml, parse_yaml
+from pydantic import TypeAdapter
+
+from oialr_search.space.hyperparameters import with_hyperparameters
+from oialr_search.space.search_file import SearchFile, load_search
+from oialr_search.storage import StorageError
+from oialr_search.storage.engine import display_name, parse_url
 
 from .conftest import DIGITS, SEARCH_SPACES, Command
 

@@ -27,13 +27,13 @@ from urllib.parse import parse_qs
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import optuna_dashboard
+from oialr_training.errors import ConfigError
 from optuna.trial import FrozenTrial, TrialState
 from optuna_dashboard._serializer import serialize_distribution, serialize_study_detail
 
 from oialr_search.analysis.distributions import Space
 from oialr_search.analysis.optuna_view import SearchStorage
 from oialr_search.storage import Storage, StorageError, StorageUnavailable
-from workers.mistakes import ConfigError
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment

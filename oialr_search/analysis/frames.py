@@ -15,7 +15,7 @@ import pandas as pd
 
 from oialr_search.analysis.leaderboard import all_columns, choose_search
 from oialr_search.storage import Column, SearchRecord, Storage, open_storage
-from oialr_search.storage.questions import TableName
+from oialr_search.storage.queries import TableName
 
 TIME = "datetime64[ns, UTC]"
 TEXT = "string"

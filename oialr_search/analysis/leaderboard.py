@@ -6,7 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from oialr_search.analysis.conditions import find_column
+from oialr_training.errors import ConfigError
+
+from oialr_search.analysis.where import find_column
 from oialr_search.storage import (
     Column,
     OneOf,
@@ -17,8 +19,7 @@ from oialr_search.storage import (
     Storage,
     StorageError,
 )
-from oialr_search.storage.conditions import Every, Kind, columns_of
-from workers.mistakes import ConfigError
+from oialr_search.storage.selection import Every, Kind, columns_of
 
 Row = dict[str, Any]
 
@@ -160,7 +161,7 @@ def _front(
 
 def _objective(search: SearchRecord, text: str) -> tuple[Column, Literal[-1, 1]]:
     """A column to minimise, or with -1 to maximise: the better way, unless the text says it."""
-    from workers.config import TASKS
+    from oialr_training.config import TASKS
 
     name, _, way = text.strip().partition(":")
     column = find_column(name, all_columns(search), "--pareto")

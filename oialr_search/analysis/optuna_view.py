@@ -23,7 +23,7 @@ from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial, TrialState
 
 from oialr_search.analysis.distributions import Space, params_of, space_of, widened
-from oialr_search.fitness import fitness_of
+from oialr_search.space.fitness import fitness_of
 from oialr_search.storage import IndividualRecord, SearchRecord, Status, Storage, StorageError
 
 STATES = {

@@ -13,13 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from oialr_training.config import TASKS
+from oialr_training.errors import ConfigError
+from oialr_training.protocol import RESULT_FILE, Completed, ProtocolError, decode
+from oialr_training.yaml_files import dump_yaml
 from plotly.offline import get_plotlyjs
 
 from oialr_search.analysis import leaderboard, status
+from oialr_search.analysis.labels import fitness_label, metric_label, number, status_label
 from oialr_search.analysis.plots.catalogue import Source, draw
 from oialr_search.analysis.plots.names import PlotName
 from oialr_search.analysis.plots.writing import IN_PAGE
-from oialr_search.analysis.wording import fitness_label, metric_label, number, status_label
 from oialr_search.storage import (
     EvaluationRecord,
     IndividualRecord,
@@ -28,10 +32,6 @@ from oialr_search.storage import (
     Status,
     StorageError,
 )
-from workers.config import TASKS
-from workers.mistakes import ConfigError
-from workers.protocol import RESULT_FILE, Completed, ProtocolError, decode
-from workers.yaml_files import dump_yaml
 
 TOP = 10  # of the leaderboard
 MANY_FAILURES = 20  # kinds of them

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from workers.config import CosineSchedule, TrainingConfig, Type1Schedule
+from oialr_training.config import CosineSchedule, TrainingConfig, Type1Schedule
 
 
 def learning_rate(config: TrainingConfig, num_updates: int, steps_per_epoch: int) -> float:

@@ -10,6 +10,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from oialr_training.protocol import EVENTS_FILE
+
 from oialr_search.storage import (
     FailureCount,
     LaunchRecord,
@@ -18,7 +20,6 @@ from oialr_search.storage import (
     Status,
     Storage,
 )
-from workers.protocol import EVENTS_FILE
 
 Row = dict[str, Any]
 

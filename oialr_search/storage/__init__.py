@@ -7,22 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from oialr_search.storage.conditions import (
-    Column,
-    Comparison,
-    Condition,
-    Either,
-    Every,
-    FailureCount,
-    IsNull,
-    Not,
-    OneOf,
-    Operator,
-    Placed,
-    Rows,
-    Selection,
-)
-from oialr_search.storage.contract import (
+from oialr_search.storage.records import (
     Claim,
     EpochRecord,
     EvaluationHistory,
@@ -50,6 +35,21 @@ from oialr_search.storage.contract import (
     StorageUnavailable,
     individual_folder,
     utc_now,
+)
+from oialr_search.storage.selection import (
+    Column,
+    Comparison,
+    Condition,
+    Either,
+    Every,
+    FailureCount,
+    IsNull,
+    Not,
+    OneOf,
+    Operator,
+    Placed,
+    Rows,
+    Selection,
 )
 
 __all__ = [
@@ -105,8 +105,8 @@ def open_storage(url: str, *, create: bool = False, read_only: bool = False) -> 
 
     With `create` a missing one is made; any number of processes may do so at once.
     """
+    from oialr_search.storage.database import SqlStorage
     from oialr_search.storage.engine import open_engine
-    from oialr_search.storage.sql import SqlStorage
 
     return SqlStorage(open_engine(url, create=create, read_only=read_only))
 

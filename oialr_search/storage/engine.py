@@ -21,10 +21,10 @@ from typing import Any, NoReturn
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, make_url
 
-from oialr_search.storage.contract import StorageError
 from oialr_search.storage.errors import display_name, storage_errors
 from oialr_search.storage.leaderboard import create_leaderboard, drop_leaderboard
 from oialr_search.storage.lineage import create_lineage, drop_lineage
+from oialr_search.storage.records import StorageError
 from oialr_search.storage.schema import REVISION, REVISION_TABLE
 
 BUSY_TIMEOUT_S = 15  # a controller that waits longer looks after its worker, and tries again

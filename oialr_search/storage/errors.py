@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
-from oialr_search.storage.contract import StorageError, StorageUnavailable
+from oialr_search.storage.records import StorageError, StorageUnavailable
 
 # The first byte of SQLite's code; CANTOPEN passes too, but not where the file was never opened.
 PASSING_SQLITE_CODES = {

@@ -11,7 +11,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from oialr_search.storage.contract import StorageError
+from oialr_search.storage.records import StorageError
 from oialr_search.storage.schema import searches
 
 DOTTED_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)

@@ -9,7 +9,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from oialr_search.storage.contract import (
+from oialr_search.storage.records import (
     EpochRecord,
     IndividualHistory,
     LaunchRecord,

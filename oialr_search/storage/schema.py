@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeDecorator
 
-from oialr_search.storage.contract import Status
+from oialr_search.storage.records import Status
 
 REVISION = "0002"
 REVISION_TABLE = "oialr_search_revision"

@@ -8,9 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from oialr_training.config import validate_training
+from oialr_training.protocol import RESULT_FILE, Epoch, Event
+from oialr_training.tasks import task_of
+from oialr_training.training import set_up, train
+from oialr_training.yaml_files import parse_yaml
 
-from oialr_search.export import export
-from oialr_search.folders import OUTCOME_FILE, read_ending
+from oialr_search.analysis.export import export
+from oialr_search.evaluation.files import OUTCOME_FILE, read_ending
 from oialr_search.storage import (
     EvaluationRecord,
     IndividualRecord,
@@ -19,11 +24,6 @@ from oialr_search.storage import (
     Storage,
     open_storage,
 )
-from workers.config import validate_training
-from workers.protocol import RESULT_FILE, Epoch, Event
-from workers.tasks import task_of
-from workers.training import set_up, train
-from workers.yaml_files import parse_yaml
 
 Finished = dict[tuple[int, int], Mapping[str, float]]
 """(individual, attempt) → metrics."""

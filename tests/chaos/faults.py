@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+from oialr_training.protocol import EVENTS_FILE, RESULT_FILE
 
-from oialr_search.folders import (
+from oialr_search.evaluation.files import (
     EVALUATION_FILE,
     INDIVIDUAL_FILE,
     OUTCOME_FILE,
@@ -23,7 +24,6 @@ from oialr_search.folders import (
     SEARCH_FILE,
     STATE_FILE,
 )
-from workers.protocol import EVENTS_FILE, RESULT_FILE
 
 from .databases import Database
 from .launches import Hung, Launch, wait_until

@@ -12,8 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
-
-from workers.protocol import EVENTS_FILE
+from oialr_training.protocol import EVENTS_FILE
 
 MARK = "CHAOS_LAUNCH"
 POLL_S = 0.02
@@ -64,12 +63,13 @@ class Launch:
 
     def ranks(self) -> list[psutil.Process]:
         """Its controllers, by world rank."""
-        ranks = [p for p in self.processes() if _is_python(p) and "workers" not in _command(p)]
+        pythons = [p for p in self.processes() if _is_python(p)]
+        ranks = [p for p in pythons if "oialr_training" not in _command(p)]
         return sorted(ranks, key=lambda p: int(_environment(p).get("PMI_RANK", 0)))
 
     def workers(self) -> list[psutil.Process]:
         """Its workers, those that wait for work included."""
-        return [p for p in self.processes() if _is_python(p) and "workers" in _command(p)]
+        return [p for p in self.processes() if _is_python(p) and "oialr_training" in _command(p)]
 
     def trainings(self) -> list[psutil.Process]:
         """Its workers that train."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from oialr_search.folders import SEARCH_FILE, write_record
+from oialr_search.evaluation.files import SEARCH_FILE, write_record
 from oialr_search.storage import SearchRecord, Status, Storage, open_storage
 
 from ..conftest import DIGITS, TINY, Command, make_command, settings

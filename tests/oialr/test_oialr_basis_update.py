@@ -2,13 +2,12 @@ import copy
 
 import pytest
 import torch
+from oialr import OIALR, LowRankLinear, OIALRSettings, stability
+from oialr.basis_update import kept_inner_rank, update_bases
+from oialr.decomposition import decompose
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-
-from workers.oialr import OIALR, LowRankLinear, OIALRSettings, stability
-from workers.oialr.basis_update import kept_inner_rank, update_bases
-from workers.oialr.decomposition import decompose
 
 
 def make_settings(**changes: object) -> OIALRSettings:

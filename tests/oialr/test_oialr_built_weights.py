@@ -7,9 +7,8 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from oialr import OIALR, LowRankConv, LowRankLinear, OIALRSettings
 from torch import Tensor, nn
-
-from workers.oialr import OIALR, LowRankConv, LowRankLinear, OIALRSettings
 
 
 class BuiltLinear(LowRankLinear):

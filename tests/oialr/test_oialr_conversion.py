@@ -3,10 +3,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
-
-from workers.oialr import (
+from oialr import (
     OIALR,
     LowRankLinear,
     LowRankMultiheadAttention,
@@ -14,6 +11,8 @@ from workers.oialr import (
     OIALRSettings,
     StackedLowRankLinear,
 )
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
 
 
 class Attend(nn.Module):

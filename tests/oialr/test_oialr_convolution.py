@@ -3,12 +3,11 @@ import io
 
 import pytest
 import torch
+from oialr import OIALR, LowRankConv, OIALRError, OIALRSettings
+from oialr.basis_update import update_bases
+from oialr.decomposition import Factors, decompose
+from oialr.layers import Convolution
 from torch import Tensor, nn
-
-from workers.oialr import OIALR, LowRankConv, OIALRError, OIALRSettings
-from workers.oialr.basis_update import update_bases
-from workers.oialr.decomposition import Factors, decompose
-from workers.oialr.layers import Convolution
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 

@@ -2,12 +2,11 @@ import logging
 
 import pytest
 import torch
+from oialr import OIALR, OIALRError, OIALRSettings
+from oialr.eligibility import EligibleLayer, survey
+from oialr.metrics import count_parameters
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
-
-from workers.oialr import OIALR, OIALRError, OIALRSettings
-from workers.oialr.eligibility import EligibleLayer, survey
-from workers.oialr.metrics import count_parameters
 
 
 def make_settings(**changes: object) -> OIALRSettings:

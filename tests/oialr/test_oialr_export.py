@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from oialr import OIALR, OIALRSettings, export
 from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-
-from workers.oialr import OIALR, OIALRSettings, export
 
 
 class SelfAttention(nn.Module):
@@ -96,7 +95,7 @@ def test_an_exported_model_is_torch_s_own_and_gives_the_same(
     random_state = torch.get_rng_state()
     exported = export(model, form)  # type: ignore[arg-type]
     assert torch.equal(torch.get_rng_state(), random_state)
-    assert not [m for m in exported.modules() if "workers" in type(m).__module__]
+    assert not [m for m in exported.modules() if type(m).__module__.startswith("oialr.")]
     torch.testing.assert_close(exported(x), model(x))
     assert all(parameter.requires_grad for parameter in exported.parameters())
 

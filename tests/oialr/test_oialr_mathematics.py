@@ -10,9 +10,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
-
-from workers.oialr import (
+from oialr import (
     OIALR,
     LowRankLinear,
     NotFiniteError,
@@ -21,10 +19,11 @@ from workers.oialr import (
     stability,
     weight_stability,
 )
-from workers.oialr.basis_update import update_bases
-from workers.oialr.decomposition import decompose
-from workers.oialr.optimizer_state import rotate_first, rotate_second
-from workers.oialr.schedule import layers_reached
+from oialr.basis_update import update_bases
+from oialr.decomposition import decompose
+from oialr.optimizer_state import rotate_first, rotate_second
+from oialr.update_times import layers_reached
+from torch import Tensor, nn
 
 torch.set_num_threads(1)
 

@@ -4,9 +4,7 @@ import io
 
 import pytest
 import torch
-from torch import Tensor, nn
-
-from workers.oialr import (
+from oialr import (
     OIALR,
     NotFiniteError,
     Observation,
@@ -17,7 +15,8 @@ from workers.oialr import (
     stability,
     weight_stability,
 )
-from workers.oialr.decomposition import decompose
+from oialr.decomposition import decompose
+from torch import Tensor, nn
 
 
 def slow_stability(old: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor]) -> float:

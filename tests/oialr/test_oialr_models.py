@@ -7,13 +7,12 @@ import pytest
 import timm
 import torch
 import torchvision
+from oialr import OIALR, OIALRError, OIALRSettings
+from oialr_training.config import AutoformerModel, MiniViTModel
+from oialr_training.models import minivit
+from oialr_training.models.autoformer import Autoformer
 from timm.models.vgg import VGG
 from torch import Tensor, nn
-
-from workers.config import AutoformerModel, MiniViTModel
-from workers.models import minivit
-from workers.models.autoformer import Autoformer
-from workers.oialr import OIALR, OIALRError, OIALRSettings
 
 Case = tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...], int]
 

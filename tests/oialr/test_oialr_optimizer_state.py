@@ -2,11 +2,10 @@ import copy
 
 import pytest
 import torch
+from oialr import OIALR, LowRankLinear, OIALRSettings
+from oialr.basis_update import update_bases
+from oialr.decomposition import decompose
 from torch import Tensor, nn
-
-from workers.oialr import OIALR, LowRankLinear, OIALRSettings
-from workers.oialr.basis_update import update_bases
-from workers.oialr.decomposition import decompose
 
 
 def slow_first(moment: Tensor, left: Tensor, right: Tensor) -> Tensor:

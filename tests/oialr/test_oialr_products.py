@@ -1,11 +1,10 @@
 import pytest
 import torch
+from oialr import LowRankLinear, StackedLowRankLinear, low_rank_linear
+from oialr.decomposition import Factors
+from oialr.products import dense_is_cheaper
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from workers.oialr import LowRankLinear, StackedLowRankLinear, low_rank_linear
-from workers.oialr.decomposition import Factors
-from workers.oialr.products import dense_is_cheaper
 
 SHAPES = [(7, 5, 3), (5, 7, 3), (6, 6, 6), (4, 9, 1)]  # m, n, r
 

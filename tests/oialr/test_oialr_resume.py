@@ -3,10 +3,9 @@ from typing import Any
 
 import pytest
 import torch
+from oialr import OIALR, OIALRError, OIALRSettings
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
-
-from workers.oialr import OIALR, OIALRError, OIALRSettings
 
 Training = tuple[nn.Module, torch.optim.Optimizer, OIALR]
 

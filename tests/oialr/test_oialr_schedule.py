@@ -2,10 +2,9 @@ import itertools
 
 import pytest
 import torch
+from oialr import OIALR, OIALRError, OIALRSettings
+from oialr.update_times import conversion_step, update_number, window_size
 from torch import nn
-
-from workers.oialr import OIALR, OIALRError, OIALRSettings
-from workers.oialr.schedule import conversion_step, update_number, window_size
 
 
 @pytest.mark.parametrize(

@@ -18,17 +18,17 @@ from typing import Any
 
 import pytest
 import yaml
+from oialr_training.errors import ConfigError
 
-from oialr_search.analysis.conditions import parse_condition
 from oialr_search.analysis.leaderboard import (
     all_columns,
     choose_search,
     leaderboard,
     pareto_front,
 )
-from oialr_search.rows import as_parquet
+from oialr_search.analysis.where import parse_condition
 from oialr_search.storage import Selection, Status, open_storage
-from workers.mistakes import ConfigError
+from oialr_search.terminal.tables import as_parquet
 
 from ..conftest import Command
 from .conftest import COMPLETED, FAILURES, RESUMED, RUNNING

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import yaml
 
+from oialr_search.analysis.individual import story as read_story
 from oialr_search.analysis.leaderboard import choose_search
 from oialr_search.analysis.status import group_failures
 from oialr_search.analysis.status import status as read_status
-from oialr_search.analysis.story import story as read_story
-from oialr_search.screens import duration
 from oialr_search.storage import FailureCount, Status, StorageError, open_storage
+from oialr_search.terminal.screens import duration
 
 from ..conftest import Command
 from ..storage.storage_examples import (

@@ -53,7 +53,7 @@ def act(action):
         case "full disk": resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
         case "pause": time.sleep(0.5)
 
-if sys.orig_argv[2:4] == ["-m", "workers"]:
+if sys.orig_argv[2:4] == ["-m", "oialr_training"]:
     faults = json.loads(open(os.path.join(os.path.dirname(__file__), "faults.json")).read())
     rank = open(f"/proc/{os.getppid()}/environ").read()
     world_rank = re.search(r"(PMI|OMPI_COMM_WORLD)_RANK=([0-9]+)|$", rank)[2] or "0"

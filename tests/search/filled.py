@@ -11,8 +11,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from oialr_search.config import load_search
-from oialr_search.search_space import SearchSpace, parse_space
+from oialr_training.config import TASKS
+
+from oialr_search.space.hyperparameters import SearchSpace, parse_space
+from oialr_search.space.search_file import load_search
 from oialr_search.storage import (
     EpochRecord,
     EvaluationHistory,
@@ -28,7 +30,6 @@ from oialr_search.storage import (
     Status,
     Storage,
 )
-from workers.config import TASKS
 
 from ..conftest import DIGITS
 

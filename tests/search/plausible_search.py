@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from oialr_search.config import SearchFile, load_search
-from oialr_search.fitness import fitness_of
+from oialr_search.space.fitness import fitness_of
+from oialr_search.space.search_file import SearchFile, load_search
 from oialr_search.storage import (
     EpochRecord,
     EvaluationHistory,

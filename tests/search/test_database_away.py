@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from oialr_search.launcher import WorkerSettings, worker_environment
+from oialr_search.evaluation.worker_process import WorkerSettings, worker_environment
 
 from ..conftest import Command
 from ..storage.postgres_server import PostgresServer, started_server
@@ -150,7 +150,7 @@ def test_a_password_is_nowhere_to_be_seen(server: PostgresServer, command: Comma
     secret = {"OIALR_SEARCH_DB": url, "PGPASSWORD": SECRET}
     process = replace(command, environment=command.environment | secret).start(*run_line(1))
     wait_until(has_said(command, 1, 1, '"epoch"'), process)
-    workers = [p for p in of_folder(command) if "workers" in p.cmdline()]
+    workers = [p for p in of_folder(command) if "oialr_training" in p.cmdline()]
     assert workers
     for worker in workers:
         assert SECRET not in str(worker.environ())

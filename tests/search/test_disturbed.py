@@ -35,7 +35,7 @@ def workers_of(rank: int) -> list[psutil.Process]:
     workers = []
     for child in psutil.Process(rank).children():
         with suppress(psutil.Error):
-            workers += [child] if "workers" in child.cmdline() else []
+            workers += [child] if "oialr_training" in child.cmdline() else []
     return workers
 
 

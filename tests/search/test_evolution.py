@@ -8,8 +8,8 @@ import statistics
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oialr_search.config import SearchSettings
-from oialr_search.evolution import Member, Population, random_numbers
+from oialr_search.launch.engines.propulate import Member, Population, random_numbers
+from oialr_search.space.search_file import SearchSettings
 
 NAMES = ("optimizer.lr", "oialr.cutoff_fraction", "oialr.delay_steps")
 

@@ -168,7 +168,9 @@ def test_nothing_outlives_a_killed_rank(command: Command) -> None:
     process = command.start("run", CIFAR10, *options)
     wait_until(has_said(command, 1, 1, '"epoch"'), process)
     # The worker with its two loader processes, and the next worker.
-    wait_until(lambda: sum("workers" in p.cmdline() for p in of_folder(command)) >= 4, process)
+    wait_until(
+        lambda: sum("oialr_training" in p.cmdline() for p in of_folder(command)) >= 4, process
+    )
     rank_processes(process)[0].kill()
     finish(process)
     wait_until(lambda: not of_folder(command))

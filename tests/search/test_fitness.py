@@ -6,11 +6,13 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-from oialr_search.fitness import fitness_of, outcome_of
-from oialr_search.folders import OUTCOME_FILE, Ending, read_ending, write_record
+from oialr_training.protocol import Completed, Failed, Resources, write_result
+
+from oialr_search.evaluation.files import OUTCOME_FILE, Ending, read_ending, write_record
+from oialr_search.evaluation.outcomes import outcome_of
+from oialr_search.evaluation.repeated_seeds import summary
+from oialr_search.space.fitness import fitness_of
 from oialr_search.storage import Outcome
-from oialr_search.trainer import summary
-from workers.protocol import Completed, Failed, Resources, write_result
 
 TASK = "minivit_digits"
 COMPLETED = Completed(

@@ -13,9 +13,20 @@ from typing import Any
 
 import psutil
 import pytest
+from oialr_training.config import load_training
+from oialr_training.protocol import (
+    Completed,
+    Epoch,
+    Evaluate,
+    Event,
+    Failed,
+    Prepare,
+    Ready,
+    Started,
+)
 
-from oialr_search import launcher
-from oialr_search.launcher import (
+from oialr_search.evaluation import worker_process as launcher
+from oialr_search.evaluation.worker_process import (
     Worker,
     WorkerDied,
     WorkerSettings,
@@ -24,8 +35,6 @@ from oialr_search.launcher import (
     visible_gpus,
     worker_environment,
 )
-from workers.config import load_training
-from workers.protocol import Completed, Epoch, Evaluate, Event, Failed, Prepare, Ready, Started
 
 from ..conftest import BIN, DIGITS, SEARCH_SPACES
 
@@ -35,8 +44,8 @@ TIMEOUT_S = 60.0
 
 def tiny(**changes: Any) -> dict[str, Any]:
     """A digits training of a second, as a request carries it."""
-    from workers.config import validate_training
-    from workers.yaml_files import read_yaml
+    from oialr_training.config import validate_training
+    from oialr_training.yaml_files import read_yaml
 
     content = {k: v for k, v in read_yaml(DIGITS).items() if k not in ("search", "space")}
     content["model"] |= {"depth": 1, "embed_dim": 32}
@@ -167,7 +176,7 @@ def test_what_a_library_prints_goes_to_the_log(worker: Worker, tmp_path: Path) -
 STARTER = """
 import sys, time
 from pathlib import Path
-from oialr_search.launcher import Worker, WorkerSettings
+from oialr_search.evaluation.worker_process import Worker, WorkerSettings
 worker = Worker(WorkerSettings(gpu=None, num_threads=1), Path(sys.argv[1]))
 print(worker.pid, flush=True)
 sys.stdin.read()
@@ -231,8 +240,10 @@ def test_cores_are_shared_among_the_ranks_bound_to_them() -> None:
 
 def test_a_controller_never_imports_torch() -> None:
     code = (
-        "import sys, oialr_search.launch, oialr_search.cli, oialr_search.trainer;"
-        "print([m for m in ('torch', 'timm', 'sklearn', 'workers.tasks') if m in sys.modules])"
+        "import sys, oialr_search.launch.launch, oialr_search.cli;"
+        "import oialr_search.evaluation.repeated_seeds;"
+        "heavy = ('torch', 'timm', 'sklearn', 'oialr_training.tasks');"
+        "print([m for m in heavy if m in sys.modules])"
     )
     result = subprocess.run(
         [BIN / "python", "-c", code], capture_output=True, text=True, check=True

@@ -11,7 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from oialr_search.folders import EVALUATION_FILE, INDIVIDUAL_FILE, OUTCOME_FILE, REQUEST_FILE
+from oialr_search.evaluation.files import (
+    EVALUATION_FILE,
+    INDIVIDUAL_FILE,
+    OUTCOME_FILE,
+    REQUEST_FILE,
+)
 from oialr_search.storage import Status, individual_folder, open_storage
 
 from ..conftest import ROOT, mpiexec

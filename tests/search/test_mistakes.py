@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
+from oialr_training.protocol import Completed, write_result
 
 from oialr_search.cli import parse_duration
-from workers.protocol import Completed, write_result
 
 from ..conftest import CIFAR10, DIGITS, SEARCH_SPACES, Command, FinishedSearch
 

@@ -16,20 +16,24 @@ from typing import Any
 
 import pytest
 import torch
+from oialr.observation import observed_weights
+from oialr_training.config import load_training
+from oialr_training.tasks import task_of
+from oialr_training.training import build_scheduler
 
 from oialr_search.analysis.importance import as_study, importances
 from oialr_search.analysis.plots import palette, space
+from oialr_search.analysis.plots.ancestors import MANY_ANCESTORS, family_of, lineage
 from oialr_search.analysis.plots.axes import Axis, axes_of
 from oialr_search.analysis.plots.bases import inner_ranks, stability
 from oialr_search.analysis.plots.catalogue import PLOTS, Source, draw
 from oialr_search.analysis.plots.convergence import convergence, in_order, steps_by_island
-from oialr_search.analysis.plots.lineage import MANY_ANCESTORS, family_of, lineage
 from oialr_search.analysis.plots.names import PlotName
 from oialr_search.analysis.plots.style import in_network_order
 from oialr_search.analysis.plots.tradeoff import pareto, pareto_front
 from oialr_search.analysis.plots.trainings import Training, learning_rates, metrics_over_epochs
 from oialr_search.analysis.schedule import learning_rate
-from oialr_search.config import load_search
+from oialr_search.space.search_file import load_search
 from oialr_search.storage import (
     EpochRecord,
     IndividualRecord,
@@ -40,10 +44,6 @@ from oialr_search.storage import (
     StorageError,
     open_storage,
 )
-from workers.config import load_training
-from workers.oialr.observation import observed_weights
-from workers.tasks import task_of
-from workers.training import build_scheduler
 
 from ..conftest import AUTOFORMER, CIFAR10, DIGITS, TINY, Command, FinishedSearch, settings
 from ..storage.storage_examples import launched_search, started_evaluation

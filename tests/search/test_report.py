@@ -11,6 +11,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from oialr_training.errors import ConfigError
+from oialr_training.protocol import Completed, Failed, write_result
 
 from oialr_search.analysis.plots.catalogue import Source
 from oialr_search.analysis.report import (
@@ -24,8 +26,6 @@ from oialr_search.analysis.report import (
     results,
 )
 from oialr_search.storage import Outcome, SearchRecord, Status, Storage, open_storage
-from workers.mistakes import ConfigError
-from workers.protocol import Completed, Failed, write_result
 
 from ..conftest import FinishedSearch
 from ..storage.conftest import (  # noqa: F401

@@ -19,11 +19,10 @@ import psutil
 import pytest
 import torch
 import yaml
+from oialr_training.config import load_training
+from oialr_training.data import LoadSettings
+from oialr_training.tasks import task_of
 from safetensors.torch import load_file
-
-from workers.config import load_training
-from workers.data import LoadSettings
-from workers.tasks import task_of
 
 from ..conftest import (
     AUTOFORMER,
@@ -287,7 +286,7 @@ def _kill_running_worker(database: Path) -> None:
     """Kill the process that writes the log of the running evaluation."""
     (row,) = query(database, "select log_path from evaluations where status = 'running' limit 1")
     for process in psutil.process_iter(["cmdline"]):
-        if "workers" in (process.info["cmdline"] or []):
+        if "oialr_training" in (process.info["cmdline"] or []):
             links = Path(f"/proc/{process.pid}/fd/1")
             if links.exists() and os.readlink(links) == row["log_path"]:
                 process.kill()

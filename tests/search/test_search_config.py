@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from oialr_training.config import TASKS, AutoformerETTm2, load_training
+from oialr_training.errors import ConfigError
+from oialr_training.yaml_files import parse_yaml
 
-from oialr_search.config import load_search
-from workers.config import TASKS, AutoformerETTm2, load_training
-from workers.mistakes import ConfigError
-from workers.yaml_files import parse_yaml
+from oialr_search.space.search_file import load_search
 
 from ..conftest import AUTOFORMER, CIFAR10, DIGITS, SEARCH_SPACES
 

@@ -141,7 +141,9 @@ def test_a_second_signal_waits_for_no_epoch(command: Command) -> None:
     wait_until(lambda: hanging(command), process)
     process.send_signal(signal.SIGUSR1)
     # The next worker is not needed any more; the running one may end its epoch.
-    wait_until(lambda: sum("workers" in p.cmdline() for p in of_folder(command)) == 1, process)
+    wait_until(
+        lambda: sum("oialr_training" in p.cmdline() for p in of_folder(command)) == 1, process
+    )
     process.send_signal(signal.SIGTERM)
     assert_stopped(command, *finish(process, 40.0))
     assert evaluations(command)[0]["reason"] == "the search was stopped"

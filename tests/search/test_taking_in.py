@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from oialr_search.search import free_name, import_search
+from oialr_search.launch.resuming import free_name, import_search
 from oialr_search.storage import IndividualRecord, open_storage
 
 from ..conftest import Command, make_command

@@ -20,7 +20,7 @@ url, here, number, *ids = sys.argv[1:]
 sys.path.insert(0, here)
 from storage_examples import *
 from oialr_search.storage import Outcome, Status, StorageError, open_storage
-import oialr_search.storage.sql
+import oialr_search.storage.database
 """
 START_TOGETHER = """
 print("ready", flush=True)

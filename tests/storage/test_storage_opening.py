@@ -188,7 +188,7 @@ class TestSqliteFiles:
     def test_a_read_only_folder_can_be_read(self) -> None:
         script = (
             "import os, sys; from oialr_search.storage import open_storage\n"
-            "import oialr_search.storage.sql, sqlalchemy\n"
+            "import oialr_search.storage.database, sqlalchemy\n"
             "sqlalchemy.create_engine('sqlite://')\n"  # imports what nobody may not read
             "os.setgid(65534); os.setuid(65534)\n"
             "print(open_storage(sys.argv[1], read_only=True).searches()[0].name)"

@@ -13,8 +13,8 @@ from alembic.script import ScriptDirectory
 
 import oialr_search.storage.migrations
 from oialr_search.storage import Storage
-from oialr_search.storage.describe import page
 from oialr_search.storage.schema import METADATA, REVISION, REVISION_TABLE
+from oialr_search.storage.schema_page import page
 
 URL_OF_DRIVER = ("postgresql://", "postgresql+psycopg://")
 
@@ -70,5 +70,5 @@ def _checks(engine: sa.Engine) -> dict[str, list[tuple[Any, ...]]]:
 def test_the_page_says_what_the_schema_says() -> None:
     path = Path(__file__).parents[2] / "docs" / "database.md"
     assert path.read_text() == page(), (
-        "run python -m oialr_search.storage.describe > docs/database.md"
+        "run python -m oialr_search.storage.schema_page > docs/database.md"
     )

@@ -17,10 +17,9 @@ To save, keep the `state_dict()` of all three; to continue, build all three afre
 `oialr`'s first, then the model's and the optimiser's.
 """
 
-from workers.oialr.basis_update import BasisUpdate
-from workers.oialr.errors import NotFiniteError, OIALRError
-from workers.oialr.export import export
-from workers.oialr.layers import (
+from oialr.basis_update import BasisUpdate
+from oialr.errors import NotFiniteError, OIALRError
+from oialr.layers import (
     LowRankConv,
     LowRankLayer,
     LowRankLinear,
@@ -28,11 +27,12 @@ from workers.oialr.layers import (
     LowRankWeight,
     StackedLowRankLinear,
 )
-from workers.oialr.metrics import ParameterCounts, mixing_similarity, stability, weight_stability
-from workers.oialr.observation import Observation, Observer
-from workers.oialr.oialr import OIALR
-from workers.oialr.products import low_rank_linear
-from workers.oialr.settings import OIALRSettings
+from oialr.metrics import ParameterCounts, mixing_similarity, stability, weight_stability
+from oialr.observation import Observation, Observer
+from oialr.oialr import OIALR
+from oialr.plain_modules import export
+from oialr.products import low_rank_linear
+from oialr.settings import OIALRSettings
 
 __all__ = [
     "OIALR",

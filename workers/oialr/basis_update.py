@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from workers.oialr.decomposition import SVD, Factors, precise_product, svd_alike
-from workers.oialr.layers import LowRankWeight
-from workers.oialr.metrics import stability
-from workers.oialr.optimizer_state import refuse_unknown_state, replace_parameter
-from workers.oialr.settings import OIALRSettings
+from oialr.decomposition import SVD, Factors, precise_product, svd_alike
+from oialr.layers import LowRankWeight
+from oialr.metrics import stability
+from oialr.optimizer_state import refuse_unknown_state, replace_parameter
+from oialr.settings import OIALRSettings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from workers.oialr.decomposition import Factors, decompose, precise_product
-from workers.oialr.eligibility import Candidate, EligibleLayer, weights_of
-from workers.oialr.errors import OIALRError
-from workers.oialr.layers import (
+from oialr.decomposition import Factors, decompose, precise_product
+from oialr.eligibility import Candidate, EligibleLayer, weights_of
+from oialr.errors import OIALRError
+from oialr.layers import (
     LowRankConv,
     LowRankLayer,
     LowRankLinear,
@@ -17,12 +17,12 @@ from workers.oialr.layers import (
     LowRankWeight,
     StackedLowRankLinear,
 )
-from workers.oialr.optimizer_state import (
+from oialr.optimizer_state import (
     parameters_outside,
     refuse_unknown_state,
     replace_parameter,
 )
-from workers.oialr.settings import OptimizerState
+from oialr.settings import OptimizerState
 
 # What a call runs, and the marks that go with it; the same dictionaries, so that the handles the
 # user holds still remove his hooks. Hooks on loading and saving see other names now: not kept.

@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from workers.oialr.errors import NotFiniteError
+from oialr.errors import NotFiniteError
 
 M = TypeVar("M")
 

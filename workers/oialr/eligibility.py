@@ -9,9 +9,9 @@ from typing import get_args
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from workers.oialr.errors import OIALRError
-from workers.oialr.layers import Convolution
-from workers.oialr.settings import OIALRSettings
+from oialr.errors import OIALRError
+from oialr.layers import Convolution
+from oialr.settings import OIALRSettings
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from workers.oialr.decomposition import Factors
-from workers.oialr.products import dense_is_cheaper, dense_weight, low_rank_linear
+from oialr.decomposition import Factors
+from oialr.products import dense_is_cheaper, dense_weight, low_rank_linear
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from workers.oialr.decomposition import precise_product, svd
-from workers.oialr.layers import low_rank_weights
+from oialr.decomposition import precise_product, svd
+from oialr.layers import low_rank_weights
 
 # m x n: a weight's shape, r: inner rank; _i and _j: two instants of one weight
 

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from workers.oialr.decomposition import numbered, precise_product, refuse_not_finite, svd
-from workers.oialr.eligibility import Candidate, weights_of
-from workers.oialr.errors import OIALRError
-from workers.oialr.layers import LowRankLayer, LowRankWeight
-from workers.oialr.metrics import compare_mixings, mixing, stability
+from oialr.decomposition import numbered, precise_product, refuse_not_finite, svd
+from oialr.eligibility import Candidate, weights_of
+from oialr.errors import OIALRError
+from oialr.layers import LowRankLayer, LowRankWeight
+from oialr.metrics import compare_mixings, mixing, stability
 
 
 @dataclass(frozen=True, kw_only=True)

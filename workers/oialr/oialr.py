@@ -9,16 +9,16 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from workers.oialr.basis_update import BasisUpdate, update_bases
-from workers.oialr.conversion import convert, follow
-from workers.oialr.decomposition import Factors, blank, decompose, numbered, refuse_not_finite
-from workers.oialr.eligibility import EligibleLayer, survey
-from workers.oialr.errors import OIALRError
-from workers.oialr.layers import LowRankLayer, LowRankWeight
-from workers.oialr.metrics import compression_percent, count_parameters, trainable_percent
-from workers.oialr.optimizer_state import moments, refuse_unknown_state, replace_parameter
-from workers.oialr.schedule import conversion_step, layers_reached, update_number
-from workers.oialr.settings import OIALRSettings, OptimizerState
+from oialr.basis_update import BasisUpdate, update_bases
+from oialr.conversion import convert, follow
+from oialr.decomposition import Factors, blank, decompose, numbered, refuse_not_finite
+from oialr.eligibility import EligibleLayer, survey
+from oialr.errors import OIALRError
+from oialr.layers import LowRankLayer, LowRankWeight
+from oialr.metrics import compression_percent, count_parameters, trainable_percent
+from oialr.optimizer_state import moments, refuse_unknown_state, replace_parameter
+from oialr.settings import OIALRSettings, OptimizerState
+from oialr.update_times import conversion_step, layers_reached, update_number
 
 
 class OIALR:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from workers.oialr.decomposition import precise_product
-from workers.oialr.errors import OIALRError
-from workers.oialr.settings import OptimizerState
+from oialr.decomposition import precise_product
+from oialr.errors import OIALRError
+from oialr.settings import OptimizerState
 
 # left: m x r, right: n x r; a moment goes from m x n to r x r
 

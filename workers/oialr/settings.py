@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from workers.oialr.errors import OIALRError
+from oialr.errors import OIALRError
 
 LastLayer = Literal["last_converted", "classifier"]
 FusedProjections = Literal["together", "apart"]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from oialr_search.analysis.wording import number, plain
+from oialr_search.analysis.labels import number, plain
 from oialr_search.storage import IndividualRecord, SearchRecord
 
 APART = 0.09  # of the axis, between two ticks

@@ -8,19 +8,21 @@ from functools import cached_property
 from typing import TypeVar
 
 import plotly.graph_objects as go
+from oialr_training.config import AnyTraining, validate_training
+from oialr_training.errors import ConfigError
 
 from oialr_search.analysis import importance as importance_analysis
+from oialr_search.analysis.labels import describe_search, fitness_label, plain
 from oialr_search.analysis.plots import space
+from oialr_search.analysis.plots.ancestors import lineage
 from oialr_search.analysis.plots.axes import Axis, axes_of
 from oialr_search.analysis.plots.bases import inner_ranks, stability
 from oialr_search.analysis.plots.convergence import convergence
-from oialr_search.analysis.plots.lineage import lineage
 from oialr_search.analysis.plots.names import PlotName
 from oialr_search.analysis.plots.palette import evenly
 from oialr_search.analysis.plots.tradeoff import pareto
 from oialr_search.analysis.plots.trainings import Training, learning_rates, metrics_over_epochs
 from oialr_search.analysis.schedule import learning_rate
-from oialr_search.analysis.wording import describe_search, fitness_label, plain
 from oialr_search.storage import (
     EpochRecord,
     EvaluationRecord,
@@ -30,8 +32,6 @@ from oialr_search.storage import (
     Storage,
     StorageError,
 )
-from workers.config import AnyTraining, validate_training
-from workers.mistakes import ConfigError
 
 R = TypeVar("R")
 

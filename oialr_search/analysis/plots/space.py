@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from oialr_search.analysis.labels import plain
 from oialr_search.analysis.plots import palette, style
 from oialr_search.analysis.plots.axes import Axis
-from oialr_search.analysis.wording import plain
 from oialr_search.storage import IndividualRecord
 
 MANY_LINES, MANY_POINTS = 400, 800

@@ -12,8 +12,8 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from oialr_search.analysis.labels import metric_label
 from oialr_search.analysis.plots import palette, style
-from oialr_search.analysis.wording import metric_label
 from oialr_search.storage import EpochRecord
 
 MANY_EPOCHS = 150  # of a grey line

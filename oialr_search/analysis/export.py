@@ -1,0 +1,69 @@
+"""Individual → YAML: the complete training configuration, with where it comes from."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from oialr_training.config import AnyTraining, validate_training
+from oialr_training.yaml_files import dump_yaml, parse_yaml
+
+from oialr_search.space.hyperparameters import with_hyperparameters
+from oialr_search.storage import IndividualRecord, SearchRecord, Status, Storage, StorageError
+
+
+def best_individual(storage: Storage, search: SearchRecord) -> IndividualRecord:
+    """The fittest individual of a search.
+
+    Raises:
+        StorageError: when none is completed yet.
+    """
+    best = storage.individuals(search.id, status=Status.COMPLETED, limit=1, order="fitness")
+    if not best:
+        raise StorageError(f"search {search.name!r} has no completed individual yet")
+    return best[0]
+
+
+def export(storage: Storage, search: SearchRecord, individual: IndividualRecord) -> str:
+    """The individual's training configuration as YAML; it has been loaded again and is valid.
+
+    Raises:
+        StorageError: when the individual was never evaluated.
+    """
+    evaluation = individual.evaluation
+    if evaluation is None:
+        raise StorageError(f"individual {individual.id} was never evaluated")
+    recipe = search.settings["training"]
+    launch = next(x for x in storage.launches(search.id) if x.id == individual.launch_id)
+    content: dict[str, Any] = with_hyperparameters(recipe, individual.hyperparameters)  # type: ignore[arg-type]
+    # Sums over threads depend on their number: without it the fitness differs in the last digits.
+    content["num_threads"] = evaluation.num_threads
+    del content["provenance"]  # so that it comes last
+    content["provenance"] = {
+        "search": search.name,
+        "individual": individual.id,
+        "fitness": individual.fitness,
+        "metric": search.metric,
+        "metrics": {k: v if math.isfinite(v) else None for k, v in evaluation.metrics.items()},
+        "training_seed": content["seed"],
+        "search_seed": search.seed,
+        "island": individual.island,
+        "generation": individual.generation,
+        "parents": list(individual.parents),
+        "device": evaluation.device,
+        "versions": dict(launch.versions),
+        "git_revision": launch.git_revision,
+    }
+    text = dump_yaml(content)
+    again: AnyTraining = validate_training(parse_yaml(text, "export"), "export")
+    assert again.model_dump(mode="json") == content, "the exported YAML reads back differently"
+    return text
+
+
+def write_aside(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)

@@ -1,0 +1,1 @@
+"""One evaluation: its worker process, device, files, outcome, and its way to the database."""

@@ -1,0 +1,393 @@
+"""Individual → request → worker → outcome → storage. Whatever a worker does, it is an outcome.
+
+While one worker trains, the next is already started and warm; the log it has written so far becomes
+the log of the evaluation that it is given.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import signal
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from oialr_training.errors import ConfigError
+from oialr_training.protocol import (
+    Completed,
+    Epoch,
+    Evaluate,
+    Event,
+    Failed,
+    Prepare,
+    Ready,
+    Started,
+    Stop,
+    Stopped,
+)
+
+from oialr_search.evaluation.files import (
+    OUTCOME_FILE,
+    REQUEST_FILE,
+    STATE_FILE,
+    Ending,
+    epoch_records,
+    read_ending,
+    write_claim,
+    write_record,
+)
+from oialr_search.evaluation.outbox import Outbox
+from oialr_search.evaluation.outcomes import outcome_of
+from oialr_search.evaluation.worker_process import (
+    Worker,
+    WorkerDied,
+    WorkerSettings,
+    as_request,
+    kill_ending_workers,
+    look_after_ending_workers,
+    oom_kills,
+)
+from oialr_search.space.hyperparameters import with_hyperparameters
+from oialr_search.space.search_file import SearchFile
+from oialr_search.storage import Claim, Outcome, Runner, Status
+
+PREPARE_POLL_S = 0.1
+PREPARATION_LIMIT_S = 600.0
+LOG_LOOK_S = 1.0
+WRITE_AGAIN_S = 1.0
+LONGEST_PAUSE_S = 30.0
+WORKER_LOGS = "worker-*.log"
+"""The logs of workers that wait for an evaluation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """An individual whose evaluation has ended."""
+
+    claim: Claim
+    status: Status
+    fitness: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _End:
+    """How a worker came to its end."""
+
+    outcome: Outcome
+    machine: bool = False
+    """The machine may be at fault: another attempt may succeed."""
+
+
+@dataclass(kw_only=True)
+class _Running:
+    claim: Claim
+    worker: Worker | None = None
+    since: float = field(default_factory=time.monotonic)
+    heard: float = field(default_factory=time.monotonic)
+    log_seen: float = field(default_factory=time.monotonic)
+    ready: bool = False
+    training_since: float | None = None
+    asked_to_stop: bool = False
+    oom_kills: int | None = field(default_factory=oom_kills)
+    end: _End | None = None
+
+
+class Evaluator:
+    """The evaluations of one controller rank, one at a time."""
+
+    def __init__(
+        self,
+        *,
+        search_file: SearchFile,
+        folder: Path,
+        data_dir: str | None,
+        worker_settings: WorkerSettings,
+        world_rank: int,
+        notify: Callable[[str], None],
+        worker_type: type[Worker] = Worker,
+    ) -> None:
+        self._worker_type = worker_type
+        self._search = search_file.search
+        self._task = search_file.training.task
+        self._training = as_request(
+            search_file.training.model_dump(mode="json"), worker_settings.num_threads
+        )
+        self._folder = folder
+        self._data_dir = data_dir
+        self._worker_settings = worker_settings
+        self._world_rank = world_rank
+        self._notify = notify
+        self._worker_numbers = itertools.count(1)
+        self._spare: Worker | None = None
+        self._running: _Running | None = None
+        self._failures_in_a_row = 0
+        self._unwritten: list[tuple[Path, Ending]] = []
+        self._write_at = 0.0
+        self.pause_until = 0.0
+        """Start nothing before this time: what failed, a full disk perhaps, would fail again."""
+        self._outbox: Outbox
+
+    def prepare(self) -> Callable[[], bool]:
+        """Start the first worker, anew if it has died; the function returned tells if it is ready.
+
+        That function raises `ConfigError` when the configuration or the data are wrong, and
+        `WorkerDied` when the worker cannot start.
+        """
+        self.stop_spare()
+        worker = self._spare = self._start_worker()
+
+        def ready() -> bool:
+            for event in worker.receive(PREPARE_POLL_S):
+                if isinstance(event, Failed):
+                    raise ConfigError(event.reason)
+                return isinstance(event, Ready)
+            return False
+
+        return ready
+
+    def open(self, outbox: Outbox) -> None:
+        """From now on outcomes are stored there."""
+        self._outbox = outbox
+
+    def runner(self, launch_id: int) -> Runner:
+        """Who evaluates here, for the database."""
+        gpu = self._worker_settings.gpu
+        return Runner(
+            launch_id=launch_id,
+            world_rank=self._world_rank,
+            hostname=socket.gethostname(),
+            device=f"cuda:{gpu}" if gpu else "cpu",
+            seed=int(self._training["seed"]),
+            num_threads=int(self._training["num_threads"]),
+            search_folder=str(self._folder.absolute()),
+        )
+
+    @property
+    def busy(self) -> bool:
+        """Does an evaluation run?"""
+        return self._running is not None
+
+    @property
+    def unreliable(self) -> bool:
+        """Has this rank failed so often, one time after the other, that it had better stop?"""
+        return self._failures_in_a_row >= self._search.failures_in_a_row
+
+    def start(self, claim: Claim) -> None:
+        """Begin the evaluation of a claimed individual; what goes wrong is told by `poll`."""
+        assert self._running is None
+        self._running = running = _Running(claim=claim)
+        evaluation = claim.evaluation
+        folder = Path(evaluation.folder)
+        training = self._training | {"num_threads": evaluation.num_threads}
+        request = Evaluate(
+            config=with_hyperparameters(training, claim.individual.hyperparameters),  # type: ignore[arg-type]
+            folder=evaluation.folder,
+            state_file=str(folder.parent / STATE_FILE),
+        )
+        try:
+            write_claim(claim)
+            (folder / REQUEST_FILE).write_text(json.dumps(request.config, indent=1))
+            running.worker = self._take_spare()
+            running.worker.move_log(Path(evaluation.log_path))
+            running.worker.send(request)
+        except OSError as error:  # nothing was tried: it counts as no failure of the individual
+            running.end = _End(outcome=_lost(f"cannot start: {error}"), machine=True)
+            return
+        if claim.remaining:
+            with contextlib.suppress(OSError):  # the next evaluation tries again
+                self._spare = self._start_worker()
+
+    def poll(self, timeout_s: float) -> Evaluated | None:
+        """Take in what the worker says, for at most `timeout_s`; the outcome when it has ended."""
+        running = self._running
+        assert running is not None
+        end = running.end or self._follow(running, timeout_s) or self._over_a_limit(running)
+        return None if end is None else self._finish(end)
+
+    def ask_to_stop(self) -> None:
+        """Have the worker end after its epoch; the individual is `lost` then, to be repeated."""
+        self.stop_spare()
+        running = self._running
+        if running is not None and running.worker is not None and not running.asked_to_stop:
+            running.asked_to_stop = True
+            running.worker.send(Stop())
+
+    def write_outcomes(self, *, now: bool = False) -> None:
+        """Write the outcomes for which the disk had no room, tried once a second unless `now`."""
+        if not now and time.monotonic() < self._write_at:
+            return
+        self._write_at = time.monotonic() + WRITE_AGAIN_S
+        while self._unwritten:
+            path, ending = self._unwritten[0]
+            try:
+                write_record(path, ending)
+            except OSError as error:
+                self._notify(f"cannot write {path}: {error.strerror}, it is tried again")
+                return
+            self._unwritten.pop(0)
+
+    def abandon(self) -> None:
+        """Kill all workers; what was running is `lost` and will be repeated."""
+        if self._running is not None:
+            self._finish(_End(outcome=_lost("the search was stopped")))
+        self.stop_spare()
+        kill_ending_workers()
+
+    def stop_spare(self) -> None:
+        """Kill the worker that waits for an evaluation."""
+        self._discard(self._spare)
+        self._spare = None
+
+    def _take_spare(self) -> Worker:
+        worker, self._spare = self._spare, None
+        if worker is None or worker.dead():
+            self._discard(worker)
+            worker = self._start_worker()
+        return worker
+
+    def _follow(self, running: _Running, timeout_s: float) -> _End | None:
+        assert running.worker is not None
+        try:
+            events = running.worker.receive(timeout_s)
+        except WorkerDied as death:
+            return self._of_death(death, running)
+        for event in events:
+            running.heard = time.monotonic()
+            end = self._take_in(event, running)
+            if end is not None:
+                return end
+        return None
+
+    def _take_in(self, event: Event, running: _Running) -> _End | None:
+        evaluation_id = running.claim.evaluation.id
+        match event:
+            case Ready():
+                running.ready = True
+            case Started():
+                running.training_since = time.monotonic()
+                at, resumed = datetime.fromtimestamp(event.at, UTC), event.resumed_epoch
+                self._outbox.put(lambda s: s.mark_training_started(evaluation_id, at, resumed))
+                for warning in event.warnings:
+                    self._notify(warning)
+            case Epoch():
+                records = epoch_records(event)
+                self._outbox.put(lambda s: s.add_epoch(evaluation_id, *records))
+            case Stopped():
+                lost = _lost(f"the search was stopped after epoch {event.epoch}")
+                return _End(outcome=replace(lost, **vars(event.resources)))
+            case Completed() | Failed():
+                outcome = outcome_of(event, self._search.metric, self._task)
+                # What could be prepared when the launch began fails now: not the configuration.
+                machine = isinstance(event, Failed) and (
+                    event.cause == "machine" or not running.ready
+                )
+                return _End(outcome=outcome, machine=machine)
+        return None
+
+    def _of_death(self, death: WorkerDied, running: _Running) -> _End:
+        """What a dead worker leaves: its result, if it has still written that."""
+        folder, search = Path(running.claim.evaluation.folder), self._search
+        ending = read_ending(folder, search.metric, self._task, may_repeat=True)
+        if ending is not None:
+            return _End(outcome=ending.outcome, machine=ending.repeat)
+        if running.asked_to_stop:
+            return _End(outcome=_lost("the search was stopped"))
+        reason = str(death)
+        if death.exit_signal == signal.SIGKILL and running.oom_kills != oom_kills():
+            reason = "the worker was killed by the kernel: out of memory"
+        outcome = Outcome(
+            status=Status.FAILED,
+            reason=reason,
+            exit_code=death.exit_code,
+            exit_signal=death.exit_signal,
+        )
+        return _End(outcome=outcome, machine=True)
+
+    def _over_a_limit(self, running: _Running) -> _End | None:
+        """The limit that has passed. Until the training starts, it is that of preparation."""
+        now, search = time.monotonic(), self._search
+        if now - running.log_seen > LOG_LOOK_S and running.worker is not None:
+            running.log_seen = now
+            look_after_ending_workers()
+            if running.worker.log_bytes() > search.log_limit_mib << 20:
+                reason = f"a log of more than {search.log_limit_mib} MiB"
+                return _End(outcome=Outcome(status=Status.FAILED, reason=reason))
+        if running.training_since is None:
+            if now - running.since > PREPARATION_LIMIT_S:
+                return _timed_out(f"not ready after {PREPARATION_LIMIT_S:g} s", machine=True)
+            return None
+        limit = search.evaluation_time_limit_s
+        if limit is not None and now - running.training_since > limit:
+            return _timed_out(f"over the time limit of {limit:g} s", machine=False)
+        if now - running.heard > search.no_progress_limit_s:
+            reason = f"no progress for {search.no_progress_limit_s:g} s"
+            return _timed_out(reason, machine=True)
+        return None
+
+    def _finish(self, end: _End) -> Evaluated:
+        assert self._running is not None
+        running, self._running = self._running, None
+        outcome, claim = end.outcome, running.claim
+        if running.worker is not None:
+            if outcome.status is Status.COMPLETED:
+                running.worker.release()
+            else:
+                running.worker.kill()
+                outcome = replace(outcome, log_tail=running.worker.log_tail())
+        repeat = outcome.status is Status.LOST or (
+            end.machine and claim.failures < self._search.retries
+        )
+        folder = Path(claim.evaluation.folder)
+        ending = Ending(outcome=outcome, repeat=repeat)
+        self._unwritten.append((folder / OUTCOME_FILE, ending))
+        self.write_outcomes(now=True)
+        if not repeat:
+            with contextlib.suppress(OSError):
+                (folder.parent / STATE_FILE).unlink(missing_ok=True)
+        evaluation_id = claim.evaluation.id
+        self._outbox.put(lambda s: s.finish_evaluation(evaluation_id, outcome, repeat=repeat))
+        self._count(end, outcome)
+        return Evaluated(claim=claim, status=outcome.status, fitness=outcome.fitness)
+
+    def _count(self, end: _End, outcome: Outcome) -> None:
+        if outcome.status is Status.LOST and not end.machine:
+            return
+        self._failures_in_a_row = self._failures_in_a_row + 1 if end.machine else 0
+        if end.machine:
+            pause_s = min(2.0 ** (self._failures_in_a_row - 1), LONGEST_PAUSE_S)
+            self.pause_until = time.monotonic() + pause_s
+        if self.unreliable:
+            runner = self.runner(0)
+            self._notify(
+                f"world rank {runner.world_rank} asks for no more work: {runner.device} on "
+                f"{runner.hostname} failed {self._failures_in_a_row} times in a row, "
+                f"last: {outcome.reason}"
+            )
+            self.stop_spare()
+
+    def _start_worker(self) -> Worker:
+        name = f"worker-{socket.gethostname()}-{self._world_rank}-{next(self._worker_numbers)}.log"
+        worker = self._worker_type(self._worker_settings, self._folder / name)
+        worker.send(Prepare(config=self._training, data_dir=self._data_dir))
+        return worker
+
+    @staticmethod
+    def _discard(worker: Worker | None) -> None:
+        """Kill a worker that never had an evaluation; its log tells nobody anything."""
+        if worker is not None:
+            worker.kill()
+            with contextlib.suppress(FileNotFoundError):
+                worker.log_path.unlink()
+
+
+def _lost(reason: str) -> Outcome:
+    return Outcome(status=Status.LOST, reason=reason)
+
+
+def _timed_out(reason: str, *, machine: bool) -> _End:
+    return _End(outcome=Outcome(status=Status.TIMED_OUT, reason=reason), machine=machine)

@@ -1,0 +1,249 @@
+"""The loop of one controller rank: breed, have it evaluated, tell the others.
+
+Propulate's own loop blocks in sends, counts its budget in generations per rank and cannot stop or
+resume; this one moves worker, messages and signals along in one place. The database deals out the
+budget: exactly as many individuals as asked for, over all ranks.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from oialr_search.evaluation.evaluator import Evaluated, Evaluator
+from oialr_search.evaluation.files import add_migration
+from oialr_search.evaluation.outbox import Outbox
+from oialr_search.launch.engines.propulate import Member, Population, random_numbers
+from oialr_search.launch.islands import (
+    POLL_S,
+    STOP,
+    STOP_AT_ONCE,
+    End,
+    Exchange,
+    Notice,
+    Place,
+    Visitor,
+)
+from oialr_search.launch.progress import ProgressDisplay
+from oialr_search.launch.resuming import is_complete
+from oialr_search.launch.stop_request import StopRequest
+from oialr_search.space.search_file import SearchFile
+from oialr_search.storage import (
+    IndividualRecord,
+    NewMigration,
+    Proposal,
+    Storage,
+    StorageUnavailable,
+)
+
+ASK_AGAIN_S = 1.0
+
+
+class Controller:
+    """The loop of one rank."""
+
+    def __init__(
+        self,
+        *,
+        place: Place,
+        search_file: SearchFile,
+        storage: Storage,
+        outbox: Outbox,
+        search_id: int,
+        launch_id: int,
+        folder: Path,
+        evaluator: Evaluator,
+        exchange: Exchange,
+        stop: StopRequest,
+        display: ProgressDisplay | None,
+        warnings: list[str],
+    ) -> None:
+        self._place = place
+        self._search = search_file.search
+        self._space = search_file.space
+        self._outbox = outbox
+        self._search_id = search_id
+        self._launch_id = launch_id
+        self._folder = folder
+        self._evaluator = evaluator
+        self._exchange = exchange
+        self._stop = stop
+        self._display = display
+        self._warnings = warnings
+        names = tuple(h.name for h in self._space.hyperparameters)
+        size = self._search.population_size or 2 * place.world_size
+        self._population = Population(names, self._search, size)
+        for individual in storage.breeders(search_id, place.island, place.num_islands, size):
+            self._population.add(member_of(individual))
+        self._generation = storage.next_generation(search_id, place.island, place.island_rank)
+        self._ask_at = self._check_at = 0.0
+        self._stop_words: set[str] = set()
+        self._news: list[tuple[Member, bool]] = []
+        self._end: End | None = None
+
+    def run(self) -> bool:
+        """Evaluate until the search is complete (True) or stopped (False)."""
+        while self._evaluator.busy or self._end is None:
+            if self._evaluator.busy:
+                self._follow()
+            elif not self._start_next():
+                # Who has something to store is not done, and must hear of a wish to stop.
+                idle = self._outbox.flush() or self._stop.at_once()
+                self._exchange.report(idle=idle, unreliable=self._evaluator.unreliable)
+                self._end_if_all_idle()
+                time.sleep(POLL_S)
+            self._look_around()
+        self._evaluator.abandon()
+        self._exchange.finish(self._take_in, meanwhile=self._show)
+        self._empty_outbox()
+        if self._display is not None:
+            self._display.close()
+        assert self._end is not None
+        return self._end.complete
+
+    def _start_next(self) -> bool:
+        """Claim the next individual and start its evaluation; False when there is none now."""
+        wait_for = max(self._ask_at, self._evaluator.pause_until)
+        if self._stop.requested() or self._evaluator.unreliable or time.monotonic() < wait_for:
+            return False
+        offspring = self._population.breed(self._random_numbers("breeding"))
+        proposal = Proposal(
+            island=self._place.island,
+            island_rank=self._place.island_rank,
+            generation=self._generation,
+            parents=offspring.parents,
+            origin=offspring.origin,
+            genes=offspring.genes,
+            hyperparameters=self._space.decode(offspring.genes),
+        )
+        runner, total = self._evaluator.runner(self._launch_id), self._search.evaluations
+        claim = None
+        with suppress(StorageUnavailable):
+            claim = self._outbox.ask(lambda s: s.claim(self._search_id, proposal, total, runner))
+        if claim is None:
+            # Another rank may yet lose an individual, which this one can repeat.
+            self._ask_at = time.monotonic() + ASK_AGAIN_S
+            return False
+        if not claim.repeated:
+            self._generation += 1
+        self._exchange.report(idle=False)
+        self._evaluator.start(claim)
+        return True
+
+    def _follow(self) -> None:
+        """Move the evaluation along that runs."""
+        if self._stop.at_once():
+            self._evaluator.abandon()
+            return
+        if self._stop.requested():
+            self._evaluator.ask_to_stop()
+        evaluated = self._evaluator.poll(POLL_S)
+        if evaluated is not None:
+            self._take_up(evaluated)
+
+    def _look_around(self) -> None:
+        """Take in messages, pass on wishes and warnings, store what waits, show progress."""
+        for message in self._exchange.receive():
+            self._take_in(message)
+        self._pass_on_stop()
+        self._evaluator.write_outcomes()
+        if self._outbox.flush():
+            self._tell_news()
+        if self._display is None:
+            while self._warnings:
+                self._exchange.tell_first(Notice(text=self._warnings.pop(0)))
+        self._show()
+
+    def _pass_on_stop(self) -> None:
+        """A signal may have reached this rank only."""
+        word = STOP_AT_ONCE if self._stop.at_once() else STOP if self._stop.requested() else None
+        if word is not None and word not in self._stop_words:
+            self._stop_words.add(word)
+            self._exchange.tell_all(word)
+
+    def _end_if_all_idle(self) -> None:
+        """World rank 0 ends the launch when nobody works and nothing is left that anyone could."""
+        now = time.monotonic()
+        if self._place.world_rank != 0 or not self._exchange.all_idle() or now < self._check_at:
+            return
+        self._check_at = now + ASK_AGAIN_S
+        complete, total = False, self._search.evaluations
+        with suppress(StorageUnavailable):
+            complete = self._outbox.ask(lambda s: is_complete(s, self._search_id, total))
+        if complete or self._stop.requested() or self._exchange.all_unreliable():
+            self._end = End(complete=complete)
+            self._exchange.tell_all(self._end)
+
+    def _empty_outbox(self) -> None:
+        """Wait for the database, but not for ever: what is not stored is in the folders."""
+        while not self._outbox.flush() and not self._stop.at_once():
+            time.sleep(POLL_S)
+
+    def _take_up(self, evaluated: Evaluated) -> None:
+        """Take an evaluated individual into the population."""
+        if evaluated.fitness is None:
+            return
+        member = member_of(evaluated.claim.individual, evaluated.fitness)
+        self._population.add(member)
+        migrates = self._random_numbers("migration").random() < self._search.migration_probability
+        self._news.append((member, migrates))
+
+    def _tell_news(self) -> None:
+        """Tell the peers, perhaps migrate: only now, when who accepts it finds it stored."""
+        island = self._place.island
+        for member, migrates in self._news:
+            self._exchange.tell_peers(Visitor(member=member, island=island))
+            best = self._population.best()
+            if best is not None and migrates:
+                self._exchange.migrate(Visitor(member=best, island=island))
+        self._news.clear()
+
+    def _random_numbers(self, purpose: str) -> random.Random:
+        place = self._place
+        return random_numbers(
+            self._search.seed, place.island, place.island_rank, self._generation, purpose
+        )
+
+    def _take_in(self, message: Any) -> None:
+        if message in (STOP, STOP_AT_ONCE):
+            self._stop_words.add(message)  # whoever sent it has told all
+            self._stop.request(at_once=message == STOP_AT_ONCE)
+        elif isinstance(message, End):
+            self._end = message
+        elif isinstance(message, Notice):
+            self._warnings.append(message.text)
+        elif isinstance(message, Visitor):
+            self._welcome(message)
+
+    def _welcome(self, visitor: Visitor) -> None:
+        member, home = visitor.member, visitor.island
+        new = self._population.add(member)
+        # One rank keeps the island's book.
+        if new and home != self._place.island and self._place.island_rank == 0:
+            migration = NewMigration(
+                search_id=self._search_id,
+                individual_id=member.individual_id,
+                source_island=home,
+                target_island=self._place.island,
+            )
+            try:
+                add_migration(self._folder, migration)
+            except OSError as error:
+                self._warnings.append(f"cannot write to {self._folder}: {error.strerror}")
+            self._outbox.put(lambda s: s.record_migration(migration))
+
+    def _show(self) -> None:
+        if self._display is not None:
+            while self._warnings:
+                self._display.warn(self._warnings.pop(0))
+            self._display.refresh()
+
+
+def member_of(individual: IndividualRecord, fitness: float | None = None) -> Member:
+    """An evaluated individual as islands exchange it."""
+    fitness = individual.fitness if fitness is None else fitness
+    assert fitness is not None
+    return Member(individual_id=individual.id, genes=dict(individual.genes), fitness=fitness)

@@ -1,0 +1,1 @@
+"""Which individual to try next: one file an engine."""

@@ -1,0 +1,127 @@
+"""What rank 0 shows while a search runs: a live bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from oialr_search.launch.resuming import ended_individuals
+from oialr_search.storage import EvaluationRecord, Status, Storage, StorageUnavailable
+
+REFRESH_S = 1.0
+
+
+class LastingStream:
+    """Standard output or error of a launch, which outlives its reader and a full disk."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write where that is possible."""
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush where that is possible."""
+        with suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        """All else is the stream's own."""
+        return getattr(self._stream, name)
+
+
+class ProgressDisplay:
+    """Follows a search in the database, where all ranks write."""
+
+    def __init__(self, storage: Storage, search_id: int, metric: str, console: Console) -> None:
+        self._storage = storage
+        self._search_id = search_id
+        self._metric = metric
+        self._console = console
+        self._started = self._shown = time.monotonic()
+        self._best: float | None = storage.progress(search_id).best_fitness
+        self._said: set[str] = set()
+        self._ended = ended_individuals(storage, search_id)
+        # Evaluations of earlier launches are not told again.
+        self._last_finished = storage.last_finish_number(search_id)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("evaluations")
+        self._bar.start()
+
+    def warn(self, text: str) -> None:
+        """Say something once, however many evaluations it concerns."""
+        kind = text.partition(":")[0]
+        if kind not in self._said:
+            self._said.add(kind)
+            self._say(f"warning: {text}", style="yellow")
+
+    def refresh(self, *, now: bool = False) -> None:
+        """Show what has changed, at most once a second unless `now`."""
+        if not now and time.monotonic() - self._shown < REFRESH_S:
+            return
+        self._shown = time.monotonic()
+        with suppress(StorageUnavailable):
+            self._update()
+
+    def _update(self) -> None:
+        progress = self._storage.progress(self._search_id)
+        for evaluation in self._storage.finished_since(self._search_id, self._last_finished):
+            self._last_finished = evaluation.finish_number or self._last_finished
+            self._tell(evaluation, progress.total)
+        best = "" if progress.best_fitness is None else f", best {progress.best_fitness:.4g}"
+        running = " ".join(f"{e.individual_id}:{e.last_epoch or 0}" for e in progress.running)
+        self._bar.update(
+            self._task,
+            total=progress.total,
+            completed=self._ended,
+            description=f"evaluations{best} (running individual:epoch {running or 'none'})",
+        )
+
+    def close(self) -> None:
+        """Show the last changes and leave the terminal alone."""
+        self.refresh(now=True)
+        self._bar.stop()
+
+    def _tell(self, evaluation: EvaluationRecord, total: int) -> None:
+        elapsed = time.strftime("%H:%M:%S", time.gmtime(time.monotonic() - self._started))
+        self._ended += self._has_ended(evaluation)
+        head = f"{elapsed} [{self._ended}/{total}] {evaluation.individual_id:>5}"
+        if evaluation.fitness is None:
+            self._say(f"{head} {evaluation.status}: {evaluation.reason}", style="red")
+            return
+        new_best = self._best is None or evaluation.fitness < self._best
+        if new_best:
+            self._best = evaluation.fitness
+        self._say(
+            f"{head} fitness {evaluation.fitness:.4f}"
+            f"  {self._metric} {evaluation.metrics[self._metric]:.4f}"
+            f"  trainable {evaluation.trainable_percent:.1f} %"
+            f"  {evaluation.duration_s:.1f} s" + ("  best so far" if new_best else ""),
+            style="bold" if new_best else "",
+        )
+
+    def _has_ended(self, evaluation: EvaluationRecord) -> bool:
+        """Was it the last attempt at its individual?"""
+        if evaluation.status is Status.COMPLETED:
+            return True
+        individual = self._storage.individual(evaluation.individual_id)
+        assert individual is not None
+        last = individual.evaluation is not None and individual.evaluation.id == evaluation.id
+        return last and individual.status is not Status.LOST
+
+    def _say(self, text: str, style: str) -> None:
+        self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,1 @@
+"""What is searched: the search file, its hyperparameters and genes, metrics → fitness."""

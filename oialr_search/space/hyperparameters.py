@@ -1,0 +1,241 @@
+"""The search space: YAML ↔ hyperparameters, and hyperparameters ↔ genes in the unit cube.
+
+Propulate sees floats in [0, 1] only: its own integer, categorical and log-scale genes are faulty
+or missing, and a gene's type would be that of its first bound.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from oialr_training.config import AnyTraining, Config, validate, validate_training
+from oialr_training.errors import ConfigError, mistakes, nearest
+from pydantic import BaseModel, PlainValidator
+
+Value = float | int | bool | str
+Kind = Literal["float", "int", "bool", "choice"]
+
+
+def _number(value: object) -> float | int:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"a finite number is expected, got {value!r:.60}")
+    return value
+
+
+def _choice(value: object) -> Value:
+    if not isinstance(value, bool | int | float | str):
+        raise ValueError(f"a number, text or bool is expected, got {value!r:.60}")
+    return value
+
+
+# An integer stays one, which a pydantic union would not tell in one line.
+Number = Annotated[float | int, PlainValidator(_number)]
+Choice = Annotated[Value, PlainValidator(_choice)]
+
+
+class _Range(Config):
+    """A hyperparameter as the YAML file gives it."""
+
+    low: Number | None = None
+    high: Number | None = None
+    scale: Literal["linear", "log"] = "linear"
+    choices: list[Choice] | None = None
+
+
+MAX_VALUES_TRIED = 200
+RANGE_KEYS = frozenset(_Range.model_fields)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hyperparameter:
+    """One searched value of the training configuration."""
+
+    name: str
+    """Dotted path into the training configuration."""
+    kind: Kind
+    low: float | int | None = None
+    high: float | int | None = None
+    scale: Literal["linear", "log"] = "linear"
+    choices: tuple[Value, ...] | None = None
+
+    def decode(self, gene: float) -> Value:
+        """The value of a gene in [0, 1]; each integer and each choice has an equal share."""
+        if self.choices is not None:
+            return self.choices[min(int(gene * len(self.choices)), len(self.choices) - 1)]
+        assert self.low is not None
+        assert self.high is not None
+        if self.kind == "int":
+            # Half a unit beyond both ends, so that rounding treats all integers alike.
+            value = self._interpolate(gene, self.low - 0.5, self.high + 0.5)
+            return min(max(round(value), int(self.low)), int(self.high))
+        return min(max(self._interpolate(gene, self.low, self.high), self.low), self.high)
+
+    def _interpolate(self, gene: float, low: float, high: float) -> float:
+        if self.scale == "log":
+            return math.exp(math.log(low) + gene * (math.log(high) - math.log(low)))
+        return low + gene * (high - low)
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """All hyperparameters of a search, in the order of the file."""
+
+    hyperparameters: tuple[Hyperparameter, ...]
+
+    def decode(self, genes: Mapping[str, float]) -> dict[str, Value]:
+        """Genes → hyperparameters."""
+        return {h.name: h.decode(genes[h.name]) for h in self.hyperparameters}
+
+    def as_json(self) -> list[dict[str, Any]]:
+        """What the database keeps of the space."""
+        return [asdict(h) for h in self.hyperparameters]
+
+
+def parse_space(
+    content: Any, task: type[AnyTraining], training: Mapping[str, Any], source: str
+) -> SearchSpace:
+    """Build the space over the training configuration `training` of class `task`.
+
+    Raises:
+        ConfigError: with a line for each wrong entry; also when a bound is no valid value.
+    """
+    if not isinstance(content, dict) or not content:
+        raise ConfigError(f"`space` maps paths to ranges, got {content!r:.60} ({source})")
+    hyperparameters, lines = [], []
+    for section in dict.fromkeys(name.partition(".")[0] for name in content):
+        if training.get(section, {}) is None:
+            raise ConfigError(
+                f"`{section}` is null, so nothing of it can be searched: "
+                f"remove `space.{section}.*`, or give `{section}` values ({source})"
+            )
+    for name, entry in content.items():
+        try:
+            hyperparameter = _parse_hyperparameter(name, entry, task, source)
+            for value in _samples(hyperparameter):
+                trial = with_hyperparameters(training, {hyperparameter.name: value})
+                validate_training(trial, f"{source}, value of `space.{name}`")
+            hyperparameters.append(hyperparameter)
+        except ConfigError as error:
+            lines += str(error).splitlines()
+    if lines:
+        raise mistakes(lines)
+    space = SearchSpace(tuple(hyperparameters))
+    _refuse_contradictions(space, training, source)
+    return space
+
+
+def with_hyperparameters(
+    training: Mapping[str, Any], hyperparameters: Mapping[str, Value]
+) -> dict[str, Any]:
+    """The training configuration with the values at their dotted paths; a new mapping."""
+    result = dict(training)
+    for path, value in hyperparameters.items():
+        section, keys = result, path.split(".")
+        for key in keys[:-1]:
+            section[key] = dict(section.get(key) or {})
+            section = section[key]
+        section[keys[-1]] = value
+    return result
+
+
+def _parse_hyperparameter(
+    name: str, entry: Any, task: type[AnyTraining], source: str
+) -> Hyperparameter:
+    kind = _kind_of(name, task, source)
+    if kind == "bool" and entry is None:
+        entry = {"choices": [False, True]}
+    given = validate(_Range, entry, source, prefix=f"space.{name}.")
+    key = f"`space.{name}`"
+    if given.choices is not None:
+        if given.low is not None or given.high is not None:
+            raise ConfigError(f"{key} has either `choices` or `low` and `high` ({source})")
+        if len(given.choices) < 2 or len(set(given.choices)) < len(given.choices):
+            raise ConfigError(
+                f"{key}.choices needs two or more different values, "
+                f"got {given.choices!r:.80} ({source})"
+            )
+        choice_kind: Kind = "bool" if kind == "bool" else "choice"
+        return Hyperparameter(name=name, kind=choice_kind, choices=tuple(given.choices))
+    if kind in ("bool", "choice"):
+        raise ConfigError(f"{key} needs `choices` ({source})")
+    if given.low is None or given.high is None:
+        raise ConfigError(f"{key} needs `low` and `high`, or `choices` ({source})")
+    shown = f"got low={given.low}, high={given.high} ({source})"
+    if not given.low < given.high:
+        raise ConfigError(f"`low < high` must hold for {key}, {shown}")
+    if given.scale == "log" and given.low <= 0:
+        raise ConfigError(f"`low > 0` must hold on a log scale for {key}, {shown}")
+    if kind == "int" and not (isinstance(given.low, int) and isinstance(given.high, int)):
+        raise ConfigError(f"{key} is an integer: so must be its bounds, {shown}")
+    return Hyperparameter(name=name, kind=kind, low=given.low, high=given.high, scale=given.scale)
+
+
+def _kind_of(name: str, task: type[AnyTraining], source: str) -> Kind:
+    """The kind of the training configuration's field at a dotted path."""
+    model: type[BaseModel] = task
+    keys = name.split(".")
+    for position, key in enumerate(keys):
+        field = model.model_fields.get(key)
+        if field is None or (position == 0 and key not in _SEARCHED):
+            searchable = [k for k in model.model_fields if position > 0 or k in _SEARCHED]
+            if field is not None:
+                raise ConfigError(
+                    f"`space.{name}`: `{name}` is set, not searched; "
+                    f"{', '.join(searchable)} can ({source})"
+                )
+            raise ConfigError(f"unknown key `space.{name}`{nearest(key, searchable)} ({source})")
+        options = _options(field.annotation)
+        section = next((o for o in options if isinstance(o, type) and issubclass(o, Config)), None)
+        if position < len(keys) - 1:
+            if section is None:
+                raise ConfigError(f"unknown key `space.{name}`: `{key}` has no keys ({source})")
+            model = section
+        elif section is not None:
+            raise ConfigError(
+                f"`space.{name}` is a section; name one of its keys: "
+                f"{', '.join(section.model_fields)} ({source})"
+            )
+    # bool before int: Python's bool is an int.
+    kinds: tuple[tuple[type, Kind], ...] = ((bool, "bool"), (float, "float"), (int, "int"))
+    return next((kind for type_, kind in kinds if type_ in options), "choice")
+
+
+# The others would change what the metric means, or where the training runs.
+_SEARCHED = frozenset(
+    {"epochs", "batch_size", "model", "data", "optimizer", "scheduler", "criterion", "oialr"}
+)
+
+
+def _options(annotation: Any) -> list[Any]:
+    """The alternatives of an annotation, without Annotated and None."""
+    if get_origin(annotation) is Annotated:
+        return _options(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [option for part in get_args(annotation) for option in _options(part)]
+    return [] if annotation is type(None) else [annotation]
+
+
+def _samples(hyperparameter: Hyperparameter) -> Sequence[Value]:
+    """Values to try: all where they are few, else the ends, and some integers between them."""
+    if hyperparameter.choices is not None:
+        return hyperparameter.choices
+    low, high = hyperparameter.decode(0.0), hyperparameter.decode(1.0)
+    if isinstance(low, int) and isinstance(high, int) and high - low < MAX_VALUES_TRIED:
+        return range(low, high + 1)
+    if hyperparameter.kind == "int":
+        return [hyperparameter.decode(k / MAX_VALUES_TRIED) for k in range(MAX_VALUES_TRIED + 1)]
+    return low, high
+
+
+def _refuse_contradictions(space: SearchSpace, training: Mapping[str, Any], source: str) -> None:
+    """Refuse values that are valid one by one but not together, as far as a sample tells."""
+    draw = random.Random(0).random
+    for _ in range(MAX_VALUES_TRIED):
+        drawn = space.decode({h.name: draw() for h in space.hyperparameters})
+        trial = with_hyperparameters(training, drawn)
+        validate_training(trial, f"{source}, values of `space` taken together")

@@ -1,0 +1,130 @@
+"""The search file: task and recipe, `search:` settings and `space:`, typed and validated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from oialr_training.config import TASKS, AnyTraining, Config, Fraction, validate, validate_training
+from oialr_training.errors import ConfigError, nearest
+from oialr_training.yaml_files import apply_override, in_one_line, parse_assignment, read_yaml
+from pydantic import Field
+
+from oialr_search.space.hyperparameters import RANGE_KEYS, SearchSpace, parse_space
+
+
+class SearchSettings(Config):
+    """How the space is searched: Propulate's island model."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+    """Name of the search in the database, and of its folder."""
+    metric: str
+    """Validation metric that decides; the task knows which way is better."""
+    evaluations: Annotated[int, Field(ge=1)]
+    """Individuals of the whole search, over all ranks."""
+    islands: Annotated[int, Field(ge=1)]
+    population_size: Annotated[int, Field(ge=2)] | None = None
+    """Individuals that an island breeds from (its best); until it has so many, individuals are
+    random. null: twice the number of ranks, as the authors did."""
+    crossover_probability: Fraction = 0.7
+    mutation_probability: Fraction = 0.4
+    """Probability that one hyperparameter is drawn anew; besides, each child has one moved."""
+    mutation_sigma: Annotated[float, Field(gt=0.0, le=1.0)] = 0.05
+    """Standard deviation of that move, as part of the hyperparameter's range."""
+    random_init_probability: Fraction = 0.1
+    """Probability that a child is replaced by a random individual."""
+    migration_probability: Fraction = 0.9
+    """Probability, after each evaluation, that an island's best visits all other islands."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of breeding and migration; that of the trainings is the top-level `seed`."""
+    evaluation_time_limit_s: Annotated[float, Field(gt=0.0)] | None = None
+    """An evaluation that takes longer is stopped and counts as `timed_out`; null: no limit."""
+    no_progress_limit_s: Annotated[float, Field(gt=0.0)] = 600.0
+    """So is one whose worker has neither trained nor measured a batch for so long."""
+    log_limit_mib: Annotated[int, Field(ge=1)] = 64
+    """An evaluation that writes a longer log has failed."""
+    retries: Annotated[int, Field(ge=0)] = 1
+    """How often an individual is evaluated again when the machine may be at fault: the worker was
+    killed, ran out of memory, hung, could not read or write. A configuration that diverges, raises
+    or takes too long is not repeated."""
+    failures_in_a_row: Annotated[int, Field(ge=1)] = 5
+    """After so many such failures one after the other, a rank asks for no more work."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchFile:
+    """A search file after overrides, valid as a whole."""
+
+    search: SearchSettings
+    space: SearchSpace
+    training: AnyTraining
+    pinned: tuple[str, ...]
+    """Hyperparameters that an override took out of the space."""
+    source: str
+
+    def as_json(self) -> dict[str, Any]:
+        """What the database keeps of the file."""
+        return {
+            "search": self.search.model_dump(mode="json"),
+            "training": self.training.model_dump(mode="json"),
+        }
+
+
+def _set_in_space(space: dict[str, Any], key: str, value: Any) -> None:
+    """Set a hyperparameter's whole range, or with `.low` and the like a part of it."""
+    name, _, part = key.rpartition(".")
+    if part in RANGE_KEYS:
+        entry = space.get(name)
+        space[name] = {**(entry if isinstance(entry, dict) else {}), part: value}
+    else:
+        space[key] = value
+
+
+def load_search(
+    path: Path, assignments: Sequence[str] = (), settings: dict[str, Any] | None = None
+) -> SearchFile:
+    """Read a search file, with `path=value` overrides and changed `search:` settings.
+
+    Setting a searched hyperparameter takes it out of the space.
+
+    Raises:
+        ConfigError: with a line for each mistake.
+    """
+    content = read_yaml(path)
+    pinned = []
+    for assignment in assignments:
+        key, value = parse_assignment(assignment)
+        space = content.get("space")
+        if isinstance(space, dict) and key.startswith("space."):
+            _set_in_space(space, key.removeprefix("space."), value)
+            continue
+        apply_override(content, key, value)
+        searched = space if isinstance(space, dict) else {}
+        fixed = [name for name in searched if name == key or name.startswith(f"{key}.")]
+        for name in fixed:
+            del searched[name]
+        pinned += fixed
+    for key, value in (settings or {}).items():
+        apply_override(content, f"search.{key}", value)
+    source = in_one_line(path)
+    for section in ("search", "space"):
+        if section not in content:
+            raise ConfigError(f"`{section}` is missing: a search file has it ({source})")
+    training_content = {k: v for k, v in content.items() if k not in ("search", "space")}
+    search = validate(SearchSettings, content["search"], source, prefix="search.")
+    training = validate_training(training_content, source)
+    task = TASKS[training.task]
+    if search.metric not in task.metrics:
+        raise ConfigError(
+            f"unknown metric {search.metric!r:.80} for `search.metric`"
+            f"{nearest(search.metric, task.metrics)} ({source})"
+        )
+    return SearchFile(
+        search=search,
+        space=parse_space(content["space"], task, training_content, source),
+        training=training,
+        pinned=tuple(pinned),
+        source=source,
+    )

@@ -1,0 +1,215 @@
+"""Rows printed as a table, JSON, CSV or YAML, or written to a file, Parquet too."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import yaml
+from oialr_training.errors import ConfigError
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+PLAIN_WIDTH = 10_000
+COLUMN_GAP = 2
+UNPRINTABLE = "\N{REPLACEMENT CHARACTER}"
+
+
+class Format(StrEnum):
+    """How rows are printed."""
+
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+    YAML = "yaml"
+
+
+class FileFormat(StrEnum):
+    """How rows are printed or written."""
+
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+    YAML = "yaml"
+    PARQUET = "parquet"
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes a list of numbers on one line."""
+
+
+def _represent_list(dumper: yaml.SafeDumper, data: list[Any]) -> yaml.Node:
+    numbers = all(isinstance(item, int | float) for item in data)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=numbers or None)
+
+
+def _represent_text(dumper: yaml.SafeDumper, data: str) -> yaml.Node:
+    """A log reads best as the lines that it has."""
+    return dumper.represent_scalar(
+        "tag:yaml.org,2002:str", data, style="|" if "\n" in data else None
+    )
+
+
+_Dumper.add_representer(list, _represent_list)
+_Dumper.add_representer(str, _represent_text)
+
+
+def print_rows(rows: Sequence[Mapping[str, Any]], output: Format, title: str = "") -> None:
+    """Print rows to standard output; machine-readable formats have full precision."""
+    if output is Format.TABLE:
+        console = make_console()
+        console.print(fitting_table(rows, title, console))
+    else:
+        print(as_text(rows, output), end="")
+
+
+def as_text(
+    content: Any,
+    output: Format | FileFormat,
+    *,
+    rows: Sequence[Mapping[str, Any]] | None = None,
+    columns: Iterable[str] = (),
+) -> str:
+    """JSON or YAML of any content; CSV of rows, those of the content by default."""
+    match output:
+        case "json":
+            return json.dumps(content, indent=2, allow_nan=False) + "\n"
+        case "yaml":
+            return yaml.dump(content, None, _Dumper, sort_keys=False, allow_unicode=True)
+        case "csv":
+            rows = content if rows is None else rows
+            names = list(columns) or list(dict.fromkeys(name for row in rows for name in row))
+            file = io.StringIO()
+            writer = csv.DictWriter(file, names, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows({k: _csv_cell(v) for k, v in row.items()} for row in rows)
+            return file.getvalue()
+    file = io.StringIO()
+    console = Console(file=file, width=PLAIN_WIDTH)
+    console.print(fitting_table(content, "", console))
+    return file.getvalue()
+
+
+def as_parquet(rows: Sequence[Mapping[str, Any]], types: Mapping[str, str]) -> bytes:
+    """A Parquet file of rows, their columns being of pyarrow's types of those names.
+
+    Raises:
+        ConfigError: when pyarrow is not installed.
+    """
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ConfigError(
+            f"Parquet needs pyarrow ({error}): run pip install 'oialr-search[parquet]'"
+        ) from None
+    columns = {
+        name: pyarrow.array([row.get(name) for row in rows], pyarrow.type_for_alias(kind))
+        for name, kind in types.items()
+    }
+    file = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table(columns), file)
+    return file.getvalue()
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        ConfigError: when it cannot be written.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        aside.write_bytes(content)
+        os.replace(aside, path)
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}") from None
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def make_console() -> Console:
+    """A terminal as it is; a pipe or file without colours, and a line as long as it needs."""
+    return Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
+
+
+def printable(text: str) -> str:
+    """The text without what moves a terminal's cursor or colours it."""
+    return "".join(c if c.isprintable() or c in "\n\t" else UNPRINTABLE for c in text)
+
+
+def _csv_cell(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, list | dict) else value
+
+
+def fitting_table(
+    rows: Sequence[Mapping[str, Any]], title: str, console: Console
+) -> RenderableType:
+    """One line a row; on a terminal that is too narrow, one column a row, some rows at a time."""
+    table = rows_table(rows, title)
+    wide = console.options.update(max_width=PLAIN_WIDTH)
+    if console.measure(table, options=wide).maximum <= console.width:
+        return table
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [[cell(row.get(name)) for row in rows] for name in names]
+    width = max(len(cell) for line in cells for cell in line) + COLUMN_GAP
+    room = console.width - max(len(_heading(name)) for name in names) - 2 * COLUMN_GAP
+    at_once = max(1, room // width)
+    parts = []
+    for first in range(0, len(rows), at_once):
+        turned = Table(
+            title=None if first or not title else Text(title, style="italic"),
+            title_justify="left",
+            box=None,
+            show_header=False,
+        )
+        for name, line in zip(names, cells, strict=True):
+            shown = map(Text, line[first : first + at_once])
+            turned.add_row(Text(_heading(name), style="bold"), *shown)
+        parts.append(turned)
+    return Group(*parts)
+
+
+def rows_table(rows: Sequence[Mapping[str, Any]], title: str = "") -> Table:
+    """One line a row."""
+    table = Table(
+        title=Text(title, style="italic") if title else None,
+        title_justify="left",
+        header_style="bold",
+        box=box.SIMPLE_HEAD,
+    )
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    for name in columns:
+        numeric = all(isinstance(row.get(name), int | float | None) for row in rows)
+        justify = "right" if numeric else "left"
+        table.add_column(Text(_heading(name)), justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    for row in rows:
+        table.add_row(*(Text(cell(row.get(name))) for name in columns))
+    return table
+
+
+def _heading(name: str) -> str:
+    """The last part of a dotted path, shortened, says enough in a table."""
+    return name.rpartition(".")[2].replace("validation_", "val_").replace("_percent", " %")
+
+
+def cell(value: Any) -> str:
+    """A value as a table shows it."""
+    match value:
+        case None:
+            return ""
+        case bool():
+            return "yes" if value else "no"
+        case float():
+            return f"{value:.4g}"
+        case _:
+            return printable(str(value)).replace("\n", " ")

@@ -88,7 +88,7 @@ def faulty(command: Command, faults: dict[str, tuple[str, int]]) -> Command:
 
 def with_hooks(command: Command) -> Command:
     """The same command with the folder `hooks` before all others that Python imports from."""
-    path = f"{command.folder / 'hooks'}{os.pathsep}{ROOT}"
+    path = f"{command.folder / 'hooks'}{os.pathsep}{ROOT}{os.pathsep}{ROOT / 'workers'}"
     return replace(command, environment=command.environment | {"PYTHONPATH": path})
 
 

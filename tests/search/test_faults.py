@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ..conftest import CIFAR10, SMALL_CIFAR10, Command, make_command, settings
-from ..worker.test_data import make_images
+from ..oialr_training.test_data import make_images
 from .faults import (
     database_of,
     evaluations,

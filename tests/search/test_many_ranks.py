@@ -56,7 +56,8 @@ def run(folder: Path, url: str, *, ranks: int, evaluations: int, seconds: float)
     command = [*mpiexec(), "-n", str(ranks), sys.executable, "-m", "mpi4py"]
     command += [str(ROOT / "benchmarks" / "instant_search.py"), str(folder), "--db", url]
     command += ["--evaluations", str(evaluations), "--seconds", str(seconds), "--islands", "4"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    path = f"{ROOT}{os.pathsep}{ROOT / 'workers'}"
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     result = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=60 + evaluations
     )

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 from oialr_search import cli
 from oialr_search.storage import StorageError
 
-from ..conftest import Command
 from ..analysis.conftest import fill, new_url, postgres  # noqa: F401
+from ..conftest import Command
 
 ASKED = (
     ["leaderboard"],

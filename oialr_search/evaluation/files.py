@@ -15,7 +15,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -27,6 +27,7 @@ from oialr_training.protocol import (
     Completed,
     Epoch,
     Event,
+    EventReader,
     Failed,
     ProtocolError,
     Started,
@@ -151,8 +152,7 @@ def read_events(folder: Path) -> Iterator[Event]:
     except OSError:
         return
     with contextlib.suppress(ProtocolError):
-        for line in lines:
-            yield decode(line)
+        yield from EventReader().read(lines)
 
 
 def epoch_records(event: Epoch) -> tuple[EpochRecord, list[RankUpdate], list[Observation]]:
@@ -160,7 +160,10 @@ def epoch_records(event: Epoch) -> tuple[EpochRecord, list[RankUpdate], list[Obs
     return (
         EpochRecord(epoch=event.epoch, step=event.step, metrics=event.metrics),
         [RankUpdate(**vars(update)) for update in event.rank_updates],
-        [Observation(**vars(observation)) for observation in event.observations],
+        [
+            Observation(**{f.name: getattr(observation, f.name) for f in fields(Observation)})
+            for observation in event.observations
+        ],
     )
 
 

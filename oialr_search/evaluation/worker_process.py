@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pynvml
-from oialr_training.protocol import Event, Message, ProtocolError, decode, encode
+from oialr_training.protocol import Event, EventReader, Message, ProtocolError, encode
 
 # A worker that inherits these believes to be an MPI rank, or a part of the launch.
 LAUNCHER_VARIABLES = (
@@ -57,6 +57,7 @@ class Worker:
         self.log_path = log_path
         self._released_at = 0.0
         self._buffer = bytearray()
+        self._reader = EventReader()
         with log_path.open("ab") as log:
             self._events, events_for_worker = os.pipe()
             os.set_blocking(self._events, False)
@@ -112,7 +113,7 @@ class Worker:
             self.kill()
             raise WorkerDied("garbage on the worker's pipe: a line without end")
         try:
-            return [decode(line) for line in lines]
+            return list(self._reader.read(lines))
         except ProtocolError as error:
             self.kill()
             raise WorkerDied(f"garbage on the worker's pipe: {error}") from None

@@ -32,13 +32,13 @@ from oialr_search.launch.launch import LaunchSettings, run
 from oialr_search.launch.progress import ProgressDisplay
 from oialr_search.launch.stop_request import StopRequest
 from oialr_search.space.search_file import load_search
-from oialr_search.storage.database import SqlStorage
+from oialr_search.storage.database import Storage
 
 SEARCH_FILE = Path(__file__).parents[1] / "search_spaces" / "minivit_digits.yaml"
 # What a rank does for an evaluation, none of it inside another.
 PARTS: dict[str, list[tuple[Any, str]]] = {
     "breeding": [(Population, "breed"), (Population, "add")],
-    "claim": [(SqlStorage, "claim")],
+    "claim": [(Storage, "claim")],
     "storing": [(Outbox, "flush")],
     "files": [(evaluator, "write_claim"), (evaluator, "write_record")],
     "exchange": [(Exchange, n) for n in ("receive", "tell_peers", "migrate", "report")],

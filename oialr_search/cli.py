@@ -19,21 +19,16 @@ from oialr_training.errors import ConfigError
 from oialr_search import exit_codes
 from oialr_search.analysis.plots.names import OF_ALL, PlotName
 from oialr_search.launch.stop_request import StopRequest
-from oialr_search.storage import (
-    Status,
-    StorageError,
-    database_exists,
-    has_password,
-    open_storage,
-    upgrade_storage,
-)
+from oialr_search.storage import database_exists, has_password, open_storage, upgrade_storage
+from oialr_search.storage.records import Status, StorageError
 from oialr_search.terminal.tables import FileFormat, Format, print_rows
 
 if TYPE_CHECKING:
     from oialr_training.protocol import Event
     from rich.console import Console, RenderableType
 
-    from oialr_search.storage import IndividualRecord, SearchRecord, Storage
+    from oialr_search.storage.database import Storage
+    from oialr_search.storage.records import IndividualRecord, SearchRecord
 
 # Rank of this process in a launch, as the launchers announce it before MPI is initialised.
 WORLD_RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
@@ -225,7 +220,7 @@ def leaderboard(
     """
     from oialr_search.analysis import leaderboard as analysis
     from oialr_search.analysis.where import parse_condition
-    from oialr_search.storage import Selection
+    from oialr_search.storage.selection import Selection
     from oialr_search.terminal import tables as printing
     from oialr_search.terminal.screens import show_screen
 

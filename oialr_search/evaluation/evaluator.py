@@ -54,7 +54,7 @@ from oialr_search.evaluation.worker_process import (
 )
 from oialr_search.space.hyperparameters import with_hyperparameters
 from oialr_search.space.search_file import SearchFile
-from oialr_search.storage import Claim, Outcome, Runner, Status
+from oialr_search.storage.records import Claim, Outcome, Runner, Status
 
 PREPARE_POLL_S = 0.1
 PREPARATION_LIMIT_S = 600.0

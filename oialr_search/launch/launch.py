@@ -44,13 +44,9 @@ from oialr_search.launch.resuming import (
 )
 from oialr_search.launch.stop_request import StopRequest
 from oialr_search.space.search_file import SearchFile
-from oialr_search.storage import (
-    Storage,
-    StorageError,
-    StorageUnavailable,
-    database_exists,
-    open_storage,
-)
+from oialr_search.storage import database_exists, open_storage
+from oialr_search.storage.database import Storage
+from oialr_search.storage.records import StorageError, StorageUnavailable
 
 # The size of the launch as the launchers announce it, whatever MPI mpi4py has loaded.
 WORLD_SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")

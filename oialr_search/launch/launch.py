@@ -32,6 +32,7 @@ from oialr_search.evaluation.worker_process import (
     visible_gpus,
 )
 from oialr_search.launch.controller import Controller
+from oialr_search.launch.engines import engine_for
 from oialr_search.launch.islands import Exchange, Place, wait
 from oialr_search.launch.progress import ProgressDisplay
 from oialr_search.launch.resuming import (
@@ -131,6 +132,7 @@ def _run(
     if _already_complete(comm, search_file, settings):
         return exit_codes.FINISHED
     worker_settings = _worker_settings(comm, search_file, settings)
+    engine = engine_for(search_file.space.hyperparameters, search)
     warnings: list[str] = []
     with _search_folder(comm, settings.search_dir / search.name) as folder:
         logs.append(folder)
@@ -161,6 +163,7 @@ def _run(
                 search_id=search_id,
                 launch_id=launch_id,
                 folder=folder,
+                engine=engine,
                 evaluator=evaluator,
                 exchange=Exchange(comm, place),
                 stop=settings.stop,

@@ -12,7 +12,6 @@ from typing import Any, Literal, Self
 import sqlalchemy as sa
 from oialr_training.protocol import Observation, RankUpdate
 
-from oialr_search.storage import queries
 from oialr_search.storage.errors import storage_errors
 from oialr_search.storage.records import (
     EpochRecord,
@@ -26,6 +25,7 @@ from oialr_search.storage.records import (
     SearchRecord,
     Status,
     StorageUnavailable,
+    queries,
 )
 from oialr_search.storage.schema import (
     evaluations,

@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 import sqlalchemy as sa
 from oialr_training.protocol import Observation, RankUpdate
 
+from oialr_search.storage import queries
 from oialr_search.storage.errors import storage_errors
 from oialr_search.storage.records import (
     EpochRecord,
@@ -25,7 +26,6 @@ from oialr_search.storage.records import (
     SearchRecord,
     Status,
     StorageUnavailable,
-    queries,
 )
 from oialr_search.storage.schema import (
     evaluations,

@@ -24,8 +24,9 @@ from typing import Any, ClassVar
 from oialr_training.protocol import Completed, Epoch, Evaluate, Event, Message, Ready, Started
 
 from oialr_search.evaluation import evaluator
+from oialr_search.evaluation.devices import WorkerSettings
 from oialr_search.evaluation.outbox import Outbox
-from oialr_search.evaluation.worker_process import Worker, WorkerSettings
+from oialr_search.evaluation.worker_process import WorkerProcess
 from oialr_search.launch.controller import Controller
 from oialr_search.launch.islands import Exchange
 from oialr_search.launch.launch import LaunchSettings, run
@@ -113,7 +114,7 @@ def peak_memory_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-class InstantWorker(Worker):
+class InstantWorker(WorkerProcess):
     """No process: the fitness is a smooth function of the hyperparameters."""
 
     seconds = 0.0

@@ -498,16 +498,16 @@ def train(
     """
     from oialr_training.config import load_training
 
+    from oialr_search.evaluation import devices
     from oialr_search.evaluation import repeated_seeds as trainer
-    from oialr_search.evaluation import worker_process as launcher
 
     overrides = [*(assignments or ()), *([f"device={device}"] if device is not None else ())]
     config = load_training(file, overrides)
     try:
-        gpu = launcher.choose_gpu(config.device, launcher.visible_gpus(os.environ), 0)
+        gpu = devices.choose_gpu(config.device, devices.visible_gpus(os.environ), 0)
     except LookupError as error:
         raise ConfigError(f"{error} ({file})") from None
-    settings = launcher.WorkerSettings(gpu=gpu, num_threads=len(launcher.affinity()))
+    settings = devices.WorkerSettings(gpu=gpu, num_threads=len(devices.affinity()))
     folder = output or Path("trainings") / file.stem
     folders = {seed: folder / f"seed-{seed}" for seed in range(config.seed, config.seed + seeds)}
     for seed_folder in folders.values():

@@ -20,17 +20,16 @@ from oialr_training.errors import ConfigError
 from rich.console import Console
 
 from oialr_search import exit_codes
-from oialr_search.evaluation.evaluator import WORKER_LOGS, Evaluator
-from oialr_search.evaluation.outbox import Outbox
-from oialr_search.evaluation.worker_process import (
-    Worker,
-    WorkerDied,
+from oialr_search.evaluation.devices import (
     WorkerSettings,
     affinity,
     choose_gpu,
     threads_per_rank,
     visible_gpus,
 )
+from oialr_search.evaluation.evaluator import WORKER_LOGS, Evaluator
+from oialr_search.evaluation.outbox import Outbox
+from oialr_search.evaluation.worker_process import WorkerDied, WorkerProcess
 from oialr_search.launch.controller import Controller
 from oialr_search.launch.engines import engine_for
 from oialr_search.launch.islands import Exchange, Place, wait
@@ -75,7 +74,7 @@ class LaunchSettings:
     """Begin another search when there is one of this name."""
     stop: StopRequest
     environment: dict[str, str] = field(repr=False)
-    worker_type: type[Worker] = Worker
+    worker_type: type[WorkerProcess] = WorkerProcess
     """What evaluates; a benchmark has one that answers at once."""
 
 

@@ -15,7 +15,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -29,14 +29,16 @@ from oialr_training.protocol import (
     Event,
     EventReader,
     Failed,
+    Observation,
     ProtocolError,
+    RankUpdate,
     Started,
     decode,
 )
 from pydantic import TypeAdapter, ValidationError
 
 from oialr_search.evaluation.outcomes import outcome_of
-from oialr_search.storage import (
+from oialr_search.storage.records import (
     Claim,
     EpochRecord,
     EvaluationHistory,
@@ -45,9 +47,7 @@ from oialr_search.storage import (
     IndividualRecord,
     LaunchRecord,
     NewMigration,
-    Observation,
     Outcome,
-    RankUpdate,
     SearchRecord,
     Status,
     individual_folder,
@@ -159,11 +159,8 @@ def epoch_records(event: Epoch) -> tuple[EpochRecord, list[RankUpdate], list[Obs
     """An epoch as the database takes it."""
     return (
         EpochRecord(epoch=event.epoch, step=event.step, metrics=event.metrics),
-        [RankUpdate(**vars(update)) for update in event.rank_updates],
-        [
-            Observation(**{f.name: getattr(observation, f.name) for f in fields(Observation)})
-            for observation in event.observations
-        ],
+        event.rank_updates,
+        event.observations,
     )
 
 

@@ -116,7 +116,7 @@ class Observation:
     """Eq. (4)."""
     mixing_similarity: float
     """Eq. (5)."""
-    relative_mixing_similarity: float
+    relative_mixing_similarity: float = nan
     """Eq. (5) with the difference relative to the mixings' norms."""
 
 

@@ -44,8 +44,8 @@ from pydantic import TypeAdapter
 
 from oialr_search.space.hyperparameters import with_hyperparameters
 from oialr_search.space.search_file import SearchFile, load_search
-from oialr_search.storage import StorageError
-from oialr_search.storage.engine import display_name, parse_url
+from oialr_search.storage.opening import display_name, parse_url
+from oialr_search.storage.records import StorageError
 
 from .conftest import DIGITS, SEARCH_SPACES, Command
 

@@ -28,14 +28,16 @@ from oialr_training.protocol import (
     Epoch,
     Event,
     Failed,
+    Observation,
     ProtocolError,
+    RankUpdate,
     Started,
     decode,
 )
 from pydantic import TypeAdapter, ValidationError
 
 from oialr_search.evaluation.outcomes import outcome_of
-from oialr_search.storage import (
+from oialr_search.storage.records import (
     Claim,
     EpochRecord,
     EvaluationHistory,
@@ -44,9 +46,7 @@ from oialr_search.storage import (
     IndividualRecord,
     LaunchRecord,
     NewMigration,
-    Observation,
     Outcome,
-    RankUpdate,
     SearchRecord,
     Status,
     individual_folder,
@@ -159,8 +159,8 @@ def epoch_records(event: Epoch) -> tuple[EpochRecord, list[RankUpdate], list[Obs
     """An epoch as the database takes it."""
     return (
         EpochRecord(epoch=event.epoch, step=event.step, metrics=event.metrics),
-        [RankUpdate(**vars(update)) for update in event.rank_updates],
-        [Observation(**vars(observation)) for observation in event.observations],
+        event.rank_updates,
+        event.observations,
     )
 
 

@@ -8,13 +8,12 @@ from itertools import islice
 from typing import Any
 
 import sqlalchemy as sa
+from oialr_training.protocol import Observation, RankUpdate
 
 from oialr_search.storage.records import (
     EpochRecord,
     IndividualHistory,
     LaunchRecord,
-    Observation,
-    RankUpdate,
     SearchRecord,
     Status,
     StorageError,

@@ -1,8 +1,8 @@
 """Problems for `benchmarks/search_quality.py`, from scikit-learn, COCO and our own trainings.
 
-    bbob-D, bbob-mixint-D   a function of COCO for each seed (Hansen et al. 2021)
-    svm, sgd, boosting      scikit-learn trainings of a few milliseconds
-    oialr                   a noisy surrogate of the trainings that `make_curves.py` stored
+bbob-D, bbob-mixint-D   a function of COCO for each seed (Hansen et al. 2021)
+svm, sgd, boosting      scikit-learn trainings of a few milliseconds
+oialr                   a noisy surrogate of the trainings that `make_curves.py` stored
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import importlib
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from oialr_search.launch.engines.individuals import Individuals as Individuals
@@ -40,12 +40,12 @@ class Knowledge:
     """The fittest individuals of the island that may breed, best first, immigrants included."""
     population_size: int
     """The most there will be of them."""
-    individuals: Individuals
+    individuals: Individuals = field(default_factory=lambda: Individuals(()))
     """All islands' individuals, running and failed ones too; empty unless the engine
     `needs_all_individuals`."""
-    number: int
-    """Of this proposal, from 0, over the whole search, as if the ranks took turns."""
-    num_ranks: int
+    number: int = 0
+    """Of this proposal, over the whole search, as if the ranks took turns."""
+    num_ranks: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)

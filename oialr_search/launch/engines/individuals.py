@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oialr_search.space.hyperparameters import Hyperparameter
-from oialr_search.storage import Status
+from oialr_search.storage.records import Status
 
 Array = NDArray[np.float64]
 
@@ -79,8 +79,10 @@ class Individuals:
 
     def at_middles(self, genes: Array) -> Array:
         """Genes (m, d) moved to the middles."""
-        columns = zip(self._hyperparameters, genes.T, strict=True)
-        return np.stack([middle(h, column) for h, column in columns], axis=1)
+        moved = np.empty_like(genes)
+        for column, hyperparameter in enumerate(self._hyperparameters):
+            moved[:, column] = middle(hyperparameter, genes[:, column])
+        return moved
 
     def include(self, genes: Array) -> bool:
         """Has one of them the configuration of genes (d,), at the middles?"""
@@ -105,7 +107,8 @@ def middle(hyperparameter: Hyperparameter, genes: Array) -> Array:
     """(m,): the middle of the share of each gene's value, for genes (m,); a float's is its own."""
     if hyperparameter.choices is not None:
         number = len(hyperparameter.choices)
-        return (np.minimum(np.floor(genes * number), number - 1) + 0.5) / number
+        choices: Array = np.minimum(np.floor(genes * number), number - 1)
+        return (choices + 0.5) / number
     if hyperparameter.kind == "int":
         below, above = share(hyperparameter, genes)
         return 0.5 * (below + above)

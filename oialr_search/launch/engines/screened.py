@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
+from propulate.population import Individual
 from scipy.special import ndtr
 
 from oialr_search.launch.engines import Engine, Individuals, Knowledge, Member, Offspring
@@ -24,7 +25,6 @@ from oialr_search.launch.engines.variation import (
     CrossoverAndMove,
     DrawOneAnew,
     GaussianOfParents,
-    Individual,
     Limits,
     SelectLogRank,
     Step,
@@ -101,7 +101,8 @@ class ScreenedEngine(Engine):
             for _ in range(CANDIDATES)
         ]
         rows = known.at_middles(np.array([candidate.genes for candidate in candidates]))
-        promising = promise(model, self._running(known, rows), rows)
+        running = known.genes[np.isnan(known.fitness)][-RUNNING:]
+        promising = by_promise(model, running, rows)
         return self._first_new(known, [candidates[index] for index in promising], origin="screened")
 
     def _first_new(
@@ -168,24 +169,15 @@ class ScreenedEngine(Engine):
         if len(ended) > BEST + NEAREST + DRAWN:
             order = ended[np.argsort(known.fitness[ended], kind="stable")]
             others = order[BEST:]
-            distances = self._distances(known.genes[others], known.genes[order[:1]])
+            genes, best = known.genes[others], known.genes[order[:1]]
+            distances = squared_differences(genes, best, self._categorical).sum(axis=(1, 2))
             by_distance = others[np.argsort(distances, kind="stable")]
             drawn = rng.sample(range(NEAREST, len(by_distance)), DRAWN)
             chosen = np.concatenate([order[:BEST], by_distance[:NEAREST], by_distance[drawn]])
         return fit(known.genes[chosen], standardised(known.fitness[chosen]), self._categorical)
 
-    def _running(self, known: Individuals, near: Array) -> Array:
-        """(n, d): genes of those that run, at most so many, the nearest to any of `near`."""
-        genes = known.genes[np.isnan(known.fitness)]
-        return genes[:RUNNING]
 
-    def _distances(self, a: Array, b: Array) -> Array:
-        """(m,): squared distances of points (m, d) to one (1, d)."""
-        distances: Array = squared_differences(a, b, self._categorical).sum(axis=(1, 2))
-        return distances
-
-
-def promise(model: GaussianProcess, running: Array, candidates: Array) -> Indices:
+def by_promise(model: GaussianProcess, running: Array, candidates: Array) -> Indices:
     """(m,): the candidates (m, d), most promising first, given that others (n, d) run already."""
     least = model.mean(model.points).min()
     if len(running):
@@ -194,7 +186,8 @@ def promise(model: GaussianProcess, running: Array, candidates: Array) -> Indice
     z = (least - mean) / deviation
     improvement = deviation * (z * ndtr(z) + np.exp(-0.5 * z**2) / math.sqrt(2.0 * math.pi))
     # Where no improvement is representable, the nearest to one.
-    return np.lexsort((-z, -improvement))
+    order: Indices = np.lexsort((-z, -improvement))
+    return order
 
 
 def standardised(fitness: Array) -> Array:

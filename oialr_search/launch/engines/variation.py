@@ -1,4 +1,4 @@
-"""Operators for few evaluations, as Propulate propagators: steps of all sizes, and along what works.
+"""Operators for few evaluations, as Propulate propagators: steps of all sizes.
 
 Propulate's default moves one gene by one fixed σ. These draw the scale of each move anew, from a
 thousandth of a gene's range to a third of it, so that none needs tuning and the search narrows down
@@ -12,21 +12,21 @@ import math
 import random
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", SyntaxWarning)  # GPy, which propulate imports
     from propulate.population import Individual
     from propulate.propagators import Propagator
 
-Limits = Mapping[str, tuple[float, float] | tuple[int, int] | tuple[str, ...]]
-Gene = float | int | str
+Limits = Mapping[str, tuple[Any, ...]]  # as Propulate has them: two floats, two ints, or strings
 Step = Callable[[float], float]
 
 SMALLEST_SIGMA, LARGEST_SIGMA = -3.0, -0.5  # exponents of ten, in parts of a gene's range
 LEAST_STEP = 0.6  # of the distance between two integers, so that most moves change the value
 
 
-class SelectLogRank(Propagator):
+class SelectLogRank(Propagator):  # type: ignore[misc]  # untyped
     """Some of the fittest, the better the likelier: by log(pool + 1/2) − log(place), as CMA-ES.
 
     Drawn with replacement; places count from 1.
@@ -41,10 +41,11 @@ class SelectLogRank(Propagator):
         fittest = sorted(inds, key=lambda ind: ind.loss)[: self._pool]
         last = len(fittest) + 0.5
         weights = [math.log(last / place) for place in range(1, len(fittest) + 1)]
-        return self.rng.choices(fittest, weights, k=self.offspring)
+        chosen: list[Individual] = self.rng.choices(fittest, weights, k=self.offspring)
+        return chosen
 
 
-class _Variation(Propagator):
+class _Variation(Propagator):  # type: ignore[misc]
     """A child of some parents, built anew: Propulate cannot set a categorical gene again."""
 
     def __init__(
@@ -64,33 +65,33 @@ class _Variation(Propagator):
         self._limits = limits
         self._steps = steps or {}
 
-    def _child(self, genes: Mapping[str, Gene]) -> Individual:
+    def _child(self, genes: Mapping[str, Any]) -> Individual:
         return Individual(
             {name: self._within(name, genes[name]) for name in self._limits}, self._limits
         )
 
-    def _within(self, name: str, gene: Gene) -> Gene:
+    def _within(self, name: str, gene: Any) -> Any:
         low, high = self._limits[name][0], self._limits[name][-1]
         if isinstance(low, str):
             return gene
-        clipped = min(max(gene, low), high)  # type: ignore[type-var]
+        clipped = min(max(gene, low), high)
         return round(clipped) if isinstance(low, int) else float(clipped)
 
-    def _drawn(self, name: str) -> Gene:
+    def _drawn(self, name: str) -> Any:
         low, high = self._limits[name][0], self._limits[name][-1]
         if isinstance(low, str):
-            return self.rng.choice(self._limits[name])  # type: ignore[return-value]
+            return self.rng.choice(self._limits[name])
         if isinstance(low, int):
-            return self.rng.randint(low, high)  # type: ignore[arg-type]
-        return self.rng.uniform(low, high)  # type: ignore[arg-type]
+            return self.rng.randint(low, high)
+        return self.rng.uniform(low, high)
 
-    def _moved(self, name: str, gene: Gene) -> Gene:
+    def _moved(self, name: str, gene: Any) -> Any:
         """By a normal deviate whose σ is log-uniform; a category becomes another one."""
         low, high = self._limits[name][0], self._limits[name][-1]
         if isinstance(gene, str):
             return self.rng.choice([other for other in self._limits[name] if other != gene])
         sigma = 10 ** self.rng.uniform(SMALLEST_SIGMA, LARGEST_SIGMA)
-        move = self.rng.gauss(0.0, sigma) * (high - low)  # type: ignore[operator]
+        move = self.rng.gauss(0.0, sigma) * (high - low)
         if isinstance(low, int):
             least = LEAST_STEP
         elif name in self._steps:
@@ -114,7 +115,7 @@ class GaussianOfParents(_Variation):
         """A child of all of `inds`."""
         scale = 10 ** self.rng.uniform(-0.7, 0.4) / math.sqrt(len(inds))
         weights = [scale * self.rng.gauss(0.0, 1.0) for _ in inds]
-        genes: dict[str, Gene] = {}
+        genes: dict[str, Any] = {}
         for name in self._limits:
             values = [ind[name] for ind in inds]
             if isinstance(values[0], str):
@@ -139,7 +140,7 @@ class StepBeyond(_Variation):
         """A child of two parents, the better one first."""
         better, other = inds
         length = self.rng.random()
-        genes: dict[str, Gene] = {
+        genes: dict[str, Any] = {
             name: better[name]
             if isinstance(better[name], str)
             else better[name] + length * (better[name] - other[name])
@@ -169,7 +170,7 @@ class CrossoverAndMove(_Variation):
     def __call__(self, inds: Sequence[Individual]) -> Individual:
         """A child of two parents; without crossover, of the first."""
         first, second = inds if self.rng.random() < self._probability else (inds[0], inds[0])
-        genes: dict[str, Gene] = {
+        genes: dict[str, Any] = {
             name: (first if self.rng.random() < 0.5 else second)[name] for name in self._limits
         }
         for name in self._limits:

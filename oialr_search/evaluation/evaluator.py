@@ -29,6 +29,7 @@ from oialr_training.protocol import (
     Started,
     Stop,
     Stopped,
+    StopReason,
 )
 
 from oialr_search.evaluation.devices import WorkerSettings, with_num_threads
@@ -43,7 +44,7 @@ from oialr_search.evaluation.files import (
     write_record,
 )
 from oialr_search.evaluation.outbox import Outbox
-from oialr_search.evaluation.outcomes import outcome_of
+from oialr_search.evaluation.outcomes import outcome_of, pruned_outcome
 from oialr_search.evaluation.worker_process import (
     WorkerDied,
     WorkerProcess,
@@ -100,7 +101,12 @@ class _Running:
     worker: WorkerProcess | None = None
     ready: bool = False
     training_since: float | None = None
+    """The first training step, as if earlier attempts had ended just before."""
+    last_epoch: Epoch | None = None
     asked_to_stop: bool = False
+    launch_stops: bool = False
+    not_worth: str = ""
+    """Why it is not worth going on with; empty while it is."""
     oom_kills: int | None = field(default_factory=oom_kills)
     end: _End | None = None
 
@@ -234,10 +240,22 @@ class Evaluator:
     def ask_to_stop(self) -> None:
         """Have the worker end after its epoch; the individual is `lost` then, to be repeated."""
         self.stop_spare()
-        running = self._running
-        if running is not None and running.worker is not None and not running.asked_to_stop:
+        if self._running is not None:
+            self._running.launch_stops = True
+            self._send_stop(self._running, "launch_stops")
+
+    def prune(self, reason: str) -> None:
+        """Have the worker end after its epoch, as it is not worth going on; not to be repeated."""
+        assert self._running is not None
+        self._running.not_worth = reason
+        self._send_stop(self._running, "pruned")
+
+    @staticmethod
+    def _send_stop(running: _Running, reason: StopReason) -> None:
+        """The worker ends for the first reason that it is given."""
+        if running.worker is not None and not running.asked_to_stop:
             running.asked_to_stop = True
-            running.worker.send(Stop())
+            running.worker.send(Stop(reason=reason))
 
     def write_outcomes(self, *, now: bool = False) -> None:
         """Write the outcomes for which the disk had no room, tried once a second unless `now`."""
@@ -292,17 +310,20 @@ class Evaluator:
             case Ready():
                 running.ready = True
             case Started():
-                running.training_since = time.monotonic()
-                at, resumed = datetime.fromtimestamp(event.at, UTC), event.resumed_epoch
-                self._outbox.put(lambda s: s.mark_training_started(evaluation_id, at, resumed))
+                running.training_since = time.monotonic() - event.trained_s
+                started = datetime.fromtimestamp(event.at, UTC), event.resumed_epoch, event.device
+                self._outbox.put(lambda s: s.mark_training_started(evaluation_id, *started))
                 for warning in event.warnings:
                     self._notify(warning)
             case Epoch():
+                running.last_epoch = event
                 records = epoch_records(event)
                 self._outbox.put(lambda s: s.add_epoch(evaluation_id, *records))
-            case Stopped():
+            case Stopped(reason="launch_stops"):
                 lost = _lost(f"the search was stopped after epoch {event.epoch}")
                 return _End(outcome=replace(lost, **vars(event.resources)))
+            case Stopped(reason="pruned"):
+                return _End(outcome=pruned_outcome(event, running.last_epoch, running.not_worth))
             case Completed() | Failed():
                 outcome = outcome_of(event, self._search.metric, self._task)
                 # What could be prepared when the launch began fails now: not the configuration.
@@ -318,7 +339,7 @@ class Evaluator:
         ending = read_ending(folder, search.metric, self._task, may_repeat=True)
         if ending is not None:
             return _End(outcome=ending.outcome, machine=ending.repeat)
-        if running.asked_to_stop:
+        if running.launch_stops:
             return _End(outcome=_lost("the search was stopped"))
         reason = str(death)
         if death.exit_signal == signal.SIGKILL and running.oom_kills != oom_kills():

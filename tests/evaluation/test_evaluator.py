@@ -27,7 +27,7 @@ from oialr_search.evaluation import evaluator as evaluator_module
 from oialr_search.evaluation import outbox as outbox_module
 from oialr_search.evaluation.devices import WorkerSettings
 from oialr_search.evaluation.evaluator import Evaluated, Evaluator
-from oialr_search.evaluation.files import Ending, read_record
+from oialr_search.evaluation.files import Ending, read_histories, read_record
 from oialr_search.evaluation.outbox import Outbox
 from oialr_search.evaluation.worker_process import WorkerDied
 from oialr_search.space.search_file import SearchFile, load_search
@@ -329,6 +329,11 @@ class TestStopping:
         assert (record.trainable_percent, record.compression_percent) == (12.5, 80.0)
         assert record.samples_per_s == 7.0
         assert not (Path(record.folder).parent / "state.pt").exists()
+        (search,) = it.storage.searches()
+        (history,) = read_histories(it.folder, search)
+        assert not isinstance(history, str)
+        assert history.individual.status is Status.PRUNED
+        assert history.evaluations[-1].evaluation.metrics == record.metrics
         assert not it.evaluator.unreliable
         assert it.evaluator.pause_until == 0.0
 

@@ -16,6 +16,7 @@ from oialr_search.space.hyperparameters import RANGE_KEYS, SearchSpace, parse_sp
 
 ENGINES = {
     "propulate": "oialr_search.launch.engines.propulate:PropulateEngine",
+    "screened": "oialr_search.launch.engines.screened:ScreenedEngine",
     "random": "oialr_search.launch.engines.random_search:RandomSearch",
 }
 """Engine → its class, which is imported where it is chosen."""

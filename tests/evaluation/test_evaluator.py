@@ -271,8 +271,6 @@ def test_a_metric_that_is_no_number_is_a_failure(rank: Make) -> None:
 
 def test_a_dead_worker_s_result_counts_if_it_was_written(rank: Make) -> None:
     def writes() -> None:
-        from oialr_training.protocol import write_result
-
         write_result(Path(claim.evaluation.folder), completed(75.0))
 
     it = rank([Prepare, Evaluate, started(), writes, WorkerDied("ended with exit code 1", 1)])

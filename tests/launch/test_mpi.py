@@ -1,0 +1,24 @@
+"""A machine without an MPI library."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from ..conftest import DIGITS, Command
+
+
+@pytest.mark.parametrize("missing", [{"MPI4PY_LIBMPI": "/nowhere"}, {"MPI4PY_MPIABI": "openmpi"}])
+def test_what_is_missing_is_one_line(command: Command, missing: dict[str, str]) -> None:
+    """The second: an ABI is asked for whose library is not here."""
+    without = replace(command, environment=command.environment | missing)
+    result = without("run", DIGITS, check=False)
+    if missing.get("MPI4PY_MPIABI") and result.returncode == 0:
+        pytest.skip("this machine has Open MPI")
+    assert result.returncode == 78
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: mpi4py finds no MPI library (")
+    assert "`module load openmpi`" in line
+    assert "`pip install mpich`" in line
+    assert not list(command.folder.iterdir())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from oialr_search.storage import IndividualRecord, SearchRecord, Storage, StorageError
+from oialr_search.storage.database import Storage
+from oialr_search.storage.records import IndividualRecord, SearchRecord, StorageError
 
 
 def choose_search(storage: Storage, name: str | None) -> SearchRecord:

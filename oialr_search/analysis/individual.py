@@ -16,12 +16,12 @@ from oialr_training.protocol import Resources
 
 from oialr_search.analysis.choosing import find_individual
 from oialr_search.analysis.leaderboard import finite
-from oialr_search.storage import (
+from oialr_search.storage.database import Storage
+from oialr_search.storage.records import (
     EpochRecord,
     EvaluationRecord,
     IndividualRecord,
     SearchRecord,
-    Storage,
     StorageError,
 )
 

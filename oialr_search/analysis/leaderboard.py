@@ -10,16 +10,9 @@ from oialr_training.errors import ConfigError
 
 from oialr_search.analysis.pareto import pareto_front
 from oialr_search.analysis.where import find_column
-from oialr_search.storage import (
-    Column,
-    OneOf,
-    Placed,
-    SearchRecord,
-    Selection,
-    Status,
-    Storage,
-)
-from oialr_search.storage.selection import Every, Kind, columns_of
+from oialr_search.storage.database import Storage
+from oialr_search.storage.records import SearchRecord, Status
+from oialr_search.storage.selection import Column, Every, Kind, OneOf, Placed, Selection, columns_of
 
 Row = dict[str, Any]
 

@@ -10,7 +10,7 @@ import traceback
 from oialr_training.errors import ConfigError
 
 from oialr_search import exit_codes
-from oialr_search.storage import StorageError
+from oialr_search.storage.records import StorageError
 
 # Rank of this process in a launch, as the launchers announce it before MPI is initialised.
 WORLD_RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")

@@ -22,7 +22,7 @@ from oialr_search.cli.options import (
     open_database,
     options_of_database,
 )
-from oialr_search.storage import Status
+from oialr_search.storage.records import Status
 from oialr_search.terminal.tables import FileFormat, Format
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def leaderboard(
     from oialr_search.analysis import leaderboard as analysis
     from oialr_search.analysis.choosing import choose_search
     from oialr_search.analysis.where import parse_condition
-    from oialr_search.storage import Selection
+    from oialr_search.storage.selection import Selection
     from oialr_search.terminal import screens, tables
 
     chosen_format = output or tables.format_of(file)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from oialr_training.errors import ConfigError
 
-from oialr_search.storage import Storage, has_password, open_storage
+from oialr_search.storage import has_password, open_storage
 from oialr_search.terminal.tables import Format
+
+if TYPE_CHECKING:
+    from oialr_search.storage.database import Storage
 
 SEARCH_DIR = Path("searches")
 DATABASE_VARIABLE = "OIALR_SEARCH_DB"

@@ -20,7 +20,8 @@ from oialr_search.cli.options import (
 )
 from oialr_search.cli.time_limit import deadline, parse_duration
 from oialr_search.launch.stop_request import StopRequest
-from oialr_search.storage import StorageError, database_exists, open_storage, upgrade_storage
+from oialr_search.storage import database_exists, open_storage, upgrade_storage
+from oialr_search.storage.records import StorageError
 
 
 def run(
@@ -47,10 +48,9 @@ def run(
         typer.Option(
             parser=parse_duration,
             metavar="T",
-            show_default="60s",
             help="Time that running evaluations then have to end their epoch.",
         ),
-    ] = 60.0,
+    ] = "60s",  # type: ignore[assignment]  # parsed as what is typed is
     new: Annotated[
         bool, typer.Option("--new", help="Begin another search if there is one of this name.")
     ] = False,

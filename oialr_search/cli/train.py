@@ -79,15 +79,15 @@ def train(
     """
     from oialr_training.config import load_training
 
-    from oialr_search.evaluation import repeated_seeds, worker_process
+    from oialr_search.evaluation import devices, repeated_seeds
 
     overrides = [*(assignments or ()), *([f"device={device}"] if device is not None else ())]
     config = load_training(file, overrides)
     try:
-        gpu = worker_process.choose_gpu(config.device, worker_process.visible_gpus(os.environ), 0)
+        gpu = devices.choose_gpu(config.device, devices.visible_gpus(os.environ), 0)
     except LookupError as error:
         raise ConfigError(f"{error} ({file})") from None
-    settings = worker_process.WorkerSettings(gpu=gpu, num_threads=len(worker_process.affinity()))
+    settings = devices.WorkerSettings(gpu=gpu, num_threads=len(devices.affinity()))
     folder = output or Path("trainings") / file.stem
     folders = {seed: folder / f"seed-{seed}" for seed in range(config.seed, config.seed + seeds)}
     for seed_folder in folders.values():

@@ -32,11 +32,11 @@ from oialr_search.launch.progress import ProgressDisplay
 from oialr_search.launch.resuming import is_complete
 from oialr_search.launch.stop_request import StopRequest
 from oialr_search.space.search_file import SearchFile
-from oialr_search.storage import (
+from oialr_search.storage.database import Storage
+from oialr_search.storage.records import (
     IndividualRecord,
     NewMigration,
     Proposal,
-    Storage,
     StorageUnavailable,
 )
 

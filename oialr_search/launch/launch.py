@@ -20,17 +20,16 @@ from oialr_training.errors import ConfigError
 from rich.console import Console
 
 from oialr_search import exit_codes
-from oialr_search.evaluation.evaluator import WORKER_LOGS, Evaluator
-from oialr_search.evaluation.outbox import Outbox
-from oialr_search.evaluation.worker_process import (
-    Worker,
-    WorkerDied,
+from oialr_search.evaluation.devices import (
     WorkerSettings,
     affinity,
     choose_gpu,
     threads_per_rank,
     visible_gpus,
 )
+from oialr_search.evaluation.evaluator import WORKER_LOGS, Evaluator
+from oialr_search.evaluation.outbox import Outbox
+from oialr_search.evaluation.worker_process import WorkerDied, WorkerProcess
 from oialr_search.launch.controller import Controller
 from oialr_search.launch.engines import engine_for
 from oialr_search.launch.islands import Exchange, Place, wait
@@ -45,13 +44,9 @@ from oialr_search.launch.resuming import (
 )
 from oialr_search.launch.stop_request import StopRequest
 from oialr_search.space.search_file import SearchFile
-from oialr_search.storage import (
-    Storage,
-    StorageError,
-    StorageUnavailable,
-    database_exists,
-    open_storage,
-)
+from oialr_search.storage import database_exists, open_storage
+from oialr_search.storage.database import Storage
+from oialr_search.storage.records import StorageError, StorageUnavailable
 
 # The size of the launch as the launchers announce it, whatever MPI mpi4py has loaded.
 WORLD_SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
@@ -79,7 +74,7 @@ class LaunchSettings:
     """Begin another search when there is one of this name."""
     stop: StopRequest
     environment: dict[str, str] = field(repr=False)
-    worker_type: type[Worker] = Worker
+    worker_type: type[WorkerProcess] = WorkerProcess
     """What evaluates; a benchmark has one that answers at once."""
 
 

@@ -6,7 +6,8 @@ from bisect import insort
 from collections.abc import Collection, Sequence
 
 from oialr_search.launch.engines import Known, Member
-from oialr_search.storage import Status, Storage
+from oialr_search.storage.database import Storage
+from oialr_search.storage.records import Status
 
 UNFINISHED = (Status.QUEUED, Status.RUNNING, Status.LOST)
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from oialr_training.errors import ConfigError
@@ -19,8 +19,10 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from oialr_search.storage import Column
 from oialr_search.terminal.values import shown
+
+if TYPE_CHECKING:
+    from oialr_search.storage.selection import Column
 
 PLAIN_WIDTH = 10_000
 PARQUET_TYPES = {"int": "int64", "float": "double", "bool": "bool", "text": "string"}

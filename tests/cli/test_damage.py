@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from oialr_search import cli
-from oialr_search.storage import StorageError
+from oialr_search.storage.records import StorageError
 
 from ..analysis.conftest import fill, new_url, postgres  # noqa: F401
 from ..conftest import Command

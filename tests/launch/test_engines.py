@@ -27,7 +27,7 @@ from oialr_search.launch.engines import (
 from oialr_search.launch.population import Population
 from oialr_search.space.hyperparameters import Hyperparameter
 from oialr_search.space.search_file import ENGINES, SearchSettings, load_search
-from oialr_search.storage import Status
+from oialr_search.storage.records import Status
 
 from ..conftest import DIGITS
 

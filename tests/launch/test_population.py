@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from oialr_search.launch.engines import Member
 from oialr_search.launch.population import AllIndividuals, Population
-from oialr_search.storage import Outcome, Status, Storage, open_storage
+from oialr_search.storage import open_storage
+from oialr_search.storage.database import Storage
+from oialr_search.storage.records import Outcome, Status
 
 from ..storage.storage_examples import launched_search, new_proposal, new_runner, started_evaluation
 

@@ -17,7 +17,7 @@ from typing import ClassVar
 
 from oialr_search.space.hyperparameters import Hyperparameter
 from oialr_search.space.search_file import ENGINES, SearchSettings
-from oialr_search.storage import Status
+from oialr_search.storage.records import Status
 
 
 @dataclass(frozen=True, kw_only=True)

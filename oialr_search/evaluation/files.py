@@ -277,6 +277,7 @@ def _read_evaluation(
         log_path=str(folder.absolute() / Path(stored.log_path).name),
         training_started_at=datetime.fromtimestamp(started.at, UTC) if started else None,
         resumed_epoch=started.resumed_epoch if started else None,
+        device=(started and started.device) or stored.device,
         last_epoch=max((epoch.epoch for epoch in epochs), default=None),
         **vars(ending.outcome),
     )

@@ -82,6 +82,8 @@ class Started:
     """Settings that have no effect in this training."""
     resumed_epoch: int = 0
     """Epochs that an earlier attempt had trained; they are reported again."""
+    trained_s: float = 0.0
+    """Seconds which these took."""
     device: str | None = None
     """What it really trains on: `cpu`, or `cuda:` and the index, UUID or MIG name by which the GPU
     was made visible; None: said by a version that did not tell."""

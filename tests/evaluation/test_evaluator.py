@@ -36,7 +36,18 @@ from oialr_search.storage.records import Claim, EvaluationRecord, Status
 
 from ..conftest import DIGITS
 from ..storage.storage_examples import launched_search, new_proposal
-from .scripted import BEGAN, Clock, Line, ScriptedWorker, Silence, Workers, completed, epoch, started, trains
+from .scripted import (
+    BEGAN,
+    Clock,
+    Line,
+    ScriptedWorker,
+    Silence,
+    Workers,
+    completed,
+    epoch,
+    started,
+    trains,
+)
 
 CPU = WorkerSettings(gpu=None, num_threads=3)
 USED = Resources(samples_per_s=7.0, peak_host_memory_bytes=2**30)

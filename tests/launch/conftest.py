@@ -72,9 +72,7 @@ def all_train(world_rank: int) -> Iterator[Sequence[Line]]:
 class Launches:
     """Launches of one search in a folder of their own, one after the other."""
 
-    def __init__(
-        self, folder: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def __init__(self, folder: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self._empty_database = empty_database
         self._monkeypatch = monkeypatch
         self.grace_s = 0.0
@@ -141,7 +139,5 @@ class Launches:
 
 
 @pytest.fixture
-def launches(
-    empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Launches:
+def launches(empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Launches:
     return Launches(tmp_path, empty_database, monkeypatch)

@@ -43,10 +43,14 @@ class World(Clock, Generic[A]):
         self._ranks: dict[threading.Thread, int] = {}
         self._wakes: dict[int, tuple[float, int]] = {}
         self._order = itertools.count()
+        self._over = threading.Event()
         self._turns = [threading.Event() for _ in range(size)]
 
     def run(self, function: Callable[[Comm], A]) -> list[A]:
-        """What the function gives on each rank; the first error of any of them is raised."""
+        """What the function gives on each rank; the first error of any of them is raised.
+
+        After an abort the others stand still for ever, as processes that are killed.
+        """
         results: dict[int, A] = {}
         errors: list[BaseException] = []
 
@@ -58,21 +62,16 @@ class World(Clock, Generic[A]):
                 pass
             except BaseException as error:
                 errors.append(error)
-                self.aborted = -1
-            finally:
-                del self._wakes[rank]
-                self._go_on()
+            del self._wakes[rank]
+            self._go_on() if not errors else self._over.set()
 
         for rank in range(self.size):
             thread = threading.Thread(target=run_rank, args=(rank,), daemon=True)
             self._ranks[thread] = rank
             self._wakes[rank] = (self.now, next(self._order))
             thread.start()
-        threads = list(self._ranks)
         self._go_on()
-        for thread in threads:
-            thread.join(REAL_LIMIT_S)
-            assert not thread.is_alive(), "a rank waits for ever"
+        assert self._over.wait(REAL_LIMIT_S), "a rank waits for ever"
         if errors:
             raise errors[0]
         return [results[rank] for rank in sorted(results)]
@@ -87,9 +86,7 @@ class World(Clock, Generic[A]):
         self._turns[rank].clear()
         self._wakes[rank] = (self.now + seconds, next(self._order))
         self._go_on()
-        self._turns[rank].wait(REAL_LIMIT_S)
-        if self.aborted is not None:
-            raise Aborted
+        self._turns[rank].wait()
 
     def happen(self, at: dict[float, Callable[[], object]]) -> None:
         """Have things happen so many seconds after the beginning, whoever runs then."""
@@ -100,7 +97,9 @@ class World(Clock, Generic[A]):
         return self.now + self._random.random() * self._latency_s
 
     def _go_on(self) -> None:
-        if self._wakes:
+        if self.aborted is not None or not self._wakes:
+            self._over.set()
+        else:
             rank = min(self._wakes, key=self._wakes.__getitem__)
             self.now = max(self.now, self._wakes[rank][0])
             while self._events and self._events[0][0] <= self.now:

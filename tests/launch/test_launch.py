@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import itertools
+import math
 import random
 import re
 from collections.abc import Iterator, Sequence
@@ -323,9 +324,7 @@ class TestFaults:
             dies = [Prepare, Ready(), Evaluate, started(), WorkerDied("killed", -9)]
             return itertools.repeat(dies) if world_rank == 1 else all_train(0)
 
-        code = launches(
-            2, scripts, evaluations=6, islands=1, failures_in_a_row=2, retries=3
-        )
+        code = launches(2, scripts, evaluations=6, islands=1, failures_in_a_row=2, retries=3)
         assert code == 0
         lines, _ = told(capsys)
         (line,) = [line for line in lines if "asks for no more work" in line]
@@ -343,7 +342,7 @@ class TestFaults:
         def scripts(world_rank: int) -> Iterator[Sequence[Line]]:
             return itertools.repeat([Prepare, Ready(), Evaluate, WorkerDied("killed", -9)])
 
-        changes = {"evaluations": 3, "islands": 1, "failures_in_a_row": 1}
+        changes = {"evaluations": 3, "islands": 1, "failures_in_a_row": 1, "retries": 9}
         assert launches(2, scripts, **changes) == exit_codes.STOPPED
         assert told(capsys)[0][-1].startswith("stopped after 0 of 3 evaluations")
         assert launches(2, **changes) == 0
@@ -353,6 +352,7 @@ class TestFaults:
 
     def test_what_one_rank_loses_at_the_end_another_repeats(self, launches: Launches) -> None:
         """The rank that has nothing more to do hears of it."""
+
         def scripts(world_rank: int) -> Iterator[Sequence[Line]]:
             dies = [Prepare, Ready(), Evaluate, started(), Silence(9), WorkerDied("killed", -9)]
             return iter([dies]) if world_rank == 1 else all_train(0)
@@ -373,8 +373,8 @@ class TestFaults:
         assert launches(2, at={2.2: raise_it}, evaluations=40, islands=1) is None
         assert launches.world.aborted == exit_codes.INTERNAL
         _, (line,) = told(capsys)
-        pattern = r"error: world rank (\d) on \S+ failed: LookupError\('out of the blue'\) \(log: (.*)\)"
-        match = re.fullmatch(pattern, line)
+        told_so = r"failed: LookupError\('out of the blue'\) \(log: (.*)\)"
+        match = re.fullmatch(rf"error: world rank (\d) on \S+ {told_so}", line)
         assert match, line
         assert "out of the blue" in Path(match[2]).read_text()
         assert Path(match[2]).name == f"rank-{match[1]}.log"
@@ -383,6 +383,7 @@ class TestFaults:
         self, launches: Launches, capsys: pytest.CaptureFixture[str]
     ) -> None:
         """Where the lock does not reach."""
+
         def another_launch() -> None:
             with open_storage(str(launches.database)) as storage:
                 storage.start_launch(new_launch(1))
@@ -412,22 +413,26 @@ def test_an_engine_that_needs_them_knows_all_individuals(
     launches: Launches, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those that run on other islands, too."""
-    seen: list[dict[int, Status]] = []
+    seen: list[dict[int, float]] = []
 
     class Curious(Engine):
         needs_all_individuals = True
 
         def propose(self, knowledge: Knowledge, random_numbers: random.Random) -> Offspring:
-            seen.append({k.individual_id: k.status for k in knowledge.individuals})
+            known = knowledge.individuals
+            seen.append(dict(zip(known.ids.tolist(), known.fitness.tolist(), strict=True)))
             return Offspring(genes={h.name: random_numbers.random() for h in self.hyperparameters})
 
     monkeypatch.setattr(launch, "engine_for", Curious)
     assert launches(2, evaluations=4, islands=2) == 0
     assert seen[0] == {}
-    assert {1: Status.RUNNING} in seen
-    assert any(Status.COMPLETED in told.values() and Status.RUNNING in told.values()
-               for told in seen)  # fmt: skip
-    assert seen[-1] == dict.fromkeys((1, 2, 3, 4), Status.COMPLETED)
+    assert list(seen[1]) == [1]
+    assert math.isnan(seen[1][1])  # it runs
+    assert list(seen[2]) == [1, 2]
+    assert [math.isfinite(fitness) for fitness in seen[2].values()] == [True, False]
+    storage, search = launches.stored()
+    with storage:
+        assert seen[-1] == {i.id: i.fitness for i in storage.individuals(search.id)}
 
 
 def test_a_database_that_is_away_is_waited_for(

@@ -27,6 +27,7 @@ from oialr_training.protocol import (
     Completed,
     Epoch,
     Event,
+    EventReader,
     Failed,
     Observation,
     ProtocolError,
@@ -151,8 +152,7 @@ def read_events(folder: Path) -> Iterator[Event]:
     except OSError:
         return
     with contextlib.suppress(ProtocolError):
-        for line in lines:
-            yield decode(line)
+        yield from EventReader().read(lines)
 
 
 def epoch_records(event: Epoch) -> tuple[EpochRecord, list[RankUpdate], list[Observation]]:

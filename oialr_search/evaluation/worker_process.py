@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from oialr_training.protocol import Event, Message, ProtocolError, decode, encode
+from oialr_training.protocol import Event, EventReader, Message, ProtocolError, encode
 
 from oialr_search.evaluation.devices import WorkerSettings
 
@@ -46,6 +46,7 @@ class WorkerProcess:
         self.log_path = log_path
         self._released_at = 0.0
         self._buffer = bytearray()
+        self._reader = EventReader()
         with log_path.open("ab") as log:
             self._events, events_for_worker = os.pipe()
             os.set_blocking(self._events, False)
@@ -101,7 +102,7 @@ class WorkerProcess:
             self.kill()
             raise WorkerDied("garbage on the worker's pipe: a line without end")
         try:
-            return [decode(line) for line in lines]
+            return list(self._reader.read(lines))
         except ProtocolError as error:
             self.kill()
             raise WorkerDied(f"garbage on the worker's pipe: {error}") from None

@@ -278,7 +278,7 @@ class Evaluator:
                 self._outbox.put(lambda s: s.add_epoch(evaluation_id, *records))
             case Stopped():
                 lost = _lost(f"the search was stopped after epoch {event.epoch}")
-                return _End(outcome=replace(lost, **vars(event.resources)))
+                return _End(outcome=replace(lost, resources=event.resources))
             case Completed() | Failed():
                 outcome = outcome_of(event, self._search.metric, self._task)
                 # What could be prepared when the launch began fails now: not the configuration.

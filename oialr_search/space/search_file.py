@@ -16,6 +16,7 @@ from oialr_search.space.hyperparameters import RANGE_KEYS, SearchSpace, parse_sp
 
 ENGINES = {
     "propulate": "oialr_search.launch.engines.propulate:PropulateEngine",
+    "screened": "oialr_search.launch.engines.screened:ScreenedEngine",
     "random": "oialr_search.launch.engines.random_search:RandomSearch",
 }
 """Engine → its class, which is imported where it is chosen."""
@@ -51,6 +52,8 @@ class SearchSettings(Config):
     """An evaluation that takes longer is stopped and counts as `timed_out`; null: no limit."""
     no_progress_limit_s: Annotated[float, Field(gt=0.0)] = 600.0
     """So is one whose worker has neither trained nor measured a batch for so long."""
+    preparation_limit_s: Annotated[float, Field(gt=0.0)] = 600.0
+    """So long may a worker take until it trains: imports, data and a first step."""
     log_limit_mib: Annotated[int, Field(ge=1)] = 64
     """An evaluation that writes a longer log has failed."""
     retries: Annotated[int, Field(ge=0)] = 1

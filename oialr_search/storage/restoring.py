@@ -106,7 +106,7 @@ def epoch_rows(
     if updates:
         yield rank_updates, [whose | vars(update) for update in updates]
     if observed:
-        yield observations, [whose | vars(observation) for observation in observed]
+        yield observations, [whose | _fields(observation, observations) for observation in observed]
 
 
 def _fields(record: Any, table: sa.Table) -> dict[str, Any]:

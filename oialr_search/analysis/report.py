@@ -20,7 +20,8 @@ from oialr_training.yaml_files import dump_yaml
 from plotly.offline import get_plotlyjs
 
 from oialr_search.analysis import leaderboard, status
-from oialr_search.analysis.labels import fitness_label, metric_label, number, status_label
+from oialr_search.analysis.export import best_individual, export
+from oialr_search.analysis.labels import fitness_label, metric_label, status_label
 from oialr_search.analysis.plots.catalogue import Source, draw
 from oialr_search.analysis.plots.names import PlotName
 from oialr_search.analysis.plots.writing import IN_PAGE
@@ -32,6 +33,7 @@ from oialr_search.storage.records import (
     Status,
     StorageError,
 )
+from oialr_search.terminal.values import number, shown
 
 TOP = 10  # of the leaderboard
 MANY_FAILURES = 20  # kinds of them
@@ -107,6 +109,17 @@ def progress_of(state: Mapping[str, Any]) -> str:
     if launch["ended_at"] is None:
         return f"{text}; launch {launch['launch']} on {launch['hostname']} runs, or was killed"
     return f"{text}; launch {launch['launch']} ended with exit code {launch['exit_code']}"
+
+
+def best_yaml(source: Source) -> str:
+    """The best individual's configuration, why there is none, or nothing while nobody is best."""
+    storage, search = source.storage, source.search
+    try:
+        return export(storage, search, best_individual(storage, search))
+    except StorageError:
+        return ""
+    except (ConfigError, KeyError) as error:
+        return f"# cannot be exported by this version: {error}"
 
 
 def report(source: Source, contenders: Sequence[Contender], best_yaml: str, at: datetime) -> str:
@@ -239,10 +252,10 @@ def key_figures(
     ]
     if best is not None and best.evaluation is not None:
         figures.append(
-            ("best", f"individual {best.id}, {fitness_label(search)} = {best.fitness:.5g}")
+            ("best", f"individual {best.id}, {fitness_label(search)} = {shown(best.fitness)}")
         )
         figures += [
-            (metric_label(name, search.task), f"{value:.5g}")
+            (metric_label(name, search.task), number(value))
             for name in (search.metric, "trainable_percent", "compression_percent")
             if (value := _figure_of(best.evaluation, name)) is not None
         ]
@@ -260,8 +273,8 @@ def configuration(search: SearchRecord, best: IndividualRecord | None) -> Table:
         rows.append(
             [
                 name,
-                _shown(best.hyperparameters.get(name)) if best else "–",
-                _shown(_at(recipe, name)),
+                shown(best.hyperparameters.get(name), "–") if best else "–",
+                shown(_at(recipe, name), "–"),
                 _range(entry),
             ]
         )
@@ -275,7 +288,9 @@ def leaders(rows: Sequence[Mapping[str, Any]], task: str) -> Table:
     names = [name for name in dict.fromkeys(n for row in rows for n in row) if name not in left_out]
     return Table(
         columns=["individual", *(str(row["individual"]) for row in rows)],
-        rows=[[_heading(name, task), *(_shown(row.get(name)) for row in rows)] for name in names],
+        rows=[
+            [_heading(name, task), *(shown(row.get(name), "–") for row in rows)] for name in names
+        ],
     )
 
 
@@ -328,13 +343,14 @@ def costs(evaluations: Sequence[EvaluationRecord]) -> list[Table]:
 def _cost(evaluations: Sequence[EvaluationRecord]) -> list[str]:
     on_cpu = [e for e in evaluations if e.device in (None, "cpu")]
     on_gpu = [e for e in evaluations if e.device not in (None, "cpu")]
-    rates = [e.samples_per_s for e in evaluations if e.samples_per_s is not None]
+    used = [e.resources for e in evaluations]
+    rates = [r.samples_per_s for r in used if r.samples_per_s is not None]
     return [
         f"{len(evaluations):,}",
         f"{_hours(on_gpu):,.2f}",
         f"{_hours(on_cpu):,.2f}",
-        _most_memory(e.peak_host_memory_bytes for e in evaluations),
-        _most_memory(e.peak_gpu_memory_bytes for e in evaluations),
+        _most_memory(r.peak_host_memory_bytes for r in used),
+        _most_memory(r.peak_gpu_memory_bytes for r in used),
         f"{statistics.median(rates):,.4g}" if rates else NOT_MEASURED,
         _energy(evaluations),
     ]
@@ -351,10 +367,10 @@ def _hours(evaluations: Iterable[EvaluationRecord]) -> float:
 
 def _energy(evaluations: Sequence[EvaluationRecord]) -> str:
     """Sums of what was measured, and of how many evaluations it was."""
-    texts = []
+    texts, used = [], [e.resources for e in evaluations]
     for kind, joules in (
-        ("GPU", [e.gpu_energy_j for e in evaluations if e.gpu_energy_j is not None]),
-        ("CPU", [e.cpu_energy_j for e in evaluations if e.cpu_energy_j is not None]),
+        ("GPU", [r.gpu_energy_j for r in used if r.gpu_energy_j is not None]),
+        ("CPU", [r.cpu_energy_j for r in used if r.cpu_energy_j is not None]),
     ):
         if joules:
             of = (
@@ -482,7 +498,7 @@ def _launches(launches: Sequence[LaunchRecord]) -> Table:
 
 def _range(entry: Mapping[str, Any]) -> str:
     if choices := entry.get("choices"):
-        return ", ".join(map(_shown, choices))
+        return ", ".join(map(shown, choices))
     if entry.get("low") is None:
         return "no, yes"
     scale = ", logarithmic" if entry.get("scale") == "log" else ""
@@ -493,18 +509,6 @@ def _at(section: Any, path: str) -> Any:
     for key in path.split("."):
         section = section.get(key) if isinstance(section, Mapping) else None
     return section
-
-
-def _shown(value: Any) -> str:
-    match value:
-        case None:
-            return "–"
-        case bool():
-            return "yes" if value else "no"
-        case float():
-            return f"{value:.4g}"
-        case _:
-            return str(value)
 
 
 def _printable(value: Any) -> Any:

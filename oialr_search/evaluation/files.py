@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -32,9 +31,11 @@ from oialr_training.protocol import (
     Failed,
     Observation,
     RankUpdate,
+    Resources,
     Started,
     decode,
 )
+from oialr_training.whole_files import written_whole
 from pydantic import TypeAdapter, ValidationError
 
 from oialr_search.evaluation.outcomes import outcome_of
@@ -80,12 +81,8 @@ class Ending:
 
 def write_record(path: Path, record: DataclassInstance) -> None:
     """Write a record as JSON, whole or not at all."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with written_whole(path) as aside:
         aside.write_text(json.dumps(vars(record), default=_as_json, indent=1), encoding="utf-8")
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def read_record(path: Path, kind: type[R]) -> R:
@@ -95,7 +92,7 @@ def read_record(path: Path, kind: type[R]) -> R:
         FolderError: when the file is missing, cut off, or holds something else.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), object_hook=_in_todays_form)
         record: R = _validator(kind).validate_python(content)  # type: ignore[arg-type]
     except OSError as error:
         raise FolderError(f"cannot read {path}: {error.strerror}") from None
@@ -106,6 +103,14 @@ def read_record(path: Path, kind: type[R]) -> R:
     except (ValueError, RecursionError) as error:
         raise FolderError(f"{path} is damaged: {error}") from None
     return record
+
+
+def _in_todays_form(content: dict[str, Any]) -> dict[str, Any]:
+    """Version 0.1.0 wrote the resources of an evaluation among its other fields."""
+    if "status" not in content:
+        return content
+    used = {f.name: content.pop(f.name) for f in fields(Resources) if f.name in content}
+    return {**content, "resources": used} if used else content
 
 
 @cache
@@ -281,6 +286,7 @@ def _read_evaluation(
         log_path=str(folder.absolute() / Path(stored.log_path).name),
         training_started_at=datetime.fromtimestamp(started.at, UTC) if started else None,
         resumed_epoch=started.resumed_epoch if started else None,
+        device=(started and started.device) or stored.device,
         last_epoch=max((epoch.epoch for epoch in epochs), default=None),
         **vars(ending.outcome),
     )

@@ -18,6 +18,9 @@ ENGINES = {
     "propulate": "oialr_search.launch.engines.propulate:PropulateEngine",
     "screened": "oialr_search.launch.engines.screened:ScreenedEngine",
     "random": "oialr_search.launch.engines.random_search:RandomSearch",
+    "sobol": "oialr_search.launch.engines.sobol:SobolSequence",
+    "tpe": "oialr_search.launch.engines.optuna_samplers:TPE",
+    "cmaes": "oialr_search.launch.engines.cmaes:CMAES",
 }
 """Engine → its class, which is imported where it is chosen."""
 

@@ -156,7 +156,9 @@ class TestContract:
 
     def test_other_numbers_give_another_proposal(self, engine: str) -> None:
         knowledge = knowledge_of(individuals(60))
-        proposals = [make(engine).propose(knowledge, random.Random(n)) for n in range(20)]
+        proposals = [
+            make(engine).propose(replace(knowledge, number=n), random.Random(n)) for n in range(20)
+        ]
         assert len({tuple(proposal.genes.values()) for proposal in proposals}) > 10
 
     def test_it_leaves_all_other_random_numbers_and_what_it_knows_alone(self, engine: str) -> None:

@@ -163,8 +163,9 @@ class InstantWorker(WorkerProcess):
         """Never."""
         return False
 
-    def kill(self) -> None:
+    def kill(self) -> bool:
         """There is nothing to kill."""
+        return True
 
     def release(self) -> None:
         """There is nothing to wait for."""

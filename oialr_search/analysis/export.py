@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-from pathlib import Path
 from typing import Any
 
 from oialr_training.config import AnyTraining, validate_training
@@ -61,10 +59,3 @@ def export(storage: Storage, search: SearchRecord, individual: IndividualRecord)
     again: AnyTraining = validate_training(parse_yaml(text, "export"), "export")
     assert again.model_dump(mode="json") == content, "the exported YAML reads back differently"
     return text
-
-
-def write_aside(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)

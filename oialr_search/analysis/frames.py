@@ -13,7 +13,8 @@ from typing import Any
 
 import pandas as pd
 
-from oialr_search.analysis.leaderboard import all_columns, choose_search
+from oialr_search.analysis.choosing import choose_search
+from oialr_search.analysis.leaderboard import all_columns
 from oialr_search.storage import open_storage
 from oialr_search.storage.database import Storage
 from oialr_search.storage.queries import TableName

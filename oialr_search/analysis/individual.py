@@ -1,4 +1,4 @@
-"""One individual's story: where it comes from, what it was, how it trained, why it failed."""
+"""One individual: where it comes from, what its values are, how it trained, why it failed."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 from oialr_training.config import TASKS
 from oialr_training.protocol import Resources
 
+from oialr_search.analysis.choosing import find_individual
 from oialr_search.analysis.leaderboard import finite
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import (
@@ -30,26 +31,13 @@ DATA_DIR = re.compile(r"--data-dir[= ](\S+)")
 NATURAL = re.compile(r"(\d+)")
 
 
-def find_individual(storage: Storage, individual_id: int) -> IndividualRecord:
-    """The individual of that number.
-
-    Raises:
-        StorageError: when there is none.
-    """
-    individual = storage.individual(individual_id)
-    if individual is None:
-        raise StorageError(f"no individual {individual_id} in the database")
-    return individual
-
-
-def story(storage: Storage, individual_id: int, database_options: Sequence[str] = ()) -> Row:
+def describe(storage: Storage, individual_id: int, database_options: Sequence[str] = ()) -> Row:
     """All that is known of one individual; `database_options` go into the commands it tells.
 
     Raises:
         StorageError: when there is none of that number.
     """
-    individual = find_individual(storage, individual_id)
-    search = next(s for s in storage.searches() if s.id == individual.search_id)
+    individual, search = find_individual(storage, individual_id)
     evaluations = storage.evaluations(individual.id)
     parents = [_parent(storage, individual, number) for number in individual.parents]
     return {
@@ -81,7 +69,7 @@ def log_of(storage: Storage, individual_id: int, attempt: int | None) -> Evaluat
     Raises:
         StorageError: when there is no such individual or attempt.
     """
-    individual = find_individual(storage, individual_id)
+    individual, _ = find_individual(storage, individual_id)
     for evaluation in reversed(storage.evaluations(individual.id)):
         if attempt in (None, evaluation.attempt):
             return evaluation

@@ -51,11 +51,6 @@ def status_label(status: Status) -> str:
     return status.value.replace("_", " ")
 
 
-def number(value: float) -> str:
-    """A number in three digits, a large one without a power of ten."""
-    return f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
-
-
 def plain(text: object) -> str:
     """A text as it is: plotly would take `<b>` for bold."""
     return escape(str(text), quote=False)

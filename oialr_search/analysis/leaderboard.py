@@ -1,4 +1,4 @@
-"""The leaderboard as plain rows: what may be shown and asked for, filters, the Pareto front."""
+"""The leaderboard as plain rows: what may be shown and asked for, filters, what is Pareto-best."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 from oialr_training.errors import ConfigError
 
+from oialr_search.analysis.pareto import pareto_front
 from oialr_search.analysis.where import find_column
 from oialr_search.storage.database import Storage
-from oialr_search.storage.records import SearchRecord, Status, StorageError
+from oialr_search.storage.records import SearchRecord, Status
 from oialr_search.storage.selection import Column, Every, Kind, OneOf, Placed, Selection, columns_of
 
 Row = dict[str, Any]
@@ -46,24 +47,6 @@ PARETO = Column("pareto", "bool", "computed", "pareto")
 OF_OTHERS = {"status", "attempt", "reason"}
 WHERE_NAMED = {column.name for column in LAST[LAST.index(REASON) + 1 :]}
 IDS_AT_ONCE = 10_000  # SQLite takes 32766 values in a statement
-
-
-def choose_search(storage: Storage, name: str | None) -> SearchRecord:
-    """The search of that name, or the one launched last.
-
-    Raises:
-        StorageError: when there is none.
-    """
-    searches = storage.searches()
-    if not searches:
-        raise StorageError("the database holds no search yet")
-    if name is None:
-        return searches[0]
-    found = storage.find_search(name)
-    if found is None:
-        known = ", ".join(search.name for search in searches)
-        raise StorageError(f"no search named {name!r} in the database; it holds {known}")
-    return found
 
 
 def all_columns(search: SearchRecord) -> dict[str, Column]:
@@ -119,23 +102,6 @@ def leaderboard(
         placed.sort(key=_order)
     columns = shown_columns(search, selection, objectives)
     return [_row(entry, columns, front) for entry in placed]
-
-
-def pareto_front(points: Any) -> list[int]:
-    """The positions of the points that no other is at least as low as everywhere and lower once."""
-    import numpy as np
-
-    if not len(points):
-        return []
-    costs = np.asarray(points, dtype=float)
-    left = np.lexsort(costs.T[::-1])  # whoever beats a point comes before it
-    front: list[int] = []
-    while len(left):
-        best = costs[left[0]]
-        equal = (costs[left] == best).all(axis=1)
-        front += left[equal].tolist()
-        left = left[(costs[left] < best).any(axis=1) & ~equal]
-    return sorted(front)
 
 
 def _front(

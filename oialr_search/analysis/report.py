@@ -20,7 +20,8 @@ from oialr_training.yaml_files import dump_yaml
 from plotly.offline import get_plotlyjs
 
 from oialr_search.analysis import leaderboard, status
-from oialr_search.analysis.labels import fitness_label, metric_label, number, status_label
+from oialr_search.analysis.export import best_individual, export
+from oialr_search.analysis.labels import fitness_label, metric_label, status_label
 from oialr_search.analysis.plots.catalogue import Source, draw
 from oialr_search.analysis.plots.names import PlotName
 from oialr_search.analysis.plots.writing import IN_PAGE
@@ -32,6 +33,7 @@ from oialr_search.storage.records import (
     Status,
     StorageError,
 )
+from oialr_search.terminal.values import number, shown
 
 TOP = 10  # of the leaderboard
 MANY_FAILURES = 20  # kinds of them
@@ -107,6 +109,17 @@ def progress_of(state: Mapping[str, Any]) -> str:
     if launch["ended_at"] is None:
         return f"{text}; launch {launch['launch']} on {launch['hostname']} runs, or was killed"
     return f"{text}; launch {launch['launch']} ended with exit code {launch['exit_code']}"
+
+
+def best_yaml(source: Source) -> str:
+    """The best individual's configuration, why there is none, or nothing while nobody is best."""
+    storage, search = source.storage, source.search
+    try:
+        return export(storage, search, best_individual(storage, search))
+    except StorageError:
+        return ""
+    except (ConfigError, KeyError) as error:
+        return f"# cannot be exported by this version: {error}"
 
 
 def report(source: Source, contenders: Sequence[Contender], best_yaml: str, at: datetime) -> str:
@@ -239,10 +252,10 @@ def key_figures(
     ]
     if best is not None and best.evaluation is not None:
         figures.append(
-            ("best", f"individual {best.id}, {fitness_label(search)} = {best.fitness:.5g}")
+            ("best", f"individual {best.id}, {fitness_label(search)} = {shown(best.fitness)}")
         )
         figures += [
-            (metric_label(name), f"{value:.5g}")
+            (metric_label(name), number(value))
             for name in (search.metric, "trainable_percent", "compression_percent")
             if (value := _figure_of(best.evaluation, name)) is not None
         ]
@@ -260,8 +273,8 @@ def configuration(search: SearchRecord, best: IndividualRecord | None) -> Table:
         rows.append(
             [
                 name,
-                _shown(best.hyperparameters.get(name)) if best else "–",
-                _shown(_at(recipe, name)),
+                shown(best.hyperparameters.get(name), "–") if best else "–",
+                shown(_at(recipe, name), "–"),
                 _range(entry),
             ]
         )
@@ -275,7 +288,7 @@ def leaders(rows: Sequence[Mapping[str, Any]]) -> Table:
     names = [name for name in dict.fromkeys(n for row in rows for n in row) if name not in left_out]
     return Table(
         columns=["individual", *(str(row["individual"]) for row in rows)],
-        rows=[[_heading(name), *(_shown(row.get(name)) for row in rows)] for name in names],
+        rows=[[_heading(name), *(shown(row.get(name), "–") for row in rows)] for name in names],
     )
 
 
@@ -483,7 +496,7 @@ def _launches(launches: Sequence[LaunchRecord]) -> Table:
 
 def _range(entry: Mapping[str, Any]) -> str:
     if choices := entry.get("choices"):
-        return ", ".join(map(_shown, choices))
+        return ", ".join(map(shown, choices))
     if entry.get("low") is None:
         return "no, yes"
     scale = ", logarithmic" if entry.get("scale") == "log" else ""
@@ -494,18 +507,6 @@ def _at(section: Any, path: str) -> Any:
     for key in path.split("."):
         section = section.get(key) if isinstance(section, Mapping) else None
     return section
-
-
-def _shown(value: Any) -> str:
-    match value:
-        case None:
-            return "–"
-        case bool():
-            return "yes" if value else "no"
-        case float():
-            return f"{value:.4g}"
-        case _:
-            return str(value)
 
 
 def _printable(value: Any) -> Any:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, is_dataclass, replace
 from datetime import UTC, datetime
@@ -35,6 +34,7 @@ from oialr_training.protocol import (
     Started,
     decode,
 )
+from oialr_training.whole_files import written_whole
 from pydantic import TypeAdapter, ValidationError
 
 from oialr_search.evaluation.outcomes import outcome_of
@@ -80,12 +80,8 @@ class Ending:
 
 def write_record(path: Path, record: DataclassInstance) -> None:
     """Write a record as JSON, whole or not at all."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with written_whole(path) as aside:
         aside.write_text(json.dumps(vars(record), default=_as_json, indent=1), encoding="utf-8")
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def read_record(path: Path, kind: type[R]) -> R:
@@ -281,6 +277,7 @@ def _read_evaluation(
         log_path=str(folder.absolute() / Path(stored.log_path).name),
         training_started_at=datetime.fromtimestamp(started.at, UTC) if started else None,
         resumed_epoch=started.resumed_epoch if started else None,
+        device=(started and started.device) or stored.device,
         last_epoch=max((epoch.epoch for epoch in epochs), default=None),
         **vars(ending.outcome),
     )

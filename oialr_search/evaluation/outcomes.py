@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from oialr_training.protocol import Completed, Failed
+from oialr_training.protocol import Completed, Epoch, Failed, Stopped
 
 from oialr_search.space.fitness import fitness_of
 from oialr_search.storage.records import Outcome, Status
@@ -31,4 +31,17 @@ def outcome_of(result: Completed | Failed, metric: str, task: str) -> Outcome:
         compression_percent=result.compression_percent,
         finished_at=at,
         **vars(result.resources),
+    )
+
+
+def pruned_outcome(stopped: Stopped, last_epoch: Epoch | None, reason: str) -> Outcome:
+    """How an evaluation ended that was not worth going on with: what it had come to is kept."""
+    metrics = {"epoch": float(last_epoch.epoch), **last_epoch.metrics} if last_epoch else {}
+    return Outcome(
+        status=Status.PRUNED,
+        reason=f"stopped after epoch {stopped.epoch}: {reason}",
+        metrics=metrics,
+        trainable_percent=metrics.get("trainable_percent"),
+        compression_percent=metrics.get("compression_percent"),
+        **vars(stopped.resources),
     )

@@ -171,7 +171,7 @@ def take_in_results(storage: Storage, search_id: int, search_file: SearchFile) -
         for event in read_events(folder):
             if isinstance(event, Started):
                 at = datetime.fromtimestamp(event.at, UTC)
-                storage.mark_training_started(evaluation.id, at, event.resumed_epoch)
+                storage.mark_training_started(evaluation.id, at, event.resumed_epoch, event.device)
             if isinstance(event, Epoch):
                 storage.add_epoch(evaluation.id, *epoch_records(event))
         failures = sum(

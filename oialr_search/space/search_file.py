@@ -55,6 +55,8 @@ class SearchSettings(Config):
     """An evaluation that takes longer is stopped and counts as `timed_out`; null: no limit."""
     no_progress_limit_s: Annotated[float, Field(gt=0.0)] = 600.0
     """So is one whose worker has neither trained nor measured a batch for so long."""
+    preparation_limit_s: Annotated[float, Field(gt=0.0)] = 600.0
+    """So long may a worker take until it trains: imports, data and a first step."""
     log_limit_mib: Annotated[int, Field(ge=1)] = 64
     """An evaluation that writes a longer log has failed."""
     retries: Annotated[int, Field(ge=0)] = 1

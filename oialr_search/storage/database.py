@@ -150,9 +150,15 @@ class Storage(StorageReader):
         with self._writing() as connection:
             return claims.claim(connection, search_id, proposal, total, runner)
 
-    def mark_training_started(self, evaluation_id: int, at: datetime, resumed_epoch: int) -> None:
-        """Note the time of the first training step, and the epochs taken over."""
+    def mark_training_started(
+        self, evaluation_id: int, at: datetime, resumed_epoch: int, device: str | None = None
+    ) -> None:
+        """Note the time of the first training step, the epochs taken over, and the device if known.
+
+        Until then the device is what the worker was to use.
+        """
         values = {"training_started_at": at, "resumed_epoch": resumed_epoch}
+        values |= {"device": device} if device else {}
         with self._writing() as connection:
             connection.execute(claims.UPDATE_EVALUATION, {"the_id": evaluation_id, **values})
 

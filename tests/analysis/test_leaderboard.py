@@ -20,12 +20,9 @@ import pytest
 import yaml
 from oialr_training.errors import ConfigError
 
-from oialr_search.analysis.leaderboard import (
-    all_columns,
-    choose_search,
-    leaderboard,
-    pareto_front,
-)
+from oialr_search.analysis.choosing import choose_search
+from oialr_search.analysis.leaderboard import all_columns, leaderboard
+from oialr_search.analysis.pareto import pareto_front
 from oialr_search.analysis.where import parse_condition
 from oialr_search.storage import open_storage
 from oialr_search.storage.records import Status
@@ -294,7 +291,7 @@ def test_parquet_keeps_types_and_places(url: str, command: Command) -> None:
 def test_parquet_without_pyarrow_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ConfigError, match=r"pip install 'oialr-search\[parquet\]'"):
-        as_parquet([], {"place": "int64"})
+        as_parquet([], [])
 
 
 def test_watching_a_terminal_draws_again_and_ends_by_ctrl_c(

@@ -31,7 +31,7 @@ from oialr_search.analysis.plots.catalogue import PLOTS, Source, draw
 from oialr_search.analysis.plots.convergence import convergence, in_order, steps_by_island
 from oialr_search.analysis.plots.names import PlotName
 from oialr_search.analysis.plots.style import in_network_order
-from oialr_search.analysis.plots.tradeoff import pareto, pareto_front
+from oialr_search.analysis.plots.tradeoff import front_of, pareto
 from oialr_search.analysis.plots.trainings import Training, learning_rates, metrics_over_epochs
 from oialr_search.analysis.schedule import learning_rate
 from oialr_search.space.search_file import load_search
@@ -636,7 +636,7 @@ def test_nobody_beats_the_pareto_front(plausible: Source) -> None:
         assert i.evaluation.trainable_percent is not None
         return i.fitness, i.evaluation.trainable_percent
 
-    front = {both(i) for i in pareto_front(plausible.completed)}
+    front = {both(i) for i in front_of(plausible.completed)}
     everyone = {both(i) for i in plausible.completed}
     assert front == {
         (f, t) for f, t in everyone if not any(a <= f and b <= t for a, b in everyone - {(f, t)})

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from oialr_search.analysis.individual import story as read_story
-from oialr_search.analysis.leaderboard import choose_search
+from oialr_search.analysis.choosing import choose_search
+from oialr_search.analysis.individual import describe
 from oialr_search.analysis.status import group_failures
 from oialr_search.analysis.status import status as read_status
 from oialr_search.storage import open_storage
@@ -36,9 +36,9 @@ def status_of(url: str, now: Any = NOW) -> dict[str, Any]:
         return read_status(storage, choose_search(storage, None), now)
 
 
-def story_of(url: str, individual: int) -> dict[str, Any]:
+def described_by(url: str, individual: int) -> dict[str, Any]:
     with open_storage(url, read_only=True) as storage:
-        return read_story(storage, individual, ["--db", url])
+        return describe(storage, individual, ["--db", url])
 
 
 def test_status_of_a_running_search(url: str) -> None:
@@ -137,25 +137,25 @@ def test_durations(seconds: float, text: str) -> None:
 
 
 def test_the_story_says_where_an_individual_comes_from(url: str) -> None:
-    story = story_of(url, 7)
-    assert [(p["individual"], p["fitness"], p["island"]) for p in story["parents"]] == [
+    described = described_by(url, 7)
+    assert [(p["individual"], p["fitness"], p["island"]) for p in described["parents"]] == [
         (2, 3.0, 1), (5, 2.0, 1)
     ]  # fmt: skip
-    assert story["parents"][1]["differences"] == {"optimizer.lr": 0.01}
-    assert story["parents"][0]["differences"] == {
+    assert described["parents"][1]["differences"] == {"optimizer.lr": 0.01}
+    assert described["parents"][0]["differences"] == {
         "optimizer.lr": 0.001, "oialr.delay_steps": 200, "oialr.full_rank_first": True
     }  # fmt: skip
-    assert story["new_values"] == ["optimizer.lr"]
-    assert story["hyperparameters"]["oialr.delay_steps"] == 500
-    assert story["search_file"] == {
+    assert described["new_values"] == ["optimizer.lr"]
+    assert described["hyperparameters"]["oialr.delay_steps"] == 500
+    assert described["search_file"] == {
         "optimizer.lr": 0.01, "oialr.delay_steps": 7, "oialr.full_rank_first": False,
         "optimizer.name": "adamw",
     }  # fmt: skip
 
 
 def test_the_story_says_how_it_trained(url: str) -> None:
-    story = story_of(url, RESUMED)
-    first, second = story["evaluations"]
+    described = described_by(url, RESUMED)
+    first, second = described["evaluations"]
     assert (first["status"], first["reason"]) == ("lost", "its launch ended first")
     assert (second["status"], second["resumed_epoch"], second["epochs"]) == ("completed", 1, 3)
     assert second["course"]["validation_loss"] == {
@@ -165,7 +165,7 @@ def test_the_story_says_how_it_trained(url: str) -> None:
     assert second["inner_ranks"] == {"blocks.9.fc": [64, 32, 16], "blocks.10.fc": [64, 32, 16]}
     assert list(second["inner_ranks"]) == ["blocks.9.fc", "blocks.10.fc"]
     assert second["files"] is None
-    export, train = map(shlex.split, story["train_again"])
+    export, train = map(shlex.split, described["train_again"])
     assert export == [
         "oialr-search", "export", "--individual", "5", "-o", "individual-5.yaml", "--db", url
     ]  # fmt: skip
@@ -173,13 +173,13 @@ def test_the_story_says_how_it_trained(url: str) -> None:
 
 
 def test_the_story_says_why_it_failed(url: str) -> None:
-    (failed,) = story_of(url, 9)["evaluations"]
+    (failed,) = described_by(url, 9)["evaluations"]
     assert failed["reason"] == "diverged: train_loss is nan after epoch 1"
     assert failed["log_tail"].endswith("Traceback")
     assert failed["course"]["train_loss"]["first"] is None
-    assert story_of(url, 11)["evaluations"][0]["exit_signal_name"] == "SIGKILL"
+    assert described_by(url, 11)["evaluations"][0]["exit_signal_name"] == "SIGKILL"
     with pytest.raises(StorageError, match="no individual 99"):
-        story_of(url, 99)
+        described_by(url, 99)
 
 
 def test_show_for_people(seen_urls: dict[str, str], command: Command) -> None:
@@ -202,7 +202,7 @@ def test_show_for_programs(seen_urls: dict[str, str], command: Command) -> None:
     options = ["show", "9", "--db", seen_urls["sqlite"], "--format"]
     read = json.loads(command(*options, "json").stdout)
     assert read == yaml.safe_load(command(*options, "yaml").stdout)
-    expected = story_of(seen_urls["sqlite"], 9)
+    expected = described_by(seen_urls["sqlite"], 9)
     assert read == json.loads(json.dumps(expected))
 
 
@@ -222,14 +222,14 @@ def test_log(seen_urls: dict[str, str], command: Command) -> None:
 
 
 def test_a_password_is_in_no_command_that_is_told(tmp_path: Path, command: Command) -> None:
-    from oialr_search.cli import _database_options
+    from oialr_search.cli.options import options_of_database
 
-    assert _database_options("postgresql://me:secret@host/db", Path("searches")) == []
-    assert _database_options("postgresql://me@host/db", Path("searches")) == [
+    assert options_of_database("postgresql://me:secret@host/db", Path("searches")) == []
+    assert options_of_database("postgresql://me@host/db", Path("searches")) == [
         "--db", "postgresql://me@host/db"
     ]  # fmt: skip
-    assert _database_options(None, Path("searches")) == []
-    assert _database_options(None, Path("a b")) == ["--search-dir", "a b"]
+    assert options_of_database(None, Path("searches")) == []
+    assert options_of_database(None, Path("a b")) == ["--search-dir", "a b"]
 
 
 def test_a_searched_number_of_epochs(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from oialr_training.protocol import Completed, write_result
 
-from oialr_search.cli import parse_duration
+from oialr_search.cli.time_limit import parse_duration
 
 from ..conftest import CIFAR10, DIGITS, SEARCH_SPACES, Command, FinishedSearch
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -93,6 +94,29 @@ def test_a_released_worker_that_hangs_is_killed(
     monkeypatch.setattr(worker_process, "ENDING_LIMIT_S", 0.0)
     worker_process.look_after_ending_workers()
     assert worker.dead()
+
+
+@pytest.mark.parametrize("asked", ["kill", "receive"])
+def test_a_process_that_cannot_die_is_not_waited_for(
+    worker: WorkerProcess, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    """As one that waits in the kernel for a GPU or a network disk."""
+    os.kill(worker.pid, signal.SIGKILL)
+    select.select([worker._events], [], [])
+
+    def wait(timeout: float | None = None) -> int:
+        assert timeout is not None, "waited without limit"
+        raise subprocess.TimeoutExpired("worker", timeout)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(worker._process, "wait", wait)
+        patch.setattr(worker._process, "poll", lambda: None)
+        if asked == "kill":
+            assert not worker.kill()
+        else:
+            with pytest.raises(WorkerDied, match="SIGKILL"):
+                worker.receive(TIMEOUT_S)
+    assert worker.kill()
 
 
 def test_a_warm_worker_gives_the_same_numbers_as_a_cold_one(tmp_path: Path) -> None:

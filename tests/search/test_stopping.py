@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from oialr_search.cli import END_MARGIN_S, deadline
+from oialr_search.cli.time_limit import END_MARGIN_S, deadline
 
 from ..conftest import Command, make_command
 from .faults import (

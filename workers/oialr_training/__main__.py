@@ -41,6 +41,7 @@ from oialr_training.protocol import (
     encode,
     write_result,
 )
+from oialr_training.whole_files import written_whole
 
 if TYPE_CHECKING:
     from torch import nn
@@ -209,12 +210,10 @@ def _save_checkpoint(model: nn.Module, path: Path) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    aside = path.with_suffix(f".{os.getpid()}")
     try:
-        save_file({k: v.contiguous() for k, v in export(model).state_dict().items()}, aside)
-        os.replace(aside, path)
+        with written_whole(path) as aside:
+            save_file({k: v.contiguous() for k, v in export(model).state_dict().items()}, aside)
     except (SafetensorError, OSError) as error:
-        aside.unlink(missing_ok=True)
         raise OSError(f"cannot write {path}: {error}") from None
 
 

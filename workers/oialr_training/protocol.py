@@ -7,7 +7,6 @@ that a library prints can break them. Standard library only: both sides import i
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from functools import cache
@@ -15,6 +14,8 @@ from math import nan
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from oialr_training.whole_files import written_whole
 
 EVENTS_FILE = "events.jsonl"
 RESULT_FILE = "result.json"
@@ -81,6 +82,8 @@ class Started:
     """Settings that have no effect in this training."""
     resumed_epoch: int = 0
     """Epochs that an earlier attempt had trained; they are reported again."""
+    trained_s: float = 0.0
+    """Seconds which these took."""
     device: str | None = None
     """What it really trains on: `cpu`, or `cuda:` and the index, UUID or MIG name by which the GPU
     was made visible; None: said by a version that did not tell."""
@@ -311,10 +314,5 @@ def _kinds(message: type[Any]) -> dict[str, Any]:
 
 def write_result(folder: Path, result: Completed | Failed) -> None:
     """Put the result into the evaluation's folder: whole or not at all."""
-    aside = folder / f"{RESULT_FILE}.{os.getpid()}"
-    try:
+    with written_whole(folder / RESULT_FILE) as aside:
         aside.write_bytes(encode(result))
-        os.replace(aside, folder / RESULT_FILE)
-    except OSError:
-        aside.unlink(missing_ok=True)
-        raise

@@ -7,12 +7,10 @@ whole, but not forced to the disk: what a power failure damages is told by the d
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import json
 import logging
-import os
 import pickle
 import random
 from pathlib import Path
@@ -22,6 +20,7 @@ import numpy as np
 import torch
 
 from oialr_training.config import TrainingConfig
+from oialr_training.whole_files import written_whole
 
 log = logging.getLogger("oialr_training")
 
@@ -62,17 +61,14 @@ class StateFile:
         """Replace the state; where that fails, the old one stays and a line in the log says so."""
         payload = None
         try:
-            with self._aside.open("wb") as file:
+            with written_whole(self._path, self._aside) as aside, aside.open("wb") as file:
                 file.write(FORMAT + bytes(DIGEST_BYTES))
                 payload = _Digested(file)
                 torch.serialization.set_crc32_options(False)  # slower than the digest
                 torch.save({"identity": identity, **content}, cast(IO[bytes], payload))
                 file.seek(len(FORMAT))
                 file.write(payload.digest())
-            os.replace(self._aside, self._path)
         except (OSError, RuntimeError) as error:
-            with contextlib.suppress(OSError):
-                self._aside.unlink(missing_ok=True)
             # torch makes a RuntimeError of a failing write.
             cause = payload.error if payload and payload.error else error
             if not isinstance(cause, OSError):

@@ -223,6 +223,7 @@ def train(
             layers=describe_layers(training),
             warnings=settings_without_effect(training),
             resumed_epoch=len(epochs),
+            trained_s=earlier_s,
             device=visible_device(training.device),
         )
     )

@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from oialr_search.analysis.labels import number, plain
+from oialr_search.analysis.labels import plain
 from oialr_search.storage.records import IndividualRecord, SearchRecord
+from oialr_search.terminal.values import number, shown
 
 APART = 0.09  # of the axis, between two ticks
 LONG_NAME = 13  # characters
+DIGITS = 3  # of a tick
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,14 +59,13 @@ class Axis:
                 for n, text in enumerate(self.choice_texts())
             ]
         inner = self._decades() if self.log else self._fifths()
-        ends = [(0.0, number(self.low)), (1.0, number(self.high))]
-        between = [(self.place(v) or 0.0, number(v)) for v in inner]
+        ends = [(0.0, number(self.low, DIGITS)), (1.0, number(self.high, DIGITS))]
+        between = [(self.place(v) or 0.0, number(v, DIGITS)) for v in inner]
         return [ends[0], *(t for t in between if APART < t[0] < 1 - APART), ends[1]]
 
     def choice_texts(self) -> list[str]:
         """The choices as they are read."""
-        names = {True: "yes", False: "no"}
-        return [plain(names[c] if isinstance(c, bool) else c) for c in self.choices]
+        return [plain(shown(choice)) for choice in self.choices]
 
     def _decades(self) -> list[float]:
         first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))

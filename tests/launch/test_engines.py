@@ -31,7 +31,7 @@ from oialr_search.space.hyperparameters import Hyperparameter
 from oialr_search.space.search_file import ENGINES, SearchSettings, load_search
 from oialr_search.storage.records import Status
 
-from ..conftest import DIGITS
+from ..conftest import AUTOFORMER, CIFAR10, DIGITS
 
 HYPERPARAMETERS = (
     Hyperparameter(name="optimizer.lr", kind="float", low=1e-4, high=1e-2, scale="log"),
@@ -183,12 +183,29 @@ def test_an_engine_is_imported_where_it_is_chosen() -> None:
 
 
 def test_the_search_file_names_the_engine() -> None:
-    assert load_search(DIGITS).search.engine == "propulate"
+    assert load_search(DIGITS).search.engine == "screened"
+    assert load_search(CIFAR10).search.engine == load_search(AUTOFORMER).search.engine == "propulate"
     assert load_search(DIGITS, ["search.engine=random"]).search.engine == "random"
     with pytest.raises(ConfigError) as error:
         load_search(DIGITS, ["search.engine=propulat"])
     assert str(error.value) == (
         f"unknown engine 'propulat' for `search.engine`; did you mean `propulate`? ({DIGITS})"
+    )
+
+
+def test_an_island_may_have_an_engine_of_its_own() -> None:
+    search = load_search(DIGITS, ["search.engines=[screened, random]"]).search
+    engines = [type(engine_for((), search, island)).__name__ for island in (0, 1)]
+    assert engines == ["ScreenedEngine", "RandomSearch"]
+    with pytest.raises(ConfigError) as error:
+        load_search(DIGITS, ["search.engines=[screened, randem]"])
+    assert str(error.value) == (
+        f"unknown engine 'randem' for `search.engines`; did you mean `random`? ({DIGITS})"
+    )
+    with pytest.raises(ConfigError) as error:
+        load_search(DIGITS, ["search.engines=[random, random, random]"])
+    assert str(error.value) == (
+        f"`search.engines` names one for each of `search.islands` = 2, got 3 ({DIGITS})"
     )
 
 

@@ -184,7 +184,9 @@ def test_an_engine_is_imported_where_it_is_chosen() -> None:
 
 def test_the_search_file_names_the_engine() -> None:
     assert load_search(DIGITS).search.engine == "screened"
-    assert load_search(CIFAR10).search.engine == load_search(AUTOFORMER).search.engine == "propulate"
+    assert (
+        load_search(CIFAR10).search.engine == load_search(AUTOFORMER).search.engine == "propulate"
+    )
     assert load_search(DIGITS, ["search.engine=random"]).search.engine == "random"
     with pytest.raises(ConfigError) as error:
         load_search(DIGITS, ["search.engine=propulat"])

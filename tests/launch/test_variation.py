@@ -149,5 +149,3 @@ def test_one_gene_is_drawn_anew_with_its_probability() -> None:
     assert sum(child is not parent for child in children) == pytest.approx(150, abs=30)
     for child in children:
         assert sum(child[name] != parent[name] for name in LIMITS) <= 1
-
-

@@ -250,7 +250,7 @@ def test_failures_are_rows_and_the_search_goes_on(command: Command) -> None:
     choices = '{"choices": [0.003, 1.0e+30]}'
     values = TINY | {"space.optimizer.lr": choices, "search.islands": "1"}
     # One rank, so the seed decides alone: both rates are among the six.
-    values |= {"search.random_init_probability": "1.0", "search.seed": "3"}
+    values |= {"search.engine": "random", "search.seed": "5"}
     process = command.start("run", DIGITS, "--evaluations", "6", *settings(values))
     assert process.stdout is not None
     killed = False

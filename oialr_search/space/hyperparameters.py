@@ -75,6 +75,24 @@ class Hyperparameter:
             return min(max(round(value), int(self.low)), int(self.high))
         return min(max(self._interpolate(gene, self.low, self.high), self.low), self.high)
 
+    def encode(self, value: Value) -> float:
+        """The gene of a value: of an integer or a choice, the middle of its share."""
+        if self.choices is not None:
+            return (self.choices.index(value) + 0.5) / len(self.choices)
+        assert self.low is not None
+        assert self.high is not None
+        assert isinstance(value, int | float)
+        if self.kind == "int":
+            low, high = self.low - 0.5, self.high + 0.5
+            ends = (self._position(end, low, high) for end in (value - 0.5, value + 0.5))
+            return sum(ends) / 2
+        return self._position(value, self.low, self.high)
+
+    def _position(self, value: float, low: float, high: float) -> float:
+        if self.scale == "log":
+            return (math.log(value) - math.log(low)) / (math.log(high) - math.log(low))
+        return (value - low) / (high - low)
+
     def _interpolate(self, gene: float, low: float, high: float) -> float:
         if self.scale == "log":
             return math.exp(math.log(low) + gene * (math.log(high) - math.log(low)))

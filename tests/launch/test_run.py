@@ -18,9 +18,8 @@ import psutil
 import pytest
 import torch
 import yaml
-from oialr_training.config import load_training
 from oialr_training.data import LoadSettings
-from oialr_training.tasks import task_of
+from oialr_training.tasks import load_training
 from safetensors.torch import load_file
 
 from ..conftest import (
@@ -268,7 +267,7 @@ def test_autoformer_on_two_islands(tmp_path: Path) -> None:
     assert config.provenance is not None
     result = json.loads((tmp_path / "again" / "seed-42" / "result.json").read_text())
     assert result["metrics"]["validation_mse"] == config.provenance["fitness"]
-    task = task_of(config)
+    task = config.components()
     network = task.build_model().eval()
     network.load_state_dict(load_file(tmp_path / "again" / "seed-42" / "checkpoint.safetensors"))
     load_settings = LoadSettings(batch_size=32, seed=0, device=torch.device("cpu"), num_threads=1)

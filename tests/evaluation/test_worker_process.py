@@ -24,7 +24,6 @@ from oialr_training.protocol import (
     Ready,
     Started,
 )
-from oialr_training.tasks import load_training
 
 from oialr_search.evaluation import worker_process
 from oialr_search.evaluation.devices import (

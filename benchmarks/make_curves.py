@@ -76,7 +76,7 @@ def trained(
     result: dict[str, Any] = {"hyperparameters": hyperparameters, "epochs": epochs}
     try:
         completed = train(
-            set_up(config, task, task.load_data(data_dir)), report, evaluate_test=True
+            set_up(config, components, components.load_data(data_dir)), report, evaluate_test=True
         ).completed
         result |= {
             "metrics": dict(completed.metrics),

@@ -66,8 +66,8 @@ def losses(mode: str, seed: int) -> list[float]:
     assert isinstance(config, MiniViTDigits)
     torch.manual_seed(seed)
     components = config.components()
-    batches = task.load_data(None)(load_settings(config)).train
-    model = task.build_model()
+    batches = components.load_data(None)(load_settings(config)).train
+    model = components.build_model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.01)
     settings = OIALRSettings(
         delay_steps=DELAY_STEPS,

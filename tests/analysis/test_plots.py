@@ -34,6 +34,7 @@ from oialr_search.analysis.plots.style import in_network_order
 from oialr_search.analysis.plots.tradeoff import front_of, pareto
 from oialr_search.analysis.plots.trainings import Training, learning_rates, metrics_over_epochs
 from oialr_search.analysis.schedule import learning_rate
+from oialr_search.space.hyperparameters import SearchSpace
 from oialr_search.space.search_file import load_search
 from oialr_search.storage import open_storage
 from oialr_search.storage.records import (
@@ -593,7 +594,7 @@ def _any_search() -> Any:
         task="minivit_digits",
         metric="validation_top1",
         settings={},
-        space=[],
+        space=SearchSpace(()),
         metric_names=[],
         seed=0,
         evaluations_total=1,

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-from oialr_training.config import AnyTraining
+from oialr_training.config import TrainingConfig
 from oialr_training.protocol import Observation, RankUpdate, Resources
 from typing_extensions import TypeAliasType
 
@@ -72,7 +72,7 @@ class SearchRecord(NewSearch):
     created_at: datetime
     last_launch_at: datetime | None  # None before the first launch
 
-    def training(self) -> AnyTraining:
+    def training(self) -> TrainingConfig:
         """Return the training configuration of the search file, complete for this version.
 
         Raises:

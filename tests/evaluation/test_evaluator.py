@@ -36,7 +36,18 @@ from oialr_search.storage.records import Claim, EvaluationRecord, Status
 
 from ..conftest import DIGITS
 from ..storage.storage_examples import launched_search, new_proposal
-from .scripted import BEGAN, Clock, Line, Silence, Workers, completed, epoch, started, trains
+from .scripted import (
+    BEGAN,
+    Clock,
+    Line,
+    ScriptedWorker,
+    Silence,
+    Workers,
+    completed,
+    epoch,
+    started,
+    trains,
+)
 
 CPU = WorkerSettings(gpu=None, num_threads=3)
 USED = Resources(samples_per_s=7.0, peak_host_memory_bytes=2**30)
@@ -57,7 +68,7 @@ class Rank:
     ) -> None:  # fmt: skip
         self.storage, self.clock, self.folder = storage, clock, folder / "digits"
         self.folder.mkdir(exist_ok=True)
-        self.workers = Workers(*scripts, clock=clock)
+        self.workers = Workers(scripts, clock)
         self.told: list[str] = []
         file = search_file()
         self.evaluator = Evaluator(
@@ -270,7 +281,7 @@ def test_a_metric_that_is_no_number_is_a_failure(rank: Make) -> None:
 
 
 def test_a_dead_worker_s_result_counts_if_it_was_written(rank: Make) -> None:
-    def writes() -> None:
+    def writes(worker: ScriptedWorker) -> None:
         write_result(Path(claim.evaluation.folder), completed(75.0))
 
     it = rank([Prepare, Evaluate, started(), writes, WorkerDied("ended with exit code 1", 1)])
@@ -420,8 +431,8 @@ class TestLimits:
         assert it.status(claim) is Status.LOST
 
     def test_a_log_that_is_flooded(self, rank: Make) -> None:
-        def floods() -> None:
-            it.workers.started[0].log_path.write_text("flood\n" * 200_000)
+        def floods(worker: ScriptedWorker) -> None:
+            worker.log_path.write_text("flood\n" * 200_000)
 
         it = rank([Prepare, Ready(), Evaluate, started(), floods, Silence(99)], log_limit_mib=1)
         it.prepare()

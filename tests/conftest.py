@@ -155,8 +155,9 @@ class Command:
 
 
 def mpiexec() -> list[str]:
-    """The machine's mpiexec, else the wheel's, with what Open MPI needs to be told."""
-    found = shutil.which("mpiexec") or str(BIN / "mpiexec")
+    """The environment's mpiexec, else the machine's, with what Open MPI needs to be told."""
+    found = shutil.which("mpiexec", path=f"{BIN}{os.pathsep}{os.environ['PATH']}")
+    assert found, "there is no mpiexec"
     version = subprocess.run([found, "--version"], capture_output=True, text=True, check=True)
     if not any(name in version.stdout for name in ("Open MPI", "OpenRTE", "PRRTE")):
         return [found]

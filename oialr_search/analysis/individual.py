@@ -7,12 +7,10 @@ import re
 import shlex
 import signal
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from oialr_training.config import TASKS
-from oialr_training.protocol import Resources
 
 from oialr_search.analysis.choosing import find_individual
 from oialr_search.analysis.leaderboard import finite
@@ -152,7 +150,7 @@ def _evaluation(storage: Storage, search: SearchRecord, evaluation: EvaluationRe
         "trainable_percent": evaluation.trainable_percent,
         "compression_percent": evaluation.compression_percent,
         "metrics": {name: finite(value) for name, value in evaluation.metrics.items()},
-        "resources": {field.name: getattr(evaluation, field.name) for field in fields(Resources)},
+        "resources": vars(evaluation.resources),
         "course": _course(search, storage.epochs(evaluation.id)),
         "inner_ranks": {layer: inner_ranks[layer] for layer in sorted(inner_ranks, key=natural)},
         "folder": evaluation.folder,

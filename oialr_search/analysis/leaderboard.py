@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any, Literal
 
 from oialr_training.errors import ConfigError
+from oialr_training.protocol import Resources
 
 from oialr_search.analysis.pareto import pareto_front
 from oialr_search.analysis.where import find_column
@@ -36,11 +38,10 @@ LAST = (
     Column("device", "text", "evaluation", "device"),
     Column("attempt", "int", "evaluation", "attempt"),
     REASON,
-    Column("gpu_energy_j", "float", "evaluation", "gpu_energy_j"),
-    Column("cpu_energy_j", "float", "evaluation", "cpu_energy_j"),
-    Column("peak_host_memory_bytes", "int", "evaluation", "peak_host_memory_bytes"),
-    Column("peak_gpu_memory_bytes", "int", "evaluation", "peak_gpu_memory_bytes"),
-    Column("samples_per_s", "float", "evaluation", "samples_per_s"),
+    *(
+        Column(f.name, "int" if f.type == "int | None" else "float", "evaluation", f.name)
+        for f in fields(Resources)
+    ),
 )
 PARETO = Column("pareto", "bool", "computed", "pareto")
 # Shown where not only completed individuals are asked for, or where they are named.
@@ -170,7 +171,8 @@ def _value(column: Column, entry: Placed, front: set[int]) -> Any:
         return None
     if column.source == "metrics":
         return finite(evaluation.metrics.get(column.key))
-    return getattr(evaluation, column.key)
+    of = evaluation.resources if hasattr(evaluation.resources, column.key) else evaluation
+    return getattr(of, column.key)
 
 
 def finite(value: float | None) -> float | None:

@@ -341,13 +341,14 @@ def costs(evaluations: Sequence[EvaluationRecord]) -> list[Table]:
 def _cost(evaluations: Sequence[EvaluationRecord]) -> list[str]:
     on_cpu = [e for e in evaluations if e.device in (None, "cpu")]
     on_gpu = [e for e in evaluations if e.device not in (None, "cpu")]
-    rates = [e.samples_per_s for e in evaluations if e.samples_per_s is not None]
+    used = [e.resources for e in evaluations]
+    rates = [r.samples_per_s for r in used if r.samples_per_s is not None]
     return [
         f"{len(evaluations):,}",
         f"{_hours(on_gpu):,.2f}",
         f"{_hours(on_cpu):,.2f}",
-        _most_memory(e.peak_host_memory_bytes for e in evaluations),
-        _most_memory(e.peak_gpu_memory_bytes for e in evaluations),
+        _most_memory(r.peak_host_memory_bytes for r in used),
+        _most_memory(r.peak_gpu_memory_bytes for r in used),
         f"{statistics.median(rates):,.4g}" if rates else NOT_MEASURED,
         _energy(evaluations),
     ]
@@ -364,10 +365,10 @@ def _hours(evaluations: Iterable[EvaluationRecord]) -> float:
 
 def _energy(evaluations: Sequence[EvaluationRecord]) -> str:
     """Sums of what was measured, and of how many evaluations it was."""
-    texts = []
+    texts, used = [], [e.resources for e in evaluations]
     for kind, joules in (
-        ("GPU", [e.gpu_energy_j for e in evaluations if e.gpu_energy_j is not None]),
-        ("CPU", [e.cpu_energy_j for e in evaluations if e.cpu_energy_j is not None]),
+        ("GPU", [r.gpu_energy_j for r in used if r.gpu_energy_j is not None]),
+        ("CPU", [r.cpu_energy_j for r in used if r.cpu_energy_j is not None]),
     ):
         if joules:
             of = (

@@ -321,7 +321,7 @@ class Evaluator:
                 self._outbox.put(lambda s: s.add_epoch(evaluation_id, *records))
             case Stopped(reason="launch_stops"):
                 lost = _lost(f"the search was stopped after epoch {event.epoch}")
-                return _End(outcome=replace(lost, **vars(event.resources)))
+                return _End(outcome=replace(lost, resources=event.resources))
             case Stopped(reason="pruned"):
                 return _End(outcome=pruned_outcome(event, running.last_epoch, running.not_worth))
             case Completed() | Failed():

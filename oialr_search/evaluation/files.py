@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -31,6 +31,7 @@ from oialr_training.protocol import (
     Observation,
     ProtocolError,
     RankUpdate,
+    Resources,
     Started,
     decode,
 )
@@ -91,7 +92,7 @@ def read_record(path: Path, kind: type[R]) -> R:
         FolderError: when the file is missing, cut off, or holds something else.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), object_hook=_in_todays_form)
         record: R = _validator(kind).validate_python(content)  # type: ignore[arg-type]
     except OSError as error:
         raise FolderError(f"cannot read {path}: {error.strerror}") from None
@@ -102,6 +103,14 @@ def read_record(path: Path, kind: type[R]) -> R:
     except (ValueError, RecursionError) as error:
         raise FolderError(f"{path} is damaged: {error}") from None
     return record
+
+
+def _in_todays_form(content: dict[str, Any]) -> dict[str, Any]:
+    """Version 0.1.0 wrote the resources of an evaluation among its other fields."""
+    if "status" not in content:
+        return content
+    used = {f.name: content.pop(f.name) for f in fields(Resources) if f.name in content}
+    return {**content, "resources": used} if used else content
 
 
 @cache

@@ -15,13 +15,13 @@ def outcome_of(result: Completed | Failed, metric: str, task: str) -> Outcome:
     at = datetime.fromtimestamp(result.at, UTC)
     if isinstance(result, Failed):
         return Outcome(
-            status=Status.FAILED, reason=result.reason, finished_at=at, **vars(result.resources)
+            status=Status.FAILED, reason=result.reason, finished_at=at, resources=result.resources
         )
     fitness = fitness_of(result.metrics, metric, task)
     if fitness is None:
         reason = f"{metric} is {result.metrics.get(metric)}"
         return Outcome(
-            status=Status.FAILED, reason=reason, finished_at=at, **vars(result.resources)
+            status=Status.FAILED, reason=reason, finished_at=at, resources=result.resources
         )
     return Outcome(
         status=Status.COMPLETED,
@@ -30,7 +30,7 @@ def outcome_of(result: Completed | Failed, metric: str, task: str) -> Outcome:
         trainable_percent=result.trainable_percent,
         compression_percent=result.compression_percent,
         finished_at=at,
-        **vars(result.resources),
+        resources=result.resources,
     )
 
 
@@ -43,5 +43,5 @@ def pruned_outcome(stopped: Stopped, last_epoch: Epoch | None, reason: str) -> O
         metrics=metrics,
         trainable_percent=metrics.get("trainable_percent"),
         compression_percent=metrics.get("compression_percent"),
-        **vars(stopped.resources),
+        resources=stopped.resources,
     )

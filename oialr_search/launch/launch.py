@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -64,12 +63,13 @@ class LaunchSettings:
     """What evaluates; a benchmark has one that answers at once."""
 
 
-def run(load: Callable[[], SearchFile], settings: LaunchSettings) -> int:
+def run(
+    load: Callable[[], SearchFile], settings: LaunchSettings, comm: MPI.Comm = MPI.COMM_WORLD
+) -> int:
     """Run one rank to the end of the search; returns the exit code, the same on every rank.
 
     `load` reads the search file; only rank 0 calls it, so that all ranks have the same.
     """
-    comm = MPI.COMM_WORLD
     logs = [settings.search_dir]
     try:
         return _run(comm, load, settings, logs)
@@ -140,6 +140,10 @@ def _run(
             outbox = Outbox(storage, warnings.append)
             evaluator.open(outbox)
             place = Place(world_rank=comm.rank, world_size=comm.size, num_islands=search.islands)
+            display = None
+            if comm.rank == 0:
+                console = _console(settings.environment)
+                display = ProgressDisplay(storage, search_id, search.metric, console)
             controller = Controller(
                 place=place,
                 search_file=search_file,
@@ -152,7 +156,7 @@ def _run(
                 evaluator=evaluator,
                 exchange=Exchange(comm, place),
                 stop=settings.stop,
-                display=_display(storage, search_id, search.metric) if comm.rank == 0 else None,
+                display=display,
                 warnings=warnings,
             )
             complete = controller.run()
@@ -213,11 +217,10 @@ def _renamed(search_file: SearchFile, settings: LaunchSettings) -> SearchFile:
     return replace(search_file, search=search_file.search.model_copy(update={"name": name}))
 
 
-def _display(storage: Storage, search_id: int, metric: str) -> ProgressDisplay:
+def _console(environment: Mapping[str, str]) -> Console:
     # A launcher's terminal is none: Open MPI gives ranks one even in a pipe.
-    launched = any(name in os.environ for name in WORLD_SIZE_VARIABLES)
-    console = Console(highlight=False, force_terminal=False if launched else None)
-    return ProgressDisplay(storage, search_id, metric, console)
+    launched = any(name in environment for name in WORLD_SIZE_VARIABLES)
+    return Console(highlight=False, force_terminal=False if launched else None)
 
 
 def _already_complete(comm: MPI.Comm, search_file: SearchFile, settings: LaunchSettings) -> bool:

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from oialr_search.storage.records import Status
 from oialr_search.storage.schema import (
+    RESOURCES,
     evaluations,
     individuals,
     launches,
@@ -240,8 +241,7 @@ _TABLES: Mapping[TableName, sa.Select[Any]] = {
             for name in (
                 "attempt", "world_rank", "hostname", "device", "reason", "exit_code",
                 "exit_signal", "started_at", "last_epoch", "metrics", "trainable_percent",
-                "compression_percent", "gpu_energy_j", "cpu_energy_j", "peak_host_memory_bytes",
-                "peak_gpu_memory_bytes", "samples_per_s",
+                "compression_percent", *RESOURCES,
             )
         ),
         LATEST.c.finished_at.label("ended_at"),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import fields
 from datetime import datetime
 from itertools import groupby
 from types import TracebackType
 from typing import Any, Literal, Self
 
 import sqlalchemy as sa
-from oialr_training.protocol import Observation, RankUpdate
+from oialr_training.protocol import Observation, RankUpdate, Resources
 
 from oialr_search.storage import queries
 from oialr_search.storage.errors import storage_errors
@@ -28,6 +29,7 @@ from oialr_search.storage.records import (
     StorageUnavailable,
 )
 from oialr_search.storage.schema import (
+    RESOURCES,
     evaluations,
     individuals,
     islands,
@@ -348,7 +350,7 @@ class StorageReader(AbstractContextManager["StorageReader"]):
 
     def rank_updates(self, evaluation_id: int) -> list[RankUpdate]:
         """Return an evaluation's inner ranks by step and layer."""
-        columns = rank_updates.c["step", "layer", "inner_rank", "full_inner_rank", "stability"]
+        columns = rank_updates.c[*(field.name for field in fields(RankUpdate))]
         query = (
             sa.select(*columns)
             .where(rank_updates.c.evaluation_id == evaluation_id)
@@ -359,19 +361,19 @@ class StorageReader(AbstractContextManager["StorageReader"]):
 
     def observations(self, evaluation_id: int) -> list[Observation]:
         """Return an evaluation's observations by step, earlier step and layer."""
-        names = ("step", "earlier_step", "layer", "stability", "mixing_similarity")
+        columns = observations.c[*(field.name for field in fields(Observation))]
         query = (
-            sa.select(*(observations.c[name] for name in names))
+            sa.select(*columns)
             .where(observations.c.evaluation_id == evaluation_id)
-            .order_by(*(observations.c[name] for name in names[:3]))
+            .order_by(*observations.c["step", "earlier_step", "layer"])
         )
         with self._reading() as connection:
             return [Observation(**row) for row in connection.execute(query).mappings()]
 
     def migrations(self, search_id: int) -> list[MigrationRecord]:
         """Return a search's accepted migrations, oldest first."""
-        fields = [column for column in migrations.c if column.name != "fitness"]
-        query = sa.select(*fields).where(migrations.c.search_id == search_id).order_by("id")
+        columns = [column for column in migrations.c if column.name != "fitness"]
+        query = sa.select(*columns).where(migrations.c.search_id == search_id).order_by("id")
         with self._reading() as connection:
             return [MigrationRecord(**row) for row in connection.execute(query).mappings()]
 
@@ -399,19 +401,13 @@ class StorageReader(AbstractContextManager["StorageReader"]):
         self, search_id: int, selection: Selection, limit: int | None = None
     ) -> list[Placed]:
         """Return the individuals of a selection, best first, those without a fitness last."""
-        split = len(INDIVIDUAL_FIELDS)
-        records = []
+        placed = []
         with self._reading() as connection:
             found = queries.select(connection, search_id, selection, limit=limit)
-            for number, found_row in enumerate(found, start=1):
-                place, row = found_row[0], found_row[1:]
-                latest = dict(zip(EVALUATION_FIELDS, row[split:], strict=True))
-                individual = as_individual(
-                    row[:split], EvaluationRecord(**latest) if latest["id"] else None
-                )
-                place = number if selection.is_leaderboard else place
-                records.append(Placed(place=place, individual=individual))
-        return records
+            for number, row in enumerate(found, start=1):
+                place = number if selection.is_leaderboard else row[0]
+                placed.append(Placed(place=place, individual=as_individual(row[1:])))
+        return placed
 
     def values(
         self, search_id: int, selection: Selection, columns: Sequence[Column]
@@ -463,9 +459,9 @@ def read_searches(
         .where(launches.c.search_id == searches.c.id)
         .scalar_subquery()
     )
-    fields = [column for column in searches.c if column.name != "last_finish_number"]
+    columns = [column for column in searches.c if column.name != "last_finish_number"]
     query = (
-        sa.select(*fields, last_launch_at.label("last_launch_at"))
+        sa.select(*columns, last_launch_at.label("last_launch_at"))
         .where(*conditions)
         .order_by(last_launch_at.desc().nulls_last(), searches.c.id.desc())
     )
@@ -474,10 +470,7 @@ def read_searches(
 
 def read_evaluations(connection: sa.Connection, query: sa.Select[Any]) -> list[EvaluationRecord]:
     """Return the evaluations of a query for all their columns."""
-    return [
-        EvaluationRecord(**dict(zip(EVALUATION_FIELDS, row, strict=True)))
-        for row in connection.execute(query)
-    ]
+    return [as_evaluation(row) for row in connection.execute(query)]
 
 
 def read_individuals(
@@ -488,17 +481,18 @@ def read_individuals(
 ) -> list[IndividualRecord]:
     """Return individuals with their latest evaluations."""
     query = INDIVIDUALS.where(*conditions).order_by(*order, individuals.c.id).limit(limit)
+    return [as_individual(row) for row in connection.execute(query)]
+
+
+def as_individual(row: Sequence[Any]) -> IndividualRecord:
+    """Make a record of a row of `individuals` joined to one of `evaluations`, if there is one."""
     split = len(INDIVIDUAL_FIELDS)
-    records = []
-    for row in connection.execute(query):
-        latest = dict(zip(EVALUATION_FIELDS, row[split:], strict=True))
-        records.append(
-            as_individual(row[:split], EvaluationRecord(**latest) if latest["id"] else None)
-        )
-    return records
+    values, latest = dict(zip(INDIVIDUAL_FIELDS, row[:split], strict=True)), row[split:]
+    return IndividualRecord(**values, evaluation=as_evaluation(latest) if latest[0] else None)
 
 
-def as_individual(row: Sequence[Any], evaluation: EvaluationRecord | None) -> IndividualRecord:
-    """Make a record of a row of `individuals`."""
-    fields = dict(zip(INDIVIDUAL_FIELDS, row, strict=True))
-    return IndividualRecord(**fields, evaluation=evaluation)
+def as_evaluation(row: Sequence[Any]) -> EvaluationRecord:
+    """Make a record of a row of `evaluations`."""
+    values = dict(zip(EVALUATION_FIELDS, row, strict=True))
+    resources = Resources(**{name: values.pop(name) for name in RESOURCES})
+    return EvaluationRecord(**values, resources=resources)

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from oialr_training.protocol import Observation, RankUpdate
+from oialr_training.protocol import Observation, RankUpdate, Resources
 from typing_extensions import TypeAliasType
 
 if TYPE_CHECKING:
@@ -139,11 +139,7 @@ class Outcome:
     trainable_percent: float | None = None  # of the full-rank model's parameters
     compression_percent: float | None = None  # total parameters, same reference
     log_tail: str | None = None  # the end of the worker's log, where it did not complete
-    gpu_energy_j: float | None = None  # of the whole GPU, while the attempt trained
-    cpu_energy_j: float | None = None  # of all CPU packages of the machine meanwhile
-    peak_host_memory_bytes: int | None = None  # of the worker and its loader processes
-    peak_gpu_memory_bytes: int | None = None  # of all tensors
-    samples_per_s: float | None = None  # trained; validation left out
+    resources: Resources = field(default_factory=Resources)
     finished_at: datetime = field(default_factory=utc_now)
 
 
@@ -177,11 +173,7 @@ class EvaluationRecord:
     trainable_percent: float | None
     compression_percent: float | None
     log_tail: str | None
-    gpu_energy_j: float | None = None  # these five as in `Outcome`
-    cpu_energy_j: float | None = None
-    peak_host_memory_bytes: int | None = None
-    peak_gpu_memory_bytes: int | None = None
-    samples_per_s: float | None = None
+    resources: Resources = field(default_factory=Resources)
 
     @property
     def duration_s(self) -> float | None:

@@ -12,6 +12,7 @@ from oialr_training.protocol import Observation, RankUpdate
 
 from oialr_search.storage.records import (
     EpochRecord,
+    EvaluationRecord,
     IndividualHistory,
     LaunchRecord,
     SearchRecord,
@@ -26,6 +27,7 @@ from oialr_search.storage.schema import (
     metrics,
     observations,
     rank_updates,
+    row_of,
     searches,
 )
 
@@ -108,7 +110,7 @@ def epoch_rows(
 
 
 def _fields(record: Any, table: sa.Table) -> dict[str, Any]:
-    fields = vars(record)
+    fields = row_of(record) if isinstance(record, EvaluationRecord) else vars(record)
     return {column.name: fields[column.name] for column in table.c if column.name in fields}
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from oialr_training.protocol import Observation, RankUpdate
+from oialr_training.protocol import Observation, RankUpdate, Resources
 
 from oialr_search.storage import open_storage
 from oialr_search.storage.records import (
@@ -130,8 +130,10 @@ def attempt(
         else {},
         trainable_percent=trainable,
         compression_percent=trainable and 2 * trainable,
-        gpu_energy_j=100.0 * number if number != RESUMED else None,
-        peak_host_memory_bytes=2**40,
+        resources=Resources(
+            gpu_energy_j=100.0 * number if number != RESUMED else None,
+            peak_host_memory_bytes=2**40,
+        ),
         log_tail="epoch 1\n\x1b[31mloss [/nan]\nTraceback" if failed else None,
     )  # fmt: skip
     losses = [3.0, 0.5, 1.0] if done else [3.0]
@@ -155,7 +157,7 @@ def attempt(
         else [],
         observations=[
             Observation(step=20, earlier_step=10, layer="blocks.9.fc", stability=0.25,
-                        mixing_similarity=float("nan"))
+                        mixing_similarity=float("nan"), relative_mixing_similarity=0.5)
         ]
         if number == 1
         else [],

@@ -67,6 +67,7 @@ def some_observations(layers: Sequence[str] = LAYERS) -> list[Observation]:
             layer=layer,
             stability=1 - (10 * number + lag) / (100 + step),
             mixing_similarity=1 - (20 * number + lag) / (100 + step),
+            relative_mixing_similarity=1 - (30 * number + lag) / (100 + step),
         )
         for step in range(INTERVAL, STEPS + 1, INTERVAL)
         for lag in sorted(LAGS, reverse=True)
@@ -136,10 +137,26 @@ def test_what_was_not_observed_stays_empty() -> None:
 
 def test_a_single_observation_is_a_figure() -> None:
     only = Observation(
-        step=100, earlier_step=0, layer="head", stability=0.5, mixing_similarity=0.25
+        step=100,
+        earlier_step=0,
+        layer="head",
+        stability=0.5,
+        mixing_similarity=0.25,
+        relative_mixing_similarity=0.125,
     )
     first, second = heatmaps(stability([only], [], ""))
     assert (list(first.x), first.z[0][0], second.z[0][0]) == ([0, 100], 0.5, 0.25)
+
+
+def test_where_eq_5_was_not_observed_the_relative_similarity_is_shown() -> None:
+    old = [dataclasses.replace(o, mixing_similarity=math.nan) for o in some_observations()]
+    figure = stability(old, [], "")
+    titled = list(zip(heatmaps(figure), figure.layout.annotations, strict=True))
+    for panel, annotation in titled[len(LAGS) :]:
+        assert annotation.text.startswith("Mixing similarity, relative to the norms")
+        assert {value for row in panel.z for value in row if value is not None} <= {
+            o.relative_mixing_similarity for o in old
+        }
 
 
 def test_layers_are_named_from_the_input_on_top() -> None:

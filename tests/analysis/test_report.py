@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from oialr_training.errors import ConfigError
-from oialr_training.protocol import Completed, Failed, write_result
+from oialr_training.protocol import Completed, Failed, Resources, write_result
 
 from oialr_search.analysis.plots.catalogue import Source
 from oialr_search.analysis.report import (
@@ -27,7 +28,7 @@ from oialr_search.analysis.report import (
 )
 from oialr_search.storage import open_storage
 from oialr_search.storage.database import Storage
-from oialr_search.storage.records import Outcome, SearchRecord, Status
+from oialr_search.storage.records import EvaluationRecord, Outcome, SearchRecord, Status
 
 from ..conftest import FinishedSearch
 from ..storage.conftest import (  # noqa: F401
@@ -120,17 +121,17 @@ def test_costs_add_up(page: tuple[Source, str]) -> None:
         *rows, everything = table.rows
         assert everything[1:3] == [str(len(evaluations)), f"{hours:.2f}"]
         assert sum(int(row[1]) for row in rows) == len(evaluations)
-    measured = [
-        dataclasses.replace(e, gpu_energy_j=3.6e6, cpu_energy_j=None) for e in evaluations[:2]
-    ]
+
+    def having(evaluation: EvaluationRecord, **resources: Any) -> EvaluationRecord:
+        return dataclasses.replace(evaluation, resources=Resources(**resources))
+
+    measured = [having(e, gpu_energy_j=3.6e6) for e in evaluations[:2]]
     assert costs(measured)[0].rows[-1][-1] == "GPU 2 kWh"
     used = [
-        dataclasses.replace(
-            e, peak_host_memory_bytes=n << 30, peak_gpu_memory_bytes=None, samples_per_s=10.0 * n
-        )
+        having(e, peak_host_memory_bytes=n << 30, samples_per_s=10.0 * n)
         for n, e in enumerate(evaluations[:3], start=1)
     ]
-    nothing = dataclasses.replace(used[0], peak_host_memory_bytes=None, samples_per_s=None)
+    nothing = having(used[0])
     for known in (used, [*used, nothing]):
         assert costs(known)[0].rows[-1][4:7] == ["3.00 GiB", "not measured", "20"]
     assert costs([*measured, *evaluations[2:]])[0].rows[-1][-1] == (

@@ -6,7 +6,7 @@ Both are strict: what is not in the script fails the test.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -47,8 +47,9 @@ class Silence(float):
     """Seconds in which a worker says nothing."""
 
 
-Line = Event | WorkerDied | Silence | type[Message] | Callable[[], object]
-"""What a worker says, how it dies, how long it is silent, what it waits for, what happens then."""
+Line = Event | WorkerDied | Silence | type[Message] | Callable[["ScriptedWorker"], Event | None]
+"""What a worker says, how it dies, how long it is silent, what it waits for, what happens then or
+what it says to that."""
 
 
 class ScriptedWorker(WorkerProcess):
@@ -96,7 +97,8 @@ class ScriptedWorker(WorkerProcess):
                 case event if isinstance(event, Event):
                     said.append(event)
                 case happens:
-                    happens()  # type: ignore[operator]
+                    answer = happens(self)  # type: ignore[operator]
+                    said += [answer] if answer is not None else []
             del self._script[0]
             if not self._script:
                 return said
@@ -123,9 +125,9 @@ class ScriptedWorker(WorkerProcess):
 class Workers:
     """The workers of a rank, script by script; more than these must not be started."""
 
-    def __init__(self, *scripts: Sequence[Line], clock: Clock | None = None) -> None:
+    def __init__(self, scripts: Iterable[Sequence[Line]], clock: Clock) -> None:
         self._scripts = iter(scripts)
-        self._clock = clock or Clock()
+        self._clock = clock
         self.started: list[ScriptedWorker] = []
 
     def __call__(self, settings: WorkerSettings, log_path: Path) -> ScriptedWorker:

@@ -36,7 +36,18 @@ from oialr_search.storage.records import Claim, EvaluationRecord, Status
 
 from ..conftest import DIGITS
 from ..storage.storage_examples import launched_search, new_proposal
-from .scripted import BEGAN, Clock, Line, Silence, Workers, completed, epoch, started, trains
+from .scripted import (
+    BEGAN,
+    Clock,
+    Line,
+    ScriptedWorker,
+    Silence,
+    Workers,
+    completed,
+    epoch,
+    started,
+    trains,
+)
 
 CPU = WorkerSettings(gpu=None, num_threads=3)
 USED = Resources(samples_per_s=7.0, peak_host_memory_bytes=2**30)
@@ -57,7 +68,7 @@ class Rank:
     ) -> None:  # fmt: skip
         self.storage, self.clock, self.folder = storage, clock, folder / "digits"
         self.folder.mkdir(exist_ok=True)
-        self.workers = Workers(*scripts, clock=clock)
+        self.workers = Workers(scripts, clock)
         self.told: list[str] = []
         file = search_file()
         self.evaluator = Evaluator(
@@ -146,7 +157,7 @@ def test_an_evaluation_from_claim_to_outcome(rank: Make) -> None:
     assert not it.evaluator.busy
     record = it.stored(claim)
     assert (record.status, record.fitness, record.reason) == (Status.COMPLETED, 10.0, None)
-    assert (record.samples_per_s, record.peak_host_memory_bytes) == (7.0, 2**30)
+    assert record.resources == USED
     assert record.training_started_at is not None
     assert record.training_started_at.timestamp() == BEGAN
     assert [e.epoch for e in it.storage.epochs(record.id)] == [1, 2]
@@ -210,7 +221,7 @@ def test_who_is_at_fault_decides_whether_it_is_repeated(
     assert (ended.status, ended.fitness) == (Status.FAILED, None)
     record = it.stored(claim)
     assert (record.reason, record.log_tail) == ("no good", "the worker's log\n")
-    assert record.samples_per_s == 7.0
+    assert record.resources.samples_per_s == 7.0
     assert it.status(claim) is (Status.LOST if repeated else Status.FAILED)
     assert it.workers.started[0].killed
     assert (it.evaluator.pause_until > it.clock.now) == repeated
@@ -270,7 +281,7 @@ def test_a_metric_that_is_no_number_is_a_failure(rank: Make) -> None:
 
 
 def test_a_dead_worker_s_result_counts_if_it_was_written(rank: Make) -> None:
-    def writes() -> None:
+    def writes(worker: ScriptedWorker) -> None:
         write_result(Path(claim.evaluation.folder), completed(75.0))
 
     it = rank([Prepare, Evaluate, started(), writes, WorkerDied("ended with exit code 1", 1)])
@@ -305,7 +316,7 @@ class TestStopping:
         record = it.stored(claim)
         assert record.status is it.status(claim) is Status.LOST
         assert record.reason == "the search was stopped after epoch 1"
-        assert (record.fitness, record.metrics, record.samples_per_s) == (None, {}, 7.0)
+        assert (record.fitness, record.metrics, record.resources.samples_per_s) == (None, {}, 7.0)
         assert not it.evaluator.unreliable
 
     def test_one_not_worth_going_on_keeps_its_metrics_and_is_not_repeated(self, rank: Make) -> None:
@@ -325,7 +336,7 @@ class TestStopping:
         assert record.fitness is None
         assert record.metrics == {"epoch": 2.0, **epoch(2).metrics}
         assert (record.trainable_percent, record.compression_percent) == (12.5, 80.0)
-        assert record.samples_per_s == 7.0
+        assert record.resources.samples_per_s == 7.0
         assert not (Path(record.folder).parent / "state.pt").exists()
         (search,) = it.storage.searches()
         (history,) = read_histories(it.folder, search)
@@ -420,8 +431,8 @@ class TestLimits:
         assert it.status(claim) is Status.LOST
 
     def test_a_log_that_is_flooded(self, rank: Make) -> None:
-        def floods() -> None:
-            it.workers.started[0].log_path.write_text("flood\n" * 200_000)
+        def floods(worker: ScriptedWorker) -> None:
+            worker.log_path.write_text("flood\n" * 200_000)
 
         it = rank([Prepare, Ready(), Evaluate, started(), floods, Silence(99)], log_limit_mib=1)
         it.prepare()

@@ -12,7 +12,6 @@ from oialr_search.evaluation.files import OUTCOME_FILE, Ending, read_ending, wri
 from oialr_search.evaluation.outcomes import outcome_of
 from oialr_search.evaluation.repeated_seeds import summary
 from oialr_search.space.fitness import fitness_of
-from oialr_search.storage.records import Outcome
 
 TASK = "minivit_digits"
 COMPLETED = Completed(
@@ -44,7 +43,7 @@ def test_what_was_used_is_kept_however_it_ended(tmp_path: Path) -> None:
     failed = Failed(reason="r", at=1.0, cause="training", resources=USED)
     for result in (replace(COMPLETED, resources=USED), failed):
         outcome = outcome_of(result, "validation_loss", TASK)
-        assert _used(outcome) == _used(outcome_of(result, "validation_top1", TASK)) == USED
+        assert outcome.resources == outcome_of(result, "validation_top1", TASK).resources == USED
         folder = tmp_path / type(result).__name__
         folder.mkdir()
         write_result(folder, result)
@@ -52,11 +51,7 @@ def test_what_was_used_is_kept_however_it_ended(tmp_path: Path) -> None:
         write_record(folder / OUTCOME_FILE, Ending(outcome=outcome))
         assert read == read_ending(folder, "validation_loss", TASK, may_repeat=True)
         assert read
-        assert _used(read.outcome) == USED
-
-
-def _used(outcome: Outcome) -> Resources:
-    return Resources(**{name: getattr(outcome, name) for name in vars(USED)})
+        assert read.outcome.resources == USED
 
 
 def test_a_summary_has_rows_for_what_was_measured() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from oialr_training.protocol import Resources
+
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import (
     EpochRecord,
@@ -20,13 +22,13 @@ SPACE = [
     {"name": "oialr.full_rank_first", "kind": "bool"},
     {"name": "optimizer.name", "kind": "choice", "choices": ["adamw", "sgd"]},
 ]
-RESOURCES: dict[str, Any] = {
-    "gpu_energy_j": 1.5e6,
-    "cpu_energy_j": 0.25,
-    "peak_host_memory_bytes": 2**35,
-    "peak_gpu_memory_bytes": 2**36 + 1,
-    "samples_per_s": 12345.5,
-}
+RESOURCES = Resources(
+    gpu_energy_j=1.5e6,
+    cpu_energy_j=0.25,
+    peak_host_memory_bytes=2**35,
+    peak_gpu_memory_bytes=2**36 + 1,
+    samples_per_s=12345.5,
+)
 HYPERPARAMETERS = {
     "optimizer.lr": 0.001,
     "oialr.delay_steps": 100,

@@ -8,7 +8,7 @@ from datetime import UTC, timedelta, timezone
 from typing import Any
 
 import pytest
-from oialr_training.protocol import Observation, RankUpdate
+from oialr_training.protocol import Observation, RankUpdate, Resources
 from storage_examples import (
     HYPERPARAMETERS,
     RESOURCES,
@@ -272,7 +272,7 @@ class TestEvaluations:
             exit_code=0,
             trainable_percent=12.5,
             compression_percent=101.0,
-            **RESOURCES,
+            resources=RESOURCES,
             finished_at=start + timedelta(minutes=2),
         )
         assert storage.finish_evaluation(evaluation_id, outcome) is True
@@ -293,7 +293,7 @@ class TestEvaluations:
         assert (done.resumed_epoch, done.log_tail) == (3, None)
         assert (done.duration_s, done.finish_number, done.exit_code) == (120.0, 1, 0)
         assert (done.trainable_percent, done.compression_percent) == (12.5, 101.0)
-        assert {name: getattr(done, name) for name in RESOURCES} == RESOURCES
+        assert done.resources == RESOURCES
 
     def test_a_failure_has_a_reason_and_no_fitness(self, storage: Storage) -> None:
         search_id, launch_id = launched_search(storage)
@@ -312,7 +312,7 @@ class TestEvaluations:
         assert (individual.status, individual.fitness) == (Status.FAILED, None)
         assert individual.evaluation.reason == "CUDA out of memory"
         assert individual.evaluation.exit_signal == 9
-        assert {getattr(individual.evaluation, name) for name in RESOURCES} == {None}
+        assert individual.evaluation.resources == Resources()
         assert individual.evaluation.log_tail == "Traceback\n  größer ? ?"
         assert storage.claim(search_id, new_proposal(1), 1, new_runner(launch_id)) is None
 
@@ -359,6 +359,7 @@ class TestEvaluations:
                 layer=layer,
                 stability=0.75,
                 mixing_similarity=math.inf,
+                relative_mixing_similarity=0.25,
             )
             for step, earlier_step in ((200, 0), (200, 100), (2**40, 0))
             for layer in ("blocks.0", "größe")

@@ -1,10 +1,14 @@
-"""The first schema: searches, launches, individuals, evaluations and what they measured."""
+"""The schema of version 0.1.0; what was before it is no longer read."""
 
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0001"
+revision = "0002"
 down_revision = None
+
+STATUS_IS_KNOWN = (
+    "status IN ('queued', 'running', 'completed', 'pruned', 'failed', 'timed_out', 'lost')"
+)
 
 
 def upgrade() -> None:
@@ -52,9 +56,75 @@ def upgrade() -> None:
             comment="oialr_search version that created the search",
         ),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False, comment="UTC"),
+        sa.Column(
+            "last_finish_number",
+            sa.Integer(),
+            server_default=sa.text("0"),
+            nullable=False,
+            comment="how many evaluations have finished",
+        ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_searches")),
         sa.UniqueConstraint("name", name=op.f("uq_searches_name")),
         comment="one optimisation over one space each",
+    )
+    op.create_table(
+        "islands",
+        sa.Column("search_id", sa.Integer(), nullable=False, comment="the search"),
+        sa.Column(
+            "island", sa.Integer(), autoincrement=False, nullable=False, comment="its number"
+        ),
+        sa.Column(
+            "queued",
+            sa.Integer(),
+            server_default=sa.text("0"),
+            nullable=False,
+            comment="bred there and now queued",
+        ),
+        sa.Column(
+            "running",
+            sa.Integer(),
+            server_default=sa.text("0"),
+            nullable=False,
+            comment="bred there and now running",
+        ),
+        sa.Column(
+            "completed",
+            sa.Integer(),
+            server_default=sa.text("0"),
+            nullable=False,
+            comment="bred there and now completed",
+        ),
+        sa.Column(
+            "pruned",
+            sa.Integer(),
+            server_default=sa.text("0"),
+            nullable=False,
+            comment="bred there and now pruned",
+        ),
+        sa.Column(
+            "failed",
+            sa.Integer(),
+            server_default=sa.text("0"),
+            nullable=False,
+            comment="bred there and now failed",
+        ),
+        sa.Column(
+            "timed_out",
+            sa.Integer(),
+            server_default=sa.text("0"),
+            nullable=False,
+            comment="bred there and now timed_out",
+        ),
+        sa.Column(
+            "lost",
+            sa.Integer(),
+            server_default=sa.text("0"),
+            nullable=False,
+            comment="bred there and now lost",
+        ),
+        sa.ForeignKeyConstraint(["search_id"], ["searches.id"], name=op.f("fk_islands_search_id")),
+        sa.PrimaryKeyConstraint("search_id", "island", name=op.f("pk_islands")),
+        comment="individuals of each island by status",
     )
     op.create_table(
         "launches",
@@ -82,6 +152,12 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["search_id"], ["searches.id"], name=op.f("fk_launches_search_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_launches")),
         comment="one mpirun each; a resumed search has several",
+    )
+    op.create_index(
+        op.f("ix_launches_search_id_started_at"),
+        "launches",
+        ["search_id", "started_at"],
+        unique=False,
     )
     op.create_table(
         "individuals",
@@ -117,10 +193,7 @@ def upgrade() -> None:
         ),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False, comment="UTC"),
         sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True, comment="UTC"),
-        sa.CheckConstraint(
-            "status IN ('queued', 'running', 'completed', 'pruned', 'failed', 'timed_out', 'lost')",
-            name=op.f("ck_individuals_status"),
-        ),
+        sa.CheckConstraint(STATUS_IS_KNOWN, name=op.f("ck_individuals_status")),
         sa.CheckConstraint(
             "(status = 'completed') = (fitness IS NOT NULL)",
             name=op.f("ck_individuals_fitness_is_for_completed"),
@@ -141,6 +214,24 @@ def upgrade() -> None:
         ),
         comment="genes and their provenance",
     )
+    op.create_index(
+        op.f("ix_individuals_search_id_fitness_id"),
+        "individuals",
+        ["search_id", "fitness", "id"],
+        unique=False,
+    )
+    op.create_index(
+        op.f("ix_individuals_search_id_island_fitness_id"),
+        "individuals",
+        ["search_id", "island", "fitness", "id"],
+        unique=False,
+    )
+    op.create_index(
+        op.f("ix_individuals_search_id_status_id"),
+        "individuals",
+        ["search_id", "status", "id"],
+        unique=False,
+    )
     op.create_table(
         "evaluations",
         sa.Column(
@@ -148,6 +239,7 @@ def upgrade() -> None:
         ),
         sa.Column("individual_id", sa.Integer(), nullable=False, comment="what was evaluated"),
         sa.Column("attempt", sa.Integer(), nullable=False, comment="1, 2, ... for one individual"),
+        sa.Column("launch_id", sa.Integer(), nullable=False, comment="the launch that evaluated"),
         sa.Column(
             "status",
             sa.String(length=9),
@@ -172,13 +264,16 @@ def upgrade() -> None:
             "started_at",
             sa.DateTime(timezone=True),
             nullable=False,
-            comment="UTC; request sent to the worker",
+            comment="UTC; claimed by its rank",
         ),
         sa.Column(
             "training_started_at",
             sa.DateTime(timezone=True),
             nullable=True,
             comment="UTC; first step",
+        ),
+        sa.Column(
+            "resumed_epoch", sa.Integer(), nullable=True, comment="epochs of an earlier attempt"
         ),
         sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True, comment="UTC"),
         sa.Column(
@@ -202,10 +297,29 @@ def upgrade() -> None:
         sa.Column(
             "compression_percent", sa.Double(), nullable=True, comment="total parameters likewise"
         ),
-        sa.CheckConstraint(
-            "status IN ('queued', 'running', 'completed', 'pruned', 'failed', 'timed_out', 'lost')",
-            name=op.f("ck_evaluations_status"),
+        sa.Column(
+            "log_tail", sa.Text(), nullable=True, comment="end of the log if it did not complete"
         ),
+        sa.Column(
+            "gpu_energy_j", sa.Double(), nullable=True, comment="of the whole GPU, whoever uses it"
+        ),
+        sa.Column(
+            "cpu_energy_j",
+            sa.Double(),
+            nullable=True,
+            comment="of all CPUs of the node, whoever uses them",
+        ),
+        sa.Column(
+            "peak_host_memory_bytes",
+            sa.BigInteger(),
+            nullable=True,
+            comment="with loader processes",
+        ),
+        sa.Column(
+            "peak_gpu_memory_bytes", sa.BigInteger(), nullable=True, comment="of all tensors"
+        ),
+        sa.Column("samples_per_s", sa.Double(), nullable=True, comment="images or windows trained"),
+        sa.CheckConstraint(STATUS_IS_KNOWN, name=op.f("ck_evaluations_status")),
         sa.CheckConstraint(
             "(status = 'completed') = (fitness IS NOT NULL)",
             name=op.f("ck_evaluations_fitness_is_for_completed"),
@@ -213,11 +327,28 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(
             ["individual_id"], ["individuals.id"], name=op.f("fk_evaluations_individual_id")
         ),
+        sa.ForeignKeyConstraint(
+            ["launch_id"], ["launches.id"], name=op.f("fk_evaluations_launch_id")
+        ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_evaluations")),
         sa.UniqueConstraint(
             "individual_id", "attempt", name=op.f("uq_evaluations_individual_id_attempt")
         ),
         comment="one worker process each",
+    )
+    op.create_index(
+        op.f("ix_evaluations_launch_id_finish_number"),
+        "evaluations",
+        ["launch_id", "finish_number"],
+        unique=False,
+    )
+    op.create_index(
+        "ix_evaluations_running",
+        "evaluations",
+        ["launch_id", "world_rank"],
+        unique=False,
+        sqlite_where=sa.text("status = 'running'"),
+        postgresql_where=sa.text("status = 'running'"),
     )
     op.create_table(
         "migrations",
@@ -227,6 +358,7 @@ def upgrade() -> None:
         sa.Column("source_island", sa.Integer(), nullable=False, comment="island that sent it"),
         sa.Column("target_island", sa.Integer(), nullable=False, comment="island that accepted it"),
         sa.Column("accepted_at", sa.DateTime(timezone=True), nullable=False, comment="UTC"),
+        sa.Column("fitness", sa.Double(), nullable=True, comment="of the individual"),
         sa.ForeignKeyConstraint(
             ["individual_id"], ["individuals.id"], name=op.f("fk_migrations_individual_id")
         ),
@@ -238,6 +370,12 @@ def upgrade() -> None:
             "individual_id", "target_island", name=op.f("uq_migrations_individual_id_target_island")
         ),
         comment="individuals accepted by other islands",
+    )
+    op.create_index(
+        op.f("ix_migrations_search_id_target_island_fitness_individual_id"),
+        "migrations",
+        ["search_id", "target_island", "fitness", "individual_id"],
+        unique=False,
     )
     op.create_table(
         "metrics",
@@ -251,6 +389,30 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("evaluation_id", "epoch", "name", name=op.f("pk_metrics")),
         comment="training and validation metrics over time",
+    )
+    op.create_table(
+        "observations",
+        sa.Column("evaluation_id", sa.Integer(), nullable=False, comment="whose"),
+        sa.Column("step", sa.BigInteger(), autoincrement=False, nullable=False, comment="when"),
+        sa.Column(
+            "earlier_step",
+            sa.BigInteger(),
+            autoincrement=False,
+            nullable=False,
+            comment="what it is compared with",
+        ),
+        sa.Column("layer", sa.Text(), nullable=False, comment="which layer"),
+        sa.Column("stability", sa.Double(), nullable=True, comment="of the basis, Eq. (4)"),
+        sa.Column(
+            "mixing_similarity", sa.Double(), nullable=True, comment="of the mixings, Eq. (5)"
+        ),
+        sa.ForeignKeyConstraint(
+            ["evaluation_id"], ["evaluations.id"], name=op.f("fk_observations_evaluation_id")
+        ),
+        sa.PrimaryKeyConstraint(
+            "evaluation_id", "step", "earlier_step", "layer", name=op.f("pk_observations")
+        ),
+        comment="how far bases and mixings have come between two instants",
     )
     op.create_table(
         "rank_updates",
@@ -274,10 +436,15 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Drop all tables."""
-    op.drop_table("rank_updates")
-    op.drop_table("metrics")
-    op.drop_table("migrations")
-    op.drop_table("evaluations")
-    op.drop_table("individuals")
-    op.drop_table("launches")
-    op.drop_table("searches")
+    for table in (
+        "observations",
+        "rank_updates",
+        "metrics",
+        "migrations",
+        "evaluations",
+        "individuals",
+        "launches",
+        "islands",
+        "searches",
+    ):
+        op.drop_table(table)

@@ -38,7 +38,7 @@ from oialr_search.launch.engines import (
 )
 from oialr_search.launch.population import Population
 from oialr_search.space.search_file import SearchSettings
-from oialr_search.storage import Status
+from oialr_search.storage.records import Status
 
 MIX = ("svm", "sgd", "oialr", "bbob-mixint-5", "bbob-mixint-10", "bbob-5", "bbob-10")
 APART = ("boosting", "bbob-3", "bbob-mixint-20", "bbob-20")

@@ -117,7 +117,8 @@ def _run(
     if _already_complete(comm, search_file, settings):
         return exit_codes.FINISHED
     worker_settings = _worker_settings(comm, search_file, settings)
-    engine = engine_for(search_file.space.hyperparameters, search)
+    place = Place(world_rank=comm.rank, world_size=comm.size, num_islands=search.islands)
+    engine = engine_for(search_file.space.hyperparameters, search, place.island)
     warnings: list[str] = []
     with search_folder(comm, settings.search_dir / search.name) as folder:
         logs.append(folder)
@@ -139,7 +140,6 @@ def _run(
         with storage:
             outbox = Outbox(storage, warnings.append)
             evaluator.open(outbox)
-            place = Place(world_rank=comm.rank, world_size=comm.size, num_islands=search.islands)
             display = None
             if comm.rank == 0:
                 console = _console(settings.environment)

@@ -13,8 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from oialr_training.config import AnyTraining, Config, validate, validate_training
+from oialr_training.config import TrainingConfig
 from oialr_training.errors import ConfigError, mistakes, nearest
+from oialr_training.tasks import validate_training
+from oialr_training.validation import Config, validate
 from pydantic import BaseModel, PlainValidator
 
 Value = float | int | bool | str
@@ -75,6 +77,24 @@ class Hyperparameter:
             return min(max(round(value), int(self.low)), int(self.high))
         return min(max(self._interpolate(gene, self.low, self.high), self.low), self.high)
 
+    def encode(self, value: Value) -> float:
+        """The gene of a value: of an integer or a choice, the middle of its share."""
+        if self.choices is not None:
+            return (self.choices.index(value) + 0.5) / len(self.choices)
+        assert self.low is not None
+        assert self.high is not None
+        assert isinstance(value, int | float)
+        if self.kind == "int":
+            low, high = self.low - 0.5, self.high + 0.5
+            ends = (self._position(end, low, high) for end in (value - 0.5, value + 0.5))
+            return sum(ends) / 2
+        return self._position(value, self.low, self.high)
+
+    def _position(self, value: float, low: float, high: float) -> float:
+        if self.scale == "log":
+            return (math.log(value) - math.log(low)) / (math.log(high) - math.log(low))
+        return (value - low) / (high - low)
+
     def _interpolate(self, gene: float, low: float, high: float) -> float:
         if self.scale == "log":
             return math.exp(math.log(low) + gene * (math.log(high) - math.log(low)))
@@ -97,7 +117,7 @@ class SearchSpace:
 
 
 def parse_space(
-    content: Any, task: type[AnyTraining], training: Mapping[str, Any], source: str
+    content: Any, task: type[TrainingConfig], training: Mapping[str, Any], source: str
 ) -> SearchSpace:
     """Build the space over the training configuration `training` of class `task`.
 
@@ -144,7 +164,7 @@ def with_hyperparameters(
 
 
 def _parse_hyperparameter(
-    name: str, entry: Any, task: type[AnyTraining], source: str
+    name: str, entry: Any, task: type[TrainingConfig], source: str
 ) -> Hyperparameter:
     kind = _kind_of(name, task, source)
     if kind == "bool" and entry is None:
@@ -175,7 +195,7 @@ def _parse_hyperparameter(
     return Hyperparameter(name=name, kind=kind, low=given.low, high=given.high, scale=given.scale)
 
 
-def _kind_of(name: str, task: type[AnyTraining], source: str) -> Kind:
+def _kind_of(name: str, task: type[TrainingConfig], source: str) -> Kind:
     """The kind of the training configuration's field at a dotted path."""
     model: type[BaseModel] = task
     keys = name.split(".")

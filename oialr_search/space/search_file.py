@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from oialr_training.config import TASKS, AnyTraining, Config, Fraction, validate, validate_training
+from oialr_training.config import TrainingConfig
 from oialr_training.errors import ConfigError, nearest
+from oialr_training.tasks import TASKS, validate_training
+from oialr_training.validation import Config, Fraction, validate
 from oialr_training.yaml_files import apply_override, in_one_line, parse_assignment, read_yaml
 from pydantic import Field
 
@@ -18,6 +20,9 @@ ENGINES = {
     "propulate": "oialr_search.launch.engines.propulate:PropulateEngine",
     "screened": "oialr_search.launch.engines.screened:ScreenedEngine",
     "random": "oialr_search.launch.engines.random_search:RandomSearch",
+    "sobol": "oialr_search.launch.engines.sobol:SobolSequence",
+    "tpe": "oialr_search.launch.engines.optuna_samplers:TPE",
+    "cmaes": "oialr_search.launch.engines.cmaes:CMAES",
 }
 """Engine → its class, which is imported where it is chosen."""
 
@@ -32,12 +37,15 @@ class SearchSettings(Config):
     evaluations: Annotated[int, Field(ge=1)]
     """Individuals of the whole search, over all ranks."""
     islands: Annotated[int, Field(ge=1)]
-    engine: str = "propulate"
-    """What proposes the next individual of an island."""
+    engine: str = "screened"
+    """What proposes the next individual: one of ENGINES."""
+    engines: list[str] | None = None
+    """An engine for each island, in place of `engine`."""
     population_size: Annotated[int, Field(ge=2)] | None = None
-    """Individuals that an island breeds from (its best); until it has so many, individuals are
-    random. null: twice the number of ranks, as the authors did."""
+    """Individuals that an island breeds from (its best); with `propulate`, individuals are random
+    until it has so many. null: twice the number of ranks, as the authors did."""
     crossover_probability: Fraction = 0.7
+    """Of `propulate`, as what follows."""
     mutation_probability: Fraction = 0.4
     """Probability that one hyperparameter is drawn anew; besides, each child has one moved."""
     mutation_sigma: Annotated[float, Field(gt=0.0, le=1.0)] = 0.05
@@ -70,7 +78,7 @@ class SearchFile:
 
     search: SearchSettings
     space: SearchSpace
-    training: AnyTraining
+    training: TrainingConfig
     pinned: tuple[str, ...]
     """Hyperparameters that an override took out of the space."""
     source: str
@@ -126,16 +134,22 @@ def load_search(
     training_content = {k: v for k, v in content.items() if k not in ("search", "space")}
     search = validate(SearchSettings, content["search"], source, prefix="search.")
     training = validate_training(training_content, source)
-    if search.engine not in ENGINES:
+    for engine in {search.engine, *(search.engines or ())} - ENGINES.keys():
+        key = "engine" if engine == search.engine else "engines"
         raise ConfigError(
-            f"unknown engine {search.engine!r:.80} for `search.engine`"
-            f"{nearest(search.engine, ENGINES)} ({source})"
+            f"unknown engine {engine!r:.80} for `search.{key}`{nearest(engine, ENGINES)} ({source})"
+        )
+    if search.engines is not None and len(search.engines) != search.islands:
+        raise ConfigError(
+            f"`search.engines` names one for each of `search.islands` = {search.islands}, "
+            f"got {len(search.engines)} ({source})"
         )
     task = TASKS[training.task]
-    if search.metric not in task.metrics:
+    metrics = task.validation_metrics()
+    if search.metric not in metrics:
         raise ConfigError(
             f"unknown metric {search.metric!r:.80} for `search.metric`"
-            f"{nearest(search.metric, task.metrics)} ({source})"
+            f"{nearest(search.metric, metrics)} ({source})"
         )
     return SearchFile(
         search=search,

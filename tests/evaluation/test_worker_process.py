@@ -14,7 +14,6 @@ from typing import Any
 
 import psutil
 import pytest
-from oialr_training.config import load_training
 from oialr_training.protocol import (
     Completed,
     Epoch,
@@ -25,6 +24,7 @@ from oialr_training.protocol import (
     Ready,
     Started,
 )
+from oialr_training.tasks import load_training
 
 from oialr_search.evaluation import worker_process
 from oialr_search.evaluation.devices import (
@@ -43,7 +43,7 @@ TIMEOUT_S = 60.0
 
 def tiny(**changes: Any) -> dict[str, Any]:
     """A digits training of a second, as a request carries it."""
-    from oialr_training.config import validate_training
+    from oialr_training.tasks import validate_training
     from oialr_training.yaml_files import read_yaml
 
     content = {k: v for k, v in read_yaml(DIGITS).items() if k not in ("search", "space")}
@@ -267,7 +267,7 @@ def test_a_controller_never_imports_torch() -> None:
     code = (
         "import sys, oialr_search.launch.launch, oialr_search.cli;"
         "import oialr_search.evaluation.repeated_seeds;"
-        "heavy = ('torch', 'timm', 'sklearn', 'oialr_training.tasks');"
+        "heavy = ('torch', 'timm', 'sklearn', 'oialr_training.tasks.components');"
         "print([m for m in heavy if m in sys.modules])"
     )
     result = subprocess.run(

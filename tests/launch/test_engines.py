@@ -31,7 +31,7 @@ from oialr_search.space.hyperparameters import Hyperparameter
 from oialr_search.space.search_file import ENGINES, SearchSettings, load_search
 from oialr_search.storage.records import Status
 
-from ..conftest import DIGITS
+from ..conftest import AUTOFORMER, CIFAR10, DIGITS
 
 HYPERPARAMETERS = (
     Hyperparameter(name="optimizer.lr", kind="float", low=1e-4, high=1e-2, scale="log"),
@@ -156,7 +156,9 @@ class TestContract:
 
     def test_other_numbers_give_another_proposal(self, engine: str) -> None:
         knowledge = knowledge_of(individuals(60))
-        proposals = [make(engine).propose(knowledge, random.Random(n)) for n in range(20)]
+        proposals = [
+            make(engine).propose(replace(knowledge, number=n), random.Random(n)) for n in range(20)
+        ]
         assert len({tuple(proposal.genes.values()) for proposal in proposals}) > 10
 
     def test_it_leaves_all_other_random_numbers_and_what_it_knows_alone(self, engine: str) -> None:
@@ -181,12 +183,31 @@ def test_an_engine_is_imported_where_it_is_chosen() -> None:
 
 
 def test_the_search_file_names_the_engine() -> None:
-    assert load_search(DIGITS).search.engine == "propulate"
+    assert load_search(DIGITS).search.engine == "screened"
+    assert (
+        load_search(CIFAR10).search.engine == load_search(AUTOFORMER).search.engine == "propulate"
+    )
     assert load_search(DIGITS, ["search.engine=random"]).search.engine == "random"
     with pytest.raises(ConfigError) as error:
         load_search(DIGITS, ["search.engine=propulat"])
     assert str(error.value) == (
         f"unknown engine 'propulat' for `search.engine`; did you mean `propulate`? ({DIGITS})"
+    )
+
+
+def test_an_island_may_have_an_engine_of_its_own() -> None:
+    search = load_search(DIGITS, ["search.engines=[screened, random]"]).search
+    engines = [type(engine_for((), search, island)).__name__ for island in (0, 1)]
+    assert engines == ["ScreenedEngine", "RandomSearch"]
+    with pytest.raises(ConfigError) as error:
+        load_search(DIGITS, ["search.engines=[screened, randem]"])
+    assert str(error.value) == (
+        f"unknown engine 'randem' for `search.engines`; did you mean `random`? ({DIGITS})"
+    )
+    with pytest.raises(ConfigError) as error:
+        load_search(DIGITS, ["search.engines=[random, random, random]"])
+    assert str(error.value) == (
+        f"`search.engines` names one for each of `search.islands` = 2, got 3 ({DIGITS})"
     )
 
 

@@ -40,7 +40,10 @@ def told(captured: pytest.CaptureFixture[str]) -> tuple[list[str], list[str]]:
 def test_exactly_the_individuals_asked_for_on_all_islands(
     launches: Launches, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert launches(4, evaluations=30, islands=2, population_size=4) == exit_codes.FINISHED
+    assert (
+        launches(4, evaluations=30, islands=2, population_size=4, engine="propulate")
+        == exit_codes.FINISHED
+    )
     storage, search = launches.stored()
     with storage:
         individuals = storage.individuals(search.id)
@@ -83,11 +86,33 @@ def test_the_same_launch_again_proposes_the_same(launches: Launches, tmp_path: P
     genes = []
     for name in ("first", "second"):
         launches.move_to(tmp_path / name)
-        launches(1, evaluations=8, islands=1, population_size=3)
+        launches(1, evaluations=8, islands=1, engine="propulate", population_size=3)
         storage, search = launches.stored()
         with storage:
             genes.append([i.genes for i in storage.individuals(search.id)])
     assert genes[0] == genes[1]
+
+
+@pytest.mark.parametrize("engine", ["propulate", "screened"])
+def test_a_killed_and_resumed_search_proposes_what_an_undisturbed_one_does(
+    launches: Launches, tmp_path: Path, engine: str
+) -> None:
+    """On one rank to the digit: once while it fills its population, once while it breeds."""
+    proposed = []
+    for kills in ((), (2.3, 8.3)):
+        launches.move_to(tmp_path / f"killed {len(kills)} times")
+        for after_s in kills:
+            kill = {after_s: lambda: launches.stops[0].request(at_once=True)}
+            code = launches(1, at=kill, evaluations=24, islands=1, engine=engine)
+            assert code == exit_codes.STOPPED
+        assert launches(1, evaluations=24, islands=1, engine=engine) == exit_codes.FINISHED
+        storage, search = launches.stored()
+        with storage:
+            individuals = storage.individuals(search.id)
+            attempts = [len(storage.evaluations(i.id)) for i in individuals]
+        assert sum(attempts) == 24 + len(kills)
+        proposed.append([(i.genes, i.parents, i.origin) for i in individuals])
+    assert proposed[0] == proposed[1]
 
 
 class TestRefused:
@@ -396,8 +421,9 @@ class TestFaults:
 
 def test_a_resumed_search_goes_on_on_other_ranks(launches: Launches) -> None:
     """Its population is what the database has, and no proposal is made twice."""
-    assert launches(4, evaluations=8, islands=4, population_size=3) == 0
-    assert launches(2, evaluations=16, islands=2, population_size=3) == 0
+    propulate = {"engine": "propulate", "population_size": 3}
+    assert launches(4, evaluations=8, islands=4, **propulate) == 0
+    assert launches(2, evaluations=16, islands=2, **propulate) == 0
     storage, search = launches.stored()
     with storage:
         individuals = storage.individuals(search.id)
@@ -423,7 +449,7 @@ def test_an_engine_that_needs_them_knows_all_individuals(
             seen.append(dict(zip(known.ids.tolist(), known.fitness.tolist(), strict=True)))
             return Offspring(genes={h.name: random_numbers.random() for h in self.hyperparameters})
 
-    monkeypatch.setattr(launch, "engine_for", Curious)
+    monkeypatch.setattr(launch, "engine_for", lambda space, search, island: Curious(space, search))
     assert launches(2, evaluations=4, islands=2) == 0
     assert seen[0] == {}
     assert list(seen[1]) == [1]

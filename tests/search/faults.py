@@ -27,8 +27,7 @@ DEADLINE_S = 240.0
 # Random individuals on one island: the n-th of one rank is the same in every search.
 VALUES = TINY | {
     "search.islands": "1",
-    "search.random_init_probability": "1.0",
-    "search.population_size": "100",
+    "search.engine": "random",
     "search.failures_in_a_row": "100",
     "model.embed_dim": "16",
     "num_threads": "1",

@@ -19,9 +19,8 @@ import psutil
 import pytest
 import torch
 import yaml
-from oialr_training.config import load_training
 from oialr_training.data import LoadSettings
-from oialr_training.tasks import task_of
+from oialr_training.tasks import load_training
 from safetensors.torch import load_file
 
 from ..conftest import (
@@ -251,7 +250,7 @@ def test_failures_are_rows_and_the_search_goes_on(command: Command) -> None:
     choices = '{"choices": [0.003, 1.0e+30]}'
     values = TINY | {"space.optimizer.lr": choices, "search.islands": "1"}
     # One rank, so the seed decides alone: both rates are among the six.
-    values |= {"search.random_init_probability": "1.0", "search.seed": "3"}
+    values |= {"search.engine": "random", "search.seed": "5"}
     process = command.start("run", DIGITS, "--evaluations", "6", *settings(values))
     assert process.stdout is not None
     killed = False
@@ -390,7 +389,7 @@ def test_autoformer_on_two_islands(tmp_path: Path) -> None:
     assert config.provenance is not None
     result = json.loads((tmp_path / "again" / "seed-42" / "result.json").read_text())
     assert result["metrics"]["validation_mse"] == config.provenance["fitness"]
-    task = task_of(config)
+    task = config.components()
     network = task.build_model().eval()
     network.load_state_dict(load_file(tmp_path / "again" / "seed-42" / "checkpoint.safetensors"))
     load_settings = LoadSettings(batch_size=32, seed=0, device=torch.device("cpu"), num_threads=1)

@@ -79,9 +79,12 @@ class Engine(ABC):
         """The next individual to try; all randomness is of `random_numbers`."""
 
 
-def engine_for(hyperparameters: Sequence[Hyperparameter], settings: SearchSettings) -> Engine:
-    """The engine that the search file names; the others are not even imported."""
-    module, _, name = ENGINES[settings.engine].partition(":")
+def engine_for(
+    hyperparameters: Sequence[Hyperparameter], settings: SearchSettings, island: int = 0
+) -> Engine:
+    """The engine that the search file names for an island; the others are not even imported."""
+    chosen = settings.engines[island] if settings.engines else settings.engine
+    module, _, name = ENGINES[chosen].partition(":")
     engine: type[Engine] = getattr(importlib.import_module(module), name)
     return engine(hyperparameters, settings)
 

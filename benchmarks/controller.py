@@ -28,7 +28,6 @@ from typing import Any
 
 import sqlalchemy as sa
 from instant_search import SEARCH_FILE, distance
-from oialr_training.config import TASKS
 
 from oialr_search.analysis.leaderboard import leaderboard
 from oialr_search.analysis.status import status
@@ -184,7 +183,7 @@ def fill(url: str, folder: Path, stored: int) -> None:
         metric=search_file.search.metric,
         settings=search_file.as_json(),
         space=search_file.space.as_json(),
-        metric_names=[*TASKS[search_file.training.task].metrics, "train_loss"],
+        metric_names=[*search_file.training.validation_metrics(), "train_loss"],
         seed=0,
         evaluations_total=stored,
         version="0",

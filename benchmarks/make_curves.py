@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 from oialr import NotFiniteError
-from oialr_training.config import validate_training
+from oialr_training.errors import DivergedError
 from oialr_training.protocol import Epoch, Event
-from oialr_training.tasks import task_of
-from oialr_training.training import DivergedError, set_up, train
+from oialr_training.tasks import validate_training
+from oialr_training.training import set_up, train
 
 from oialr_search.space.hyperparameters import with_hyperparameters
 from oialr_search.space.search_file import SearchFile, load_search
@@ -66,7 +66,7 @@ def trained(
     hyperparameters = search_file.space.decode(genes)
     content = with_hyperparameters(search_file.training.model_dump(mode="json"), hyperparameters)
     config = validate_training({**content, "seed": seed, "device": "cpu"}, "curves")
-    task, epochs, started = task_of(config), list[dict[str, Any]](), time.process_time()
+    task, epochs, started = config.components(), list[dict[str, Any]](), time.process_time()
 
     def report(event: Event) -> None:
         if isinstance(event, Epoch):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from oialr_training.config import AnyTraining, validate_training
+from oialr_training.config import TrainingConfig
+from oialr_training.tasks import validate_training
 from oialr_training.yaml_files import dump_yaml, parse_yaml
 
 from oialr_search.space.hyperparameters import with_hyperparameters
@@ -56,6 +57,6 @@ def export(storage: Storage, search: SearchRecord, individual: IndividualRecord)
         "git_revision": launch.git_revision,
     }
     text = dump_yaml(content)
-    again: AnyTraining = validate_training(parse_yaml(text, "export"), "export")
+    again: TrainingConfig = validate_training(parse_yaml(text, "export"), "export")
     assert again.model_dump(mode="json") == content, "the exported YAML reads back differently"
     return text

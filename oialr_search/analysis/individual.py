@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from oialr_training.config import TASKS
+from oialr_training.tasks import metric_of
 
 from oialr_search.analysis.choosing import find_individual
 from oialr_search.analysis.leaderboard import finite
@@ -162,11 +162,11 @@ def _evaluation(storage: Storage, search: SearchRecord, evaluation: EvaluationRe
 
 def _course(search: SearchRecord, epochs: Sequence[EpochRecord]) -> dict[str, Row]:
     """Each metric's first, best and last value over the epochs."""
-    task = TASKS.get(search.task)
     course = {}
     for name in dict.fromkeys(name for epoch in epochs for name in epoch.metrics):
         values = [(e.epoch, finite(e.metrics[name])) for e in epochs if name in e.metrics]
-        sign = -1 if task is not None and task.metrics.get(name) == "higher" else 1
+        metric = metric_of(search.task, name)
+        sign = -1 if metric is not None and metric.better == "higher" else 1
         known = [(sign * value, epoch, value) for epoch, value in values if value is not None]
         _, best_epoch, best = min(known, default=(None, None, None))
         course[name] = {

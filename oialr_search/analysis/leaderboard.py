@@ -120,7 +120,7 @@ def _front(
 
 def _objective(search: SearchRecord, text: str) -> tuple[Column, Literal[-1, 1]]:
     """A column to minimise, or with -1 to maximise: the better way, unless the text says it."""
-    from oialr_training.config import TASKS
+    from oialr_training.tasks import metric_of
 
     name, _, way = text.strip().partition(":")
     column = find_column(name, all_columns(search), "--pareto")
@@ -128,8 +128,8 @@ def _objective(search: SearchRecord, text: str) -> tuple[Column, Literal[-1, 1]]
         raise ConfigError(f"`--pareto`: `{column.name}` is no number")
     if way not in ("", "min", "max"):
         raise ConfigError(f"`--pareto`: `:min` or `:max` may follow {name}, got `:{way}`")
-    task = TASKS.get(search.task)
-    higher = task is not None and task.metrics.get(column.name) == "higher"
+    metric = metric_of(search.task, column.name)
+    higher = metric is not None and metric.better == "higher"
     return column, -1 if way == "max" or (higher and not way) else 1
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from oialr_training.config import TASKS
-from oialr_training.errors import ConfigError
-from oialr_training.protocol import RESULT_FILE, Completed, ProtocolError, decode
+from oialr_training.errors import ConfigError, ProtocolError
+from oialr_training.protocol import RESULT_FILE, Completed, decode
+from oialr_training.tasks import TASKS, metric_of
 from oialr_training.yaml_files import dump_yaml
 from plotly.offline import get_plotlyjs
 
@@ -146,7 +146,7 @@ def report(source: Source, contenders: Sequence[Contender], best_yaml: str, at: 
         compared=bool(contenders),
         configuration=configuration(search, best),
         best_yaml=best_yaml,
-        leaderboard=leaders(leaderboard.leaderboard(storage, search, TOP)),
+        leaderboard=leaders(leaderboard.leaderboard(storage, search, TOP), search.task),
         figures=[_figure(name, source) for name in FIGURES],
         failures=failure_kinds(evaluations),
         many_failures=MANY_FAILURES,
@@ -220,7 +220,7 @@ def results(contenders: Sequence[Contender], search: SearchRecord) -> Table:
             )
         rows.append([contender.name, *cells, str(len(contender.runs))])
     return Table(
-        columns=["", *(_heading(name, unit) for name in columns), "seeds"],
+        columns=["", *(_heading(name, search.task, unit) for name in columns), "seeds"],
         rows=rows,
         best=_best_cells(values, metrics, len(contenders), search),
     )
@@ -255,7 +255,7 @@ def key_figures(
             ("best", f"individual {best.id}, {fitness_label(search)} = {shown(best.fitness)}")
         )
         figures += [
-            (metric_label(name), number(value))
+            (metric_label(name, search.task), number(value))
             for name in (search.metric, "trainable_percent", "compression_percent")
             if (value := _figure_of(best.evaluation, name)) is not None
         ]
@@ -282,13 +282,15 @@ def configuration(search: SearchRecord, best: IndividualRecord | None) -> Table:
     return Table(columns=["hyperparameter", heading, "search file", "searched"], rows=rows)
 
 
-def leaders(rows: Sequence[Mapping[str, Any]]) -> Table:
+def leaders(rows: Sequence[Mapping[str, Any]], task: str) -> Table:
     """The leaderboard, turned: a column an individual, as a row would be too long to print."""
     left_out = ("place", "individual", "island", "generation", "duration_s")
     names = [name for name in dict.fromkeys(n for row in rows for n in row) if name not in left_out]
     return Table(
         columns=["individual", *(str(row["individual"]) for row in rows)],
-        rows=[[_heading(name), *(shown(row.get(name), "–") for row in rows)] for name in names],
+        rows=[
+            [_heading(name, task), *(shown(row.get(name), "–") for row in rows)] for name in names
+        ],
     )
 
 
@@ -394,7 +396,7 @@ def _best_row(best: IndividualRecord | None) -> list[Contender]:
 
 def _metric_names(search: SearchRecord) -> list[str]:
     task = TASKS.get(search.task)
-    names = list(task.metrics) if task else list(search.metric_names)
+    names = task.validation_metrics() if task else list(search.metric_names)
     return [*names, *(n.replace("validation_", "test_") for n in names if "validation_" in n)]
 
 
@@ -405,7 +407,6 @@ def _best_cells(
     search: SearchRecord,
 ) -> frozenset[tuple[int, int]]:
     """Where a column of metrics has its best mean; nowhere if there is one row only."""
-    task = TASKS.get(search.task)
     cells = set()
     for column, name in enumerate(metrics, start=1):
         means = {
@@ -413,9 +414,9 @@ def _best_cells(
             for row in range(num_rows)
             if values[row, column] and all(map(math.isfinite, values[row, column]))
         }
-        way = task.metrics.get(name.replace("test_", "validation_")) if task else None
-        if len(means) > 1 and way:
-            best = (min if way == "lower" else max)(means.values())
+        metric = metric_of(search.task, name)
+        if len(means) > 1 and metric:
+            best = min(means.values(), key=metric.fitness)
             cells |= {(row, column) for row, mean in means.items() if mean == best}
     return frozenset(cells)
 
@@ -427,13 +428,13 @@ def _figure_of(evaluation: EvaluationRecord, name: str) -> float | None:
     return evaluation.metrics.get(name)
 
 
-def _heading(name: str, time_unit: str = "s") -> str:
+def _heading(name: str, task: str, time_unit: str = "s") -> str:
     short = {
         "duration_s": f"time ({time_unit})",
         "compression_percent": "compression (%)",
         "trainable_percent": "trainable (%)",
     }
-    return short.get(name) or metric_label(name)
+    return short.get(name) or metric_label(name, task)
 
 
 def _digits(name: str) -> int:

@@ -77,7 +77,7 @@ def train(
 
     Example: `oialr-search train best.yaml --seeds 3`
     """
-    from oialr_training.config import load_training
+    from oialr_training.tasks import load_training
 
     from oialr_search.evaluation import devices, repeated_seeds
 

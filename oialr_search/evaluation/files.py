@@ -20,6 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from oialr_training.errors import ProtocolError
 from oialr_training.protocol import (
     EVENTS_FILE,
     RESULT_FILE,
@@ -29,7 +30,6 @@ from oialr_training.protocol import (
     EventReader,
     Failed,
     Observation,
-    ProtocolError,
     RankUpdate,
     Resources,
     Started,

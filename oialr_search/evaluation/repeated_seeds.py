@@ -12,8 +12,8 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from oialr_training.config import AnyTraining
-from oialr_training.errors import ConfigError
+from oialr_training.config import TrainingConfig
+from oialr_training.errors import ConfigError, ProtocolError
 from oialr_training.protocol import (
     EVENTS_FILE,
     RESULT_FILE,
@@ -23,7 +23,6 @@ from oialr_training.protocol import (
     Event,
     Failed,
     Prepare,
-    ProtocolError,
     decode,
 )
 
@@ -39,7 +38,7 @@ class TrainingFailed(Exception):  # noqa: N818  (an outcome)
 
 
 def train(
-    config: AnyTraining,
+    config: TrainingConfig,
     *,
     folder: Path,
     data_dir: str | None,

@@ -12,7 +12,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from oialr_training.protocol import Event, EventReader, Message, ProtocolError, encode
+from oialr_training.errors import ProtocolError
+from oialr_training.protocol import Event, EventReader, Message, encode
 
 from oialr_search.evaluation.devices import WorkerSettings
 

@@ -16,7 +16,6 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from oialr_training.config import TASKS
 from oialr_training.errors import ConfigError
 from oialr_training.protocol import Epoch, Started
 
@@ -133,7 +132,7 @@ def start_search(
                 metric=search.metric,
                 settings=search_file.as_json(),
                 space=search_file.space.as_json(),
-                metric_names=[*TASKS[search_file.training.task].metrics, "train_loss"],
+                metric_names=[*search_file.training.validation_metrics(), "train_loss"],
                 seed=search.seed,
                 evaluations_total=search.evaluations,
                 version=importlib.metadata.version("oialr-search"),

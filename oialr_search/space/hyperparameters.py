@@ -13,8 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from oialr_training.config import AnyTraining, Config, validate, validate_training
+from oialr_training.config import TrainingConfig
 from oialr_training.errors import ConfigError, mistakes, nearest
+from oialr_training.tasks import validate_training
+from oialr_training.validation import Config, validate
 from pydantic import BaseModel, PlainValidator
 
 Value = float | int | bool | str
@@ -115,7 +117,7 @@ class SearchSpace:
 
 
 def parse_space(
-    content: Any, task: type[AnyTraining], training: Mapping[str, Any], source: str
+    content: Any, task: type[TrainingConfig], training: Mapping[str, Any], source: str
 ) -> SearchSpace:
     """Build the space over the training configuration `training` of class `task`.
 
@@ -162,7 +164,7 @@ def with_hyperparameters(
 
 
 def _parse_hyperparameter(
-    name: str, entry: Any, task: type[AnyTraining], source: str
+    name: str, entry: Any, task: type[TrainingConfig], source: str
 ) -> Hyperparameter:
     kind = _kind_of(name, task, source)
     if kind == "bool" and entry is None:
@@ -193,7 +195,7 @@ def _parse_hyperparameter(
     return Hyperparameter(name=name, kind=kind, low=given.low, high=given.high, scale=given.scale)
 
 
-def _kind_of(name: str, task: type[AnyTraining], source: str) -> Kind:
+def _kind_of(name: str, task: type[TrainingConfig], source: str) -> Kind:
     """The kind of the training configuration's field at a dotted path."""
     model: type[BaseModel] = task
     keys = name.split(".")

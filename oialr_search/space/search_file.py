@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from oialr_training.config import TASKS, AnyTraining, Config, Fraction, validate, validate_training
+from oialr_training.config import TrainingConfig
 from oialr_training.errors import ConfigError, nearest
+from oialr_training.tasks import TASKS, validate_training
+from oialr_training.validation import Config, Fraction, validate
 from oialr_training.yaml_files import apply_override, in_one_line, parse_assignment, read_yaml
 from pydantic import Field
 
@@ -76,7 +78,7 @@ class SearchFile:
 
     search: SearchSettings
     space: SearchSpace
-    training: AnyTraining
+    training: TrainingConfig
     pinned: tuple[str, ...]
     """Hyperparameters that an override took out of the space."""
     source: str
@@ -143,10 +145,11 @@ def load_search(
             f"got {len(search.engines)} ({source})"
         )
     task = TASKS[training.task]
-    if search.metric not in task.metrics:
+    metrics = task.validation_metrics()
+    if search.metric not in metrics:
         raise ConfigError(
             f"unknown metric {search.metric!r:.80} for `search.metric`"
-            f"{nearest(search.metric, task.metrics)} ({source})"
+            f"{nearest(search.metric, metrics)} ({source})"
         )
     return SearchFile(
         search=search,

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from oialr_training.config import TASKS
+from oialr_training.tasks import TASKS
 
 from oialr_search.space.hyperparameters import SearchSpace, parse_space
 from oialr_search.space.search_file import load_search
@@ -65,7 +65,7 @@ def search_record(**changes: Any) -> SearchRecord:
         "metric": METRIC,
         "settings": search_file.as_json(),
         "space": space().as_json(),
-        "metric_names": [*TASKS["minivit_digits"].metrics, "train_loss"],
+        "metric_names": [*TASKS["minivit_digits"].validation_metrics(), "train_loss"],
         "seed": 0,
         "evaluations_total": 200,
         "version": "0.1.0",

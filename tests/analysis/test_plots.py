@@ -15,12 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from oialr.observation import observed_weights
-from oialr_training.config import load_training
 from oialr_training.protocol import Observation, RankUpdate
-from oialr_training.tasks import task_of
-from oialr_training.training import build_scheduler
 
 from oialr_search.analysis.importance import as_study, importances
 from oialr_search.analysis.plots import palette, space
@@ -33,7 +29,6 @@ from oialr_search.analysis.plots.names import PlotName
 from oialr_search.analysis.plots.style import in_network_order
 from oialr_search.analysis.plots.tradeoff import front_of, pareto
 from oialr_search.analysis.plots.trainings import Training, learning_rates, metrics_over_epochs
-from oialr_search.analysis.schedule import learning_rate
 from oialr_search.space.search_file import load_search
 from oialr_search.storage import open_storage
 from oialr_search.storage.records import (
@@ -179,7 +174,7 @@ def test_the_names_of_many_layers_do_not_touch() -> None:
 
 @pytest.mark.parametrize("file", [DIGITS, AUTOFORMER])
 def test_layers_are_in_the_order_of_the_network(file: Path) -> None:
-    network = task_of(load_search(file, (), {}).training).build_model()
+    network = load_search(file, (), {}).training.components().build_model()
     layers = list(observed_weights(network))
     assert len(layers) > 10
     assert in_network_order(sorted(layers)) == layers
@@ -710,29 +705,6 @@ def test_learning_rates_are_those_of_the_epochs() -> None:
     assert (list(untuned.y), untuned.mode) == ([0.3], "markers")
 
 
-@pytest.mark.parametrize(
-    ("file", "changes"),
-    [
-        ("minivit_cifar10_untuned", ["epochs=30"]),
-        ("minivit_cifar10_tuned", ["epochs=25", "scheduler.lr_k_decay=1.7"]),
-        ("minivit_cifar10_baseline", ["epochs=3", "scheduler.warmup_epochs=5"]),
-        ("minivit_cifar10_baseline", ["epochs=3", "scheduler.warmup_epochs=0"]),
-        ("autoformer_ettm2_96_untuned", []),
-        ("autoformer_ettm2_96_tuned", []),
-    ],
-)
-def test_the_planned_learning_rate_is_the_trained_one(file: str, changes: list[str]) -> None:
-    config = load_training(CIFAR10.parent / "training" / f"{file}.yaml", changes)
-    steps = 7
-    weight = torch.nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.AdamW([weight], lr=config.optimizer.lr)
-    scheduler = build_scheduler(config, optimizer, steps)
-    for done in range(config.epochs * steps):
-        used = optimizer.param_groups[0]["lr"]
-        assert learning_rate(config, done, steps) == pytest.approx(used, rel=1e-9)
-        scheduler.step_update(done + 1)
-
-
 def test_metrics_over_epochs_has_the_best_the_rest_and_the_baseline() -> None:
     def training(name: str, *values: float) -> Training:
         epochs = [
@@ -746,6 +718,7 @@ def test_metrics_over_epochs_has_the_best_the_rest_and_the_baseline() -> None:
         [training("x", 0.5, math.nan), training("y", 0.25)],
         [training("full", 1.5)],
         "validation_top1",
+        "validation top-1 (%)",
         "",
     )
     assert [trace.name for trace in figure.data] == ["others", "best", "full"] * 2

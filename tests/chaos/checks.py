@@ -8,9 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from oialr_training.config import validate_training
 from oialr_training.protocol import RESULT_FILE, Epoch, Event
-from oialr_training.tasks import task_of
+from oialr_training.tasks import validate_training
 from oialr_training.training import set_up, train
 from oialr_training.yaml_files import parse_yaml
 
@@ -87,7 +86,7 @@ def check_folders(storage: Storage, search: SearchRecord, damaged: set[Path]) ->
 def check_result(storage: Storage, search: SearchRecord, individual: IndividualRecord) -> None:
     """An undisturbed training of the same configuration comes to the same digits."""
     config = validate_training(parse_yaml(export(storage, search, individual), "export"), "export")
-    task, events = task_of(config), list[Event]()
+    task, events = config.components(), list[Event]()
     with _threads(config.num_threads or 1):
         completed = train(set_up(config, task, task.load_data(None)), events.append).completed
     evaluation = storage.evaluations(individual.id)[-1]

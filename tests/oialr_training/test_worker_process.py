@@ -11,7 +11,6 @@ from typing import Any
 import psutil
 import pytest
 from oialr_training.__main__ import Worker
-from oialr_training.config import load_training
 from oialr_training.protocol import (
     EVENTS_FILE,
     RESULT_FILE,
@@ -28,6 +27,7 @@ from oialr_training.protocol import (
     Stopped,
     decode,
 )
+from oialr_training.tasks import load_training
 
 from ..conftest import SEARCH_SPACES
 from .process import digits, gone, started

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from oialr_training.config import validate_training
 from oialr_training.protocol import Completed, Epoch, Event, Progressed
 from oialr_training.state import StateFile
-from oialr_training.tasks import task_of
+from oialr_training.tasks import validate_training
 from oialr_training.training import Interrupted, Trained, set_up, train
 
 
@@ -27,7 +26,7 @@ def train_here(
     """
     config = validate_training(content, "test")
     torch.set_num_threads(config.num_threads or 1)
-    task, events = task_of(config), list[Event]()
+    task, events = config.components(), list[Event]()
     training = set_up(config, task, task.load_data(data_dir))
     if state:
         more["state_file"] = StateFile(state)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from oialr_training.config import TASKS, AutoformerETTm2, load_training
 from oialr_training.errors import ConfigError
+from oialr_training.tasks import TASKS, load_training
+from oialr_training.tasks.autoformer import AutoformerETTm2
 from oialr_training.yaml_files import parse_yaml
 
 from oialr_search.space.search_file import load_search

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from oialr_training.errors import Cause, ProtocolError
 from oialr_training.whole_files import written_whole
 
 EVENTS_FILE = "events.jsonl"
@@ -25,10 +26,6 @@ MAX_RECORDS = 500
 StopReason = Literal["launch_stops", "pruned"]
 """Why a training ends early: the launch ends and another goes on with it, or it is not worth going
 on with."""
-
-
-class ProtocolError(Exception):
-    """A line that is no message of this protocol."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,10 +192,8 @@ class Failed:
 
     reason: str
     at: float
-    cause: Literal["configuration", "training", "machine"]
-    """What is at fault: the configuration cannot be trained, the training came to no result (it
-    diverged, it raised), or the machine, so that another attempt may succeed (memory, disk, data
-    that cannot be read)."""
+    cause: Cause
+    """What is at fault; where nobody foresaw it, also that of a training that raised."""
     resources: Resources = field(default_factory=Resources)
 
 

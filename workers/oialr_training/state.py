@@ -13,6 +13,7 @@ import json
 import logging
 import pickle
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -20,6 +21,8 @@ import numpy as np
 import torch
 
 from oialr_training.config import TrainingConfig
+from oialr_training.errors import ConfigError
+from oialr_training.tasks import validate_training
 from oialr_training.whole_files import written_whole
 
 log = logging.getLogger("oialr_training")
@@ -42,11 +45,27 @@ def identity(config: TrainingConfig, device: torch.device) -> str:
     Sums depend on the kind of device, on torch, and on a CPU on the number of threads. GPUs are not
     told apart: they do not promise the last digit even to themselves.
     """
-    content = config.model_dump(mode="json", exclude=_WITHOUT_EFFECT)
-    content |= {"torch": torch.__version__, "device": device.type}
+    machine: dict[str, Any] = {"torch": torch.__version__, "device": device.type}
     if device.type == "cpu":
-        content["num_threads"] = torch.get_num_threads()
-    return json.dumps(content, sort_keys=True)
+        machine["num_threads"] = torch.get_num_threads()
+    return _as_text(config, machine)
+
+
+def _as_text(config: TrainingConfig, machine: Mapping[str, Any]) -> str:
+    content = config.model_dump(mode="json", exclude=_WITHOUT_EFFECT)
+    return json.dumps({**content, **machine}, sort_keys=True)
+
+
+def _as_of_today(identity: str) -> str | None:
+    """What an earlier version's identity is today: fields that came later have their defaults."""
+    stored = json.loads(identity)
+    of_machine = stored.keys() & {"torch", "device", "num_threads"}
+    machine = {name: stored.pop(name) for name in of_machine}
+    try:
+        config = validate_training(stored, "state")
+    except ConfigError:
+        return None
+    return _as_text(config, machine)
 
 
 class StateFile:
@@ -87,7 +106,7 @@ class StateFile:
             reason = known or str(error).partition("\n")[0]
             log.warning("starting from the beginning: cannot use %s: %s", self._path, reason)
             return None
-        if content["identity"] != identity:
+        if identity not in (content["identity"], _as_of_today(content["identity"])):
             reason = "it is of another configuration or machine"
             log.warning("starting from the beginning: cannot use %s: %s", self._path, reason)
             return None

@@ -8,11 +8,13 @@ from functools import cached_property
 from typing import TypeVar
 
 import plotly.graph_objects as go
-from oialr_training.config import AnyTraining, validate_training
+from oialr_training.config import TrainingConfig
 from oialr_training.errors import ConfigError
+from oialr_training.schedules import learning_rate
+from oialr_training.tasks import validate_training
 
 from oialr_search.analysis import importance as importance_analysis
-from oialr_search.analysis.labels import describe_search, fitness_label, plain
+from oialr_search.analysis.labels import describe_search, fitness_label, metric_label, plain
 from oialr_search.analysis.plots import space
 from oialr_search.analysis.plots.ancestors import lineage
 from oialr_search.analysis.plots.axes import Axis, axes_of
@@ -22,7 +24,6 @@ from oialr_search.analysis.plots.names import PlotName
 from oialr_search.analysis.plots.palette import evenly
 from oialr_search.analysis.plots.tradeoff import pareto
 from oialr_search.analysis.plots.trainings import Training, learning_rates, metrics_over_epochs
-from oialr_search.analysis.schedule import learning_rate
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import (
     EpochRecord,
@@ -207,6 +208,7 @@ def _epochs(source: Source) -> go.Figure:
         [training for i in rest if (training := _training(source, i)).epochs],
         _baseline_training(source),
         source.search.metric,
+        metric_label(source.search.metric, source.search.task),
         source.subtitle,
         note,
     )
@@ -243,14 +245,14 @@ def _planned(source: Source, epochs: Sequence[EpochRecord]) -> list[Training]:
     if not isinstance(recipe, Mapping) or not steps_per_epoch:
         return []
     try:
-        config: AnyTraining = validate_training(dict(recipe), "the database")
+        config: TrainingConfig = validate_training(dict(recipe), "the database")
     except ConfigError:  # of another version
         return []
     rates = [
         EpochRecord(
             epoch=epoch,
             step=epoch * steps_per_epoch,
-            metrics={"lr": learning_rate(config, epoch * steps_per_epoch - 1, steps_per_epoch)},
+            metrics={"lr": learning_rate(epoch * steps_per_epoch - 1, config, steps_per_epoch)},
         )
         for epoch in range(1, config.epochs + 1)
     ]

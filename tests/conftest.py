@@ -165,6 +165,16 @@ def mpiexec() -> list[str]:
     return [found, "--oversubscribe", *as_root]
 
 
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SQLite file to copy, which takes less than making one."""
+    from oialr_search.storage import open_storage
+
+    path = tmp_path_factory.mktemp("database") / "empty.db"
+    open_storage(str(path), create=True).close()
+    return path
+
+
 @pytest.fixture
 def command(tmp_path: Path) -> Command:
     """Commands in an empty folder."""
@@ -192,9 +202,9 @@ class FinishedSearch:
 
 @pytest.fixture(scope="session")
 def digits_search(tmp_path_factory: pytest.TempPathFactory) -> FinishedSearch:
-    """6 tiny digits evaluations on 2 islands of one rank each; shared, so read it only."""
+    """4 tiny digits evaluations on 2 islands of one rank each; shared, so read it only."""
     command = make_command(tmp_path_factory.mktemp("digits"))
-    arguments: Sequence[str | Path] = ["run", DIGITS, "--evaluations", "6", *settings(TINY)]
+    arguments: Sequence[str | Path] = ["run", DIGITS, "--evaluations", "4", *settings(TINY)]
     result = command(*arguments, ranks=2)
     return FinishedSearch(command, result.stdout)
 

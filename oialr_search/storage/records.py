@@ -267,6 +267,8 @@ class RunningEvaluation:
     hostname: str
     device: str | None
     started_at: datetime
+    training_started_at: datetime | None
+    resumed_epoch: int | None
     last_epoch: int | None
     folder: str
 

@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import Any
 
 from oialr_training.config import TrainingConfig
+from oialr_training.errors import Cause, KnownError
 from oialr_training.protocol import Observation, RankUpdate, Resources
 from typing_extensions import TypeAliasType
 
@@ -24,12 +25,16 @@ JsonValue = TypeAliasType(
 )
 
 
-class StorageError(Exception):
+class StorageError(KnownError):
     """A database that cannot be used as asked; its text is one line for the user."""
+
+    cause: Cause = "configuration"
 
 
 class StorageUnavailable(StorageError):  # noqa: N818  (a state of the database, not a mistake)
     """The database cannot be reached, is locked or full just now: the same call may work later."""
+
+    cause = "machine"
 
 
 class Status(StrEnum):
@@ -282,6 +287,8 @@ class RunningEvaluation:
     hostname: str
     device: str | None
     started_at: datetime
+    training_started_at: datetime | None
+    resumed_epoch: int | None
     last_epoch: int | None
     folder: str
 

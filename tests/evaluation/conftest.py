@@ -12,13 +12,6 @@ from oialr_search.storage import open_storage
 from oialr_search.storage.database import Storage
 
 
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("database") / "empty.db"
-    open_storage(str(path), create=True).close()
-    return path
-
-
 @pytest.fixture
 def storage(empty_database: Path, tmp_path: Path) -> Iterator[Storage]:
     shutil.copy(empty_database, tmp_path / "search.db")

@@ -31,13 +31,6 @@ LASTS_S = 0.5
 Scripts = Callable[[int], Iterable[Sequence[Line]]]
 
 
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("database") / "empty.db"
-    open_storage(str(path), create=True).close()
-    return path
-
-
 @cache
 def search_file() -> SearchFile:
     return load_search(DIGITS)

@@ -36,11 +36,10 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
         yield server.url
 
 
-@pytest.mark.slow
-def test_each_individual_is_stored_once(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/search.db"
-    run(tmp_path, url, ranks=8, evaluations=400, seconds=0.0)
-    check(tmp_path, url, ranks=8, evaluations=400)
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_each_individual_is_stored_once(tmp_path: Path, database_url: str) -> None:
+    run(tmp_path, database_url, ranks=4, evaluations=100, seconds=0.0)
+    check(tmp_path, database_url, ranks=4, evaluations=100)
 
 
 @pytest.mark.slow

@@ -563,10 +563,12 @@ def test_where_all_are_alike_no_variance_is_explained() -> None:
 
 
 def test_importance_of_values_that_the_space_no_longer_holds() -> None:
-    entries = [
-        {"name": "a", "kind": "float", "low": 0.0, "high": 1.0},
-        {"name": "b", "kind": "choice", "choices": ("x", "y")},
-    ]
+    searched = SearchSpace(
+        (
+            Hyperparameter(name="a", kind="float", low=0.0, high=1.0),
+            Hyperparameter(name="b", kind="choice", choices=("x", "y")),
+        )
+    )
     individuals = [
         made(n, abs(n / 20 - 1), hyperparameters={"a": n / 20, "b": "xyz"[n % 3]})
         for n in range(1, 61)

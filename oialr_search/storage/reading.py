@@ -11,8 +11,10 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 import sqlalchemy as sa
+from oialr_training.errors import ConfigError
 from oialr_training.protocol import Observation, RankUpdate, Resources
 
+from oialr_search.space.hyperparameters import SearchSpace
 from oialr_search.storage import queries
 from oialr_search.storage.errors import storage_errors
 from oialr_search.storage.records import (
@@ -26,6 +28,7 @@ from oialr_search.storage.records import (
     RunningEvaluation,
     SearchRecord,
     Status,
+    StorageError,
     StorageUnavailable,
 )
 from oialr_search.storage.schema import (
@@ -178,7 +181,8 @@ class StorageReader(AbstractContextManager["StorageReader"]):
             sa.select(
                 evaluations.c.id.label("evaluation_id"),
                 *evaluations.c["individual_id", "attempt", "world_rank", "hostname", "device"],
-                *evaluations.c["started_at", "last_epoch", "folder"],
+                *evaluations.c["started_at", "training_started_at", "resumed_epoch"],
+                *evaluations.c["last_epoch", "folder"],
                 *individuals.c["island", "island_rank"],
             )
             .join_from(individuals, evaluations)
@@ -418,7 +422,7 @@ class StorageReader(AbstractContextManager["StorageReader"]):
             return [tuple(row) for row in found]
 
     def last_finishes(self, launch_id: int, limit: int) -> Sequence[tuple[datetime, int]]:
-        """Return when a launch's latest evaluations ended and on which islands, latest first."""
+        """Return when a launch's latest evaluations ended and where, latest first; not the lost."""
         with self._reading() as connection:
             return queries.last_finishes(connection, launch_id, limit)
 
@@ -465,7 +469,22 @@ def read_searches(
         .where(*conditions)
         .order_by(last_launch_at.desc().nulls_last(), searches.c.id.desc())
     )
-    return [SearchRecord(**row) for row in connection.execute(query).mappings()]
+    return [
+        SearchRecord(**{**row, "space": read_space(row["name"], row["space"])})
+        for row in connection.execute(query).mappings()
+    ]
+
+
+def read_space(search: str, content: Any) -> SearchSpace:
+    """Return a search's space.
+
+    Raises:
+        StorageError: when this version does not know all of it.
+    """
+    try:
+        return SearchSpace.from_json(content, f"search {search!r} as it is stored")
+    except ConfigError as error:
+        raise StorageError(str(error)) from None
 
 
 def read_evaluations(connection: sa.Connection, query: sa.Select[Any]) -> list[EvaluationRecord]:

@@ -26,6 +26,7 @@ from oialr_search.analysis.report import (
     report,
     results,
 )
+from oialr_search.space.hyperparameters import Hyperparameter, SearchSpace
 from oialr_search.storage import open_storage
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import EvaluationRecord, Outcome, SearchRecord, Status
@@ -36,7 +37,15 @@ from ..storage.conftest import (  # noqa: F401
     new_postgres_database,
     postgres_server,
 )
-from ..storage.storage_examples import SPACE, launched_search, new_launch, new_proposal, new_runner
+from ..storage.storage_examples import (
+    SPACE,
+    epoch_record,
+    launched_search,
+    new_launch,
+    new_proposal,
+    new_runner,
+    started_evaluation,
+)
 from .plausible_search import store_plausible_search
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -193,6 +202,21 @@ def test_seeds_are_a_mean_and_a_deviation(tmp_path: Path, page: tuple[Source, st
     assert mean_and_deviation([float("nan"), 1.0], 2) == "not a number"
 
 
+def test_the_best_s_time_is_of_all_its_attempts_as_a_contender_s(tmp_path: Path) -> None:
+    """The last attempt of a training of half an hour took over its epochs and ended at once."""
+    with open_storage(f"sqlite:///{tmp_path}/search.db", create=True) as storage:
+        ids = launched_search(storage)
+        _, evaluation = started_evaluation(storage, *ids)
+        for epoch in range(1, 4):
+            storage.add_epoch(evaluation, epoch_record(epoch, epoch_s=600.0))
+        completed = Outcome(status=Status.COMPLETED, fitness=1.0, trainable_percent=9.0)
+        storage.finish_evaluation(evaluation, completed)
+        [search] = storage.searches()
+        text = report(Source(storage=storage, search=search), [], "", AT)
+    assert "time (min)" in Page(text).text
+    assert "30.00" in Page(text).text
+
+
 def test_what_cannot_be_compared_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "failed" / "seed-1").mkdir(parents=True)
     write_result(tmp_path / "failed" / "seed-1", Failed(reason="no", at=0.0, cause="training"))
@@ -213,10 +237,8 @@ def test_what_cannot_be_compared_is_one_line(tmp_path: Path) -> None:
 
 def store_hostile_search(storage: Storage) -> SearchRecord:
     """A failure and a success whose every text is hostile."""
-    space = [
-        *SPACE[:3],
-        {"name": "optimizer.name", "kind": "choice", "choices": ["adamw", HOSTILE]},
-    ]
+    hostile = Hyperparameter(name="optimizer.name", kind="choice", choices=("adamw", HOSTILE))
+    space = SearchSpace((*SPACE.hyperparameters[:3], hostile))
     search_id, launch_id = launched_search(storage, name=HOSTILE, metric=HOSTILE, space=space)
     storage.start_launch(
         new_launch(search_id, hostname=HOSTILE, command_line=HOSTILE, git_revision=HOSTILE)

@@ -25,6 +25,7 @@ from oialr_search.analysis.labels import fitness_label, metric_label, status_lab
 from oialr_search.analysis.plots.catalogue import Source, draw
 from oialr_search.analysis.plots.names import PlotName
 from oialr_search.analysis.plots.writing import IN_PAGE
+from oialr_search.storage.database import Storage
 from oialr_search.storage.records import (
     EvaluationRecord,
     IndividualRecord,
@@ -142,7 +143,7 @@ def report(source: Source, contenders: Sequence[Contender], best_yaml: str, at: 
         progress=progress_of(status.status(storage, search, at)),
         best=best,
         key_figures=key_figures(source.individuals, evaluations, best, search),
-        results=results([*contenders, *_best_row(best)], search),
+        results=results([*contenders, *_best_row(best, storage)], search),
         compared=bool(contenders),
         configuration=configuration(search, best),
         best_yaml=best_yaml,
@@ -382,13 +383,19 @@ def _energy(evaluations: Sequence[EvaluationRecord]) -> str:
     return ", ".join(texts) or NOT_MEASURED
 
 
-def _best_row(best: IndividualRecord | None) -> list[Contender]:
+def _best_row(best: IndividualRecord | None, storage: Storage) -> list[Contender]:
     if best is None or best.evaluation is None:
         return []
     evaluation = best.evaluation
     run = dict(evaluation.metrics)
-    for name in ("duration_s", "trainable_percent", "compression_percent"):
-        value = getattr(evaluation, name)
+    # As a worker counts: with the epochs of earlier attempts that this one took over.
+    epochs_s = [epoch.metrics.get("epoch_s", math.nan) for epoch in storage.epochs(evaluation.id)]
+    seconds = sum(epochs_s) if epochs_s else math.nan
+    for name, value in (
+        ("duration_s", seconds if math.isfinite(seconds) else None),
+        ("trainable_percent", evaluation.trainable_percent),
+        ("compression_percent", evaluation.compression_percent),
+    ):
         if value is not None:
             run[name] = value
     return [Contender(name=f"best of the search (individual {best.id})", runs=[run])]

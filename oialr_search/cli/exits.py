@@ -7,10 +7,9 @@ import sys
 import time
 import traceback
 
-from oialr_training.errors import ConfigError
+from oialr_training.errors import KnownError
 
 from oialr_search import exit_codes
-from oialr_search.storage.records import StorageError
 
 # Rank of this process in a launch, as the launchers announce it before MPI is initialised.
 WORLD_RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
@@ -20,14 +19,12 @@ HEAD_START_S = 2.0
 def exit_code_of(error: BaseException) -> int:
     """Tell what went wrong, and return the exit code of its kind."""
     match error:
-        case ConfigError() | StorageError():
+        case KnownError(cause="training"):
+            return _complain(error, exit_codes.INTERNAL)
+        case KnownError():
             return _complain(error, exit_codes.CONFIG)
         case KeyboardInterrupt():
             return exit_codes.INTERRUPTED
-    from oialr_search.evaluation.repeated_seeds import TrainingFailed
-
-    if isinstance(error, TrainingFailed):
-        return _complain(error, exit_codes.INTERNAL)
     show, code = getattr(error, "show", None), getattr(error, "exit_code", None)
     if show is None or code is None:  # none of typer's own
         traceback.print_exception(error)

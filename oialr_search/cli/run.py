@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from oialr_training.errors import ConfigError
 
 from oialr_search.cli.options import (
     SEARCH_DIR,
@@ -97,20 +96,17 @@ def import_(
 
     Example: `oialr-search import searches/minivit_cifar10`
     """
-    from oialr_search.evaluation.files import FolderError, search_folders
+    from oialr_search.evaluation.files import search_folders
     from oialr_search.launch.resuming import import_search
 
     url = database_url(db, search_dir)
-    try:
-        folders = search_folders(folder)
-        with open_storage(url, create=True) as storage:
-            for path in folders:
-                search, number, mistakes = import_search(storage, path)
-                for mistake in mistakes:
-                    print(f"warning: left out: {mistake}", file=sys.stderr)
-                print(f"search {search.name!r}: {number} individuals imported")
-    except FolderError as error:
-        raise ConfigError(str(error)) from None
+    folders = search_folders(folder)
+    with open_storage(url, create=True) as storage:
+        for path in folders:
+            search, number, mistakes = import_search(storage, path)
+            for mistake in mistakes:
+                print(f"warning: left out: {mistake}", file=sys.stderr)
+            print(f"search {search.name!r}: {number} individuals imported")
 
 
 def validate(

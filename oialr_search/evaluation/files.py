@@ -20,7 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from oialr_training.errors import ProtocolError
+from oialr_training.errors import KnownError, ProtocolError
 from oialr_training.protocol import (
     EVENTS_FILE,
     RESULT_FILE,
@@ -67,8 +67,10 @@ STATE_FILE = "state.pt"
 R = TypeVar("R")
 
 
-class FolderError(Exception):
+class FolderError(KnownError):
     """A search's folder that cannot be read; its text is one line for the user."""
+
+    cause = "configuration"
 
 
 @dataclass(frozen=True, kw_only=True)

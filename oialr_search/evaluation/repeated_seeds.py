@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from oialr_training.config import TrainingConfig
-from oialr_training.errors import ConfigError, ProtocolError
+from oialr_training.errors import ConfigError, KnownError, ProtocolError
 from oialr_training.protocol import (
     EVENTS_FILE,
     RESULT_FILE,
@@ -33,8 +33,10 @@ METRICS_FILE = "metrics.jsonl"
 POLL_S = 0.5
 
 
-class TrainingFailed(Exception):  # noqa: N818  (an outcome)
+class TrainingFailed(KnownError):  # noqa: N818  (an outcome)
     """A training did not reach its end."""
+
+    cause = "training"
 
 
 def train(

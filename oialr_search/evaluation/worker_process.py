@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from oialr_training.errors import ProtocolError
+from oialr_training.errors import KnownError, ProtocolError
 from oialr_training.protocol import Event, EventReader, Message, encode
 
 from oialr_search.evaluation.devices import WorkerSettings
@@ -32,8 +32,10 @@ KILL_LIMIT_S = 5.0
 ENDING_LIMIT_S = 60.0
 
 
-class WorkerDied(Exception):  # noqa: N818  (an event of the worker's life, not a mistake of ours)
+class WorkerDied(KnownError):  # noqa: N818  (an event of the worker's life, not a mistake of ours)
     """The worker process ended, or spoke nonsense, without a result."""
+
+    cause = "machine"
 
     def __init__(self, reason: str, exit_code: int | None = None) -> None:
         super().__init__(reason)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 
+from oialr_training.errors import KnownError
+
 from oialr_search import exit_codes
 from oialr_search.launch.islands import wait
 from oialr_search.launch.mpi import MPI
@@ -12,12 +14,14 @@ from oialr_search.storage.records import StorageUnavailable
 PASSING_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
-class LaunchError(Exception):
+class LaunchError(KnownError):
     """This launch cannot begin; every rank ends with the same exit code."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+        mistaken = exit_code in (exit_codes.USAGE, exit_codes.CONFIG)
+        self.cause = "configuration" if mistaken else "machine"
 
 
 def agree(comm: MPI.Comm, mistake: str | None, exit_code: int) -> None:

@@ -170,11 +170,18 @@ def _value(column: Column, places: sa.Subquery, dialect: str) -> sa.ColumnElemen
 def last_finishes(
     connection: sa.Connection, launch_id: int, limit: int
 ) -> Sequence[tuple[datetime, int]]:
-    """When a launch's last evaluations ended, and on which islands; the latest first."""
+    """When a launch's last evaluations ended, and on which islands; the latest first.
+
+    Those that were stopped or lost are no end: they will be repeated.
+    """
     query = (
         sa.select(evaluations.c.finished_at, individuals.c.island)
         .join_from(evaluations, individuals)
-        .where(evaluations.c.launch_id == launch_id, evaluations.c.finish_number.is_not(None))
+        .where(
+            evaluations.c.launch_id == launch_id,
+            evaluations.c.finish_number.is_not(None),
+            evaluations.c.status != Status.LOST,
+        )
         .order_by(evaluations.c.finish_number.desc())
         .limit(limit)
     )

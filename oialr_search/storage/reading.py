@@ -178,7 +178,8 @@ class StorageReader(AbstractContextManager["StorageReader"]):
             sa.select(
                 evaluations.c.id.label("evaluation_id"),
                 *evaluations.c["individual_id", "attempt", "world_rank", "hostname", "device"],
-                *evaluations.c["started_at", "last_epoch", "folder"],
+                *evaluations.c["started_at", "training_started_at", "resumed_epoch"],
+                *evaluations.c["last_epoch", "folder"],
                 *individuals.c["island", "island_rank"],
             )
             .join_from(individuals, evaluations)
@@ -418,7 +419,7 @@ class StorageReader(AbstractContextManager["StorageReader"]):
             return [tuple(row) for row in found]
 
     def last_finishes(self, launch_id: int, limit: int) -> Sequence[tuple[datetime, int]]:
-        """Return when a launch's latest evaluations ended and on which islands, latest first."""
+        """Return when a launch's latest evaluations ended and where, latest first; not the lost."""
         with self._reading() as connection:
             return queries.last_finishes(connection, launch_id, limit)
 

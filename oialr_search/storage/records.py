@@ -10,25 +10,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
+from oialr_training.errors import Cause, KnownError
 from oialr_training.protocol import Observation, RankUpdate, Resources
 from typing_extensions import TypeAliasType
-
-if TYPE_CHECKING:
-    pass
 
 JsonValue = TypeAliasType(
     "JsonValue", "bool | int | float | str | Sequence[JsonValue] | Mapping[str, JsonValue] | None"
 )
 
 
-class StorageError(Exception):
+class StorageError(KnownError):
     """A database that cannot be used as asked; its text is one line for the user."""
+
+    cause: Cause = "configuration"
 
 
 class StorageUnavailable(StorageError):  # noqa: N818  (a state of the database, not a mistake)
     """The database cannot be reached, is locked or full just now: the same call may work later."""
+
+    cause = "machine"
 
 
 class Status(StrEnum):
@@ -266,6 +267,8 @@ class RunningEvaluation:
     hostname: str
     device: str | None
     started_at: datetime
+    training_started_at: datetime | None
+    resumed_epoch: int | None
     last_epoch: int | None
     folder: str
 

@@ -112,9 +112,9 @@ def _status_lines(status: Row, now: datetime) -> list[tuple[str, str]]:
     if not status["remaining"]:
         lines.append(("expected end", "complete"))
     elif end is None:
-        over = launch and launch["ended_at"]
-        going_on = "stopped: the same command goes on" if over else "unknown: nothing has ended yet"
-        lines.append(("expected end", going_on))
+        stopped = launch and launch["ended_at"]
+        why = "stopped: the same command goes on" if stopped else "unknown: no epoch has ended yet"
+        lines.append(("expected end", why))
     else:
         left = duration((datetime.fromisoformat(end) - now).total_seconds())
         lines.append(("expected end", f"{_local(end)}, in {left}, if it goes on like this"))
@@ -123,8 +123,8 @@ def _status_lines(status: Row, now: datetime) -> list[tuple[str, str]]:
 
 def _launch(launch: Row, now: datetime) -> str:
     text = (
-        f"{launch['launch']} of {launch['world_size']} rank(s) on {launch['num_islands']} "
-        f"island(s), from {launch['hostname']}"
+        f"{launch['launch']}: {launch['world_size']} rank(s) on {launch['num_islands']} island(s), "
+        f"from {launch['hostname']}"
     )
     if launch["ended_at"] is None:
         since = _ago(launch["started_at"], now)

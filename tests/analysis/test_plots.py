@@ -357,6 +357,17 @@ def test_the_commands_do_not_wait_for_plotly() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_a_figure_does_not_wait_for_what_importance_needs() -> None:
+    code = (
+        "import sys, oialr_search.analysis.plots.catalogue;"
+        "print(*{'sklearn', 'scipy', 'pandas', 'optuna'} & set(sys.modules))"
+    )
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    )
+    assert loaded.stdout.split() == []
+
+
 OF_A_SEARCH = [name for name in PlotName if name is not PlotName.STABILITY]
 
 

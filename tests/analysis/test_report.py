@@ -36,7 +36,15 @@ from ..storage.conftest import (  # noqa: F401
     new_postgres_database,
     postgres_server,
 )
-from ..storage.storage_examples import SPACE, launched_search, new_launch, new_proposal, new_runner
+from ..storage.storage_examples import (
+    SPACE,
+    epoch_record,
+    launched_search,
+    new_launch,
+    new_proposal,
+    new_runner,
+    started_evaluation,
+)
 from .plausible_search import store_plausible_search
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -191,6 +199,21 @@ def test_seeds_are_a_mean_and_a_deviation(tmp_path: Path, page: tuple[Source, st
     }
     assert table.rows[1][columns.index("trainable (%)")] == "–"
     assert mean_and_deviation([float("nan"), 1.0], 2) == "not a number"
+
+
+def test_the_best_s_time_is_of_all_its_attempts_as_a_contender_s(tmp_path: Path) -> None:
+    """The last attempt of a training of half an hour took over its epochs and ended at once."""
+    with open_storage(f"sqlite:///{tmp_path}/search.db", create=True) as storage:
+        ids = launched_search(storage)
+        _, evaluation = started_evaluation(storage, *ids)
+        for epoch in range(1, 4):
+            storage.add_epoch(evaluation, epoch_record(epoch, epoch_s=600.0))
+        completed = Outcome(status=Status.COMPLETED, fitness=1.0, trainable_percent=9.0)
+        storage.finish_evaluation(evaluation, completed)
+        [search] = storage.searches()
+        text = report(Source(storage=storage, search=search), [], "", AT)
+    assert "time (min)" in Page(text).text
+    assert "30.00" in Page(text).text
 
 
 def test_what_cannot_be_compared_is_one_line(tmp_path: Path) -> None:

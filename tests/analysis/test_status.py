@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from oialr_search.terminal.screens import duration
 
 from ..conftest import Command
 from ..storage.storage_examples import (
+    epoch_record,
     launched_search,
     new_search,
     started_evaluation,
@@ -62,10 +63,13 @@ def test_status_of_a_running_search(url: str) -> None:
 
 
 def test_the_pace_and_the_expected_end(url: str) -> None:
-    """12 endings in 140 minutes, 5 in the last hour: too few, so the whole launch counts."""
+    """11 endings in 140 minutes, 5 in the last hour: too few, so the whole launch counts.
+
+    A twelfth evaluation, which was stopped, is repeated and so no ending.
+    """
     status = status_of(url)
     assert status["per_hour_over_s"] == 140 * 60
-    assert status["per_hour"] == pytest.approx(12 / (140 / 60))
+    assert status["per_hour"] == pytest.approx(11 / (140 / 60))
     left = timedelta(hours=9 / status["per_hour"])
     assert status["expected_end"] == (NOW + left).isoformat(timespec="seconds")
     assert sum(row["per_hour"] for row in status["islands"]) == pytest.approx(status["per_hour"])
@@ -83,6 +87,26 @@ def test_the_last_hour_counts_where_enough_ended(
     monkeypatch.setattr("oialr_search.analysis.status.MOST_FINISHES", 3)
     few = status_of(url, now)  # since the first of the three, at 101.5
     assert few["per_hour_over_s"] == pytest.approx(23.5 * 60)
+
+
+def test_before_anything_has_ended_epochs_tell_the_end(tmp_path: Path) -> None:
+    """Of four trainings of 10 epochs, one has done 5 in 100 s; the next has not done one yet."""
+    settings = {"training": {"epochs": 10}}
+    with open_storage(f"{tmp_path}/search.db", create=True) as storage:
+        ids = launched_search(storage, settings=settings, evaluations_total=4)
+        _, evaluation = started_evaluation(storage, *ids)
+        search = choose_search(storage, None)
+        begin = datetime(2026, 1, 1, tzinfo=UTC)
+        storage.mark_training_started(evaluation, begin, resumed_epoch=0)
+        now = begin + timedelta(seconds=100)
+        assert read_status(storage, search, now)["expected_end"] is None
+        for epoch in range(1, 6):
+            storage.add_epoch(evaluation, epoch_record(epoch, train_loss=1.0))
+        found = read_status(storage, search, now)["expected_end"]
+        assert found == (now + timedelta(seconds=3.5 * 200)).isoformat()
+        started_evaluation(storage, *ids, 1)  # two at a time
+        found = read_status(storage, search, now)["expected_end"]
+        assert found == (now + timedelta(seconds=3.5 * 200 / 2)).isoformat()
 
 
 def test_an_ended_launch_has_no_expected_end(tmp_path: Path, command: Command) -> None:
@@ -104,6 +128,7 @@ def test_the_status_command(seen_urls: dict[str, str], command: Command) -> None
         "seen: minivit_digits, validation_top1",
         "12 of 20 begun: 8 completed, 1 running, 2 failed, 1 timed out",
         "individual 5, fitness 2, 40 % trainable",
+        "1: 2 rank(s) on 2 island(s), from node1",
         "evaluations an hour",
         "1 of 3",
         "diverged: train_loss is",
@@ -250,5 +275,5 @@ def test_a_search_without_individuals(kind: str, new_url: Any, command: Command)
         storage.create_search(new_search())
     text = command("status", "--db", url).stdout
     assert "0 of 3 begun" in text
-    assert "unknown: nothing has ended yet" in text
+    assert "unknown: no epoch has ended yet" in text
     assert "no such individual" in command("leaderboard", "--db", url).stdout

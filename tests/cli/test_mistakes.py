@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 from oialr_training.protocol import Completed, write_result
 
-from oialr_search.cli.time_limit import parse_duration
-
 from ..conftest import CIFAR10, DIGITS, SEARCH_SPACES, Command, FinishedSearch
 
 BASELINE = SEARCH_SPACES / "training" / "minivit_cifar10_baseline.yaml"
@@ -158,12 +156,6 @@ def test_an_existing_training_is_not_overwritten(command: Command) -> None:
     )
     words = ["holds a training already", "--output"]
     assert_one_line(command, "train", BASELINE, "--output", "out", code=78, words=words)
-
-
-def test_durations() -> None:
-    cases = {"90": 90, "90s": 90, "1.5m": 90, "2h": 7200, "1d": 86400, "30:00": 1800}
-    cases |= {"1:30:00": 5400, "1-12:00:00": 129600}
-    assert {text: parse_duration(text) for text in cases} == cases
 
 
 def test_every_command_has_help_with_an_example(command: Command) -> None:

@@ -1,12 +1,19 @@
 """What can go wrong, whose fault it is, and how the user's mistakes are told.
 
-    KnownError                  cause
-    ├── ConfigError             configuration
-    ├── DataError               machine
-    │   └── DataSettingsError   configuration
-    ├── DeviceError             machine
-    ├── DivergedError           training
-    └── ProtocolError           machine
+    KnownError                    cause
+    ├── ConfigError               configuration
+    ├── DataError                 machine
+    │   └── DataSettingsError     configuration
+    ├── DeviceError               machine
+    ├── DivergedError             training
+    ├── ProtocolError             machine
+    │   of the search, beside the code that raises them:
+    ├── StorageError              configuration   storage/records.py
+    │   └── StorageUnavailable    machine
+    ├── FolderError               configuration   evaluation/files.py
+    ├── WorkerDied                machine         evaluation/worker_process.py
+    ├── TrainingFailed            training        evaluation/repeated_seeds.py
+    └── LaunchError               as of what all ranks end with   launch/agreement.py
 
 The method has a root of its own, `oialr.OIALRError`; its fault is the configuration.
 """
@@ -15,7 +22,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 Cause = Literal["configuration", "training", "machine"]
 
@@ -25,7 +32,7 @@ MAX_MISTAKES = 20
 class KnownError(Exception):
     """An error that we foresee; its text says all, in one line or one for each mistake."""
 
-    cause: ClassVar[Cause]
+    cause: Cause
     """What is at fault: the configuration cannot be trained, the training came to no result, or
     the machine, so that another attempt may succeed."""
 
@@ -39,7 +46,7 @@ class ConfigError(KnownError):
 class DataError(KnownError):
     """The data set is missing or is not what it should be."""
 
-    cause: ClassVar[Cause] = "machine"
+    cause: Cause = "machine"
 
 
 class DataSettingsError(DataError):

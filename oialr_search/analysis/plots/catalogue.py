@@ -13,7 +13,6 @@ from oialr_training.errors import ConfigError
 from oialr_training.schedules import learning_rate
 from oialr_training.tasks import validate_training
 
-from oialr_search.analysis import importance as importance_analysis
 from oialr_search.analysis.labels import describe_search, fitness_label, metric_label, plain
 from oialr_search.analysis.plots import space
 from oialr_search.analysis.plots.ancestors import lineage
@@ -143,13 +142,16 @@ def _convergence(source: Source) -> go.Figure:
 
 
 def _importance(source: Source) -> go.Figure:
+    # Not above: optuna's importance loads scikit-learn, which takes as long as all else.
+    from oialr_search.analysis import importance as analysis
+
     completed, num_axes = source.completed, len(source.axes)
     if len(completed) < 2:
         raise StorageError(
             f"search {source.search.name!r} has 1 completed individual: importance needs two, "
-            f"and {num_axes * importance_analysis.A_HYPERPARAMETER} to mean much"
+            f"and {num_axes * analysis.A_HYPERPARAMETER} to mean much"
         )
-    enough = num_axes * importance_analysis.A_HYPERPARAMETER
+    enough = num_axes * analysis.A_HYPERPARAMETER
     warning = ""
     if len(completed) < enough:
         warning = (
@@ -157,11 +159,11 @@ def _importance(source: Source) -> go.Figure:
             f"{enough} and more tell something."
         )
     subtitle = source.subtitle
-    if len(completed) > importance_analysis.AT_MOST:
-        at_most = importance_analysis.AT_MOST
-        subtitle += f"<br>computed from {at_most:,} of {len(completed):,}, drawn at random"
-    parts = importance_analysis.importances(completed, source.search.space)
-    if importance_analysis.FANOVA not in parts:
+    if len(completed) > analysis.AT_MOST:
+        some = f"{analysis.AT_MOST:,} of {len(completed):,}"
+        subtitle += f"<br>computed from {some}, drawn at random"
+    parts = analysis.importances(completed, source.search.space)
+    if analysis.FANOVA not in parts:
         subtitle += "<br>no fANOVA: it found no variance to explain"
     return space.importance(parts, subtitle, warning)
 

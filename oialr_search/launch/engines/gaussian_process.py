@@ -60,7 +60,7 @@ class GaussianProcess:
         across = self._correlations(points)
         n, m = len(self.points), len(points)
         solved = solve_triangular(self.factor, across.T, lower=True, check_finite=False)
-        own = _matern(squared_differences(points, points, self.categorical) @ self.lengths**-2)
+        own = _matern(_squared_differences(points, points, self.categorical) @ self.lengths**-2)
         own[np.diag_indices(m)] += self.nugget
         factor = np.zeros((n + m, n + m))
         factor[:n, :n], factor[n:, :n] = self.factor, solved.T
@@ -73,7 +73,7 @@ class GaussianProcess:
         )
 
     def _correlations(self, points: Array) -> Array:
-        differences = squared_differences(points, self.points, self.categorical)
+        differences = _squared_differences(points, self.points, self.categorical)
         return _matern(differences @ self.lengths**-2)
 
 
@@ -83,7 +83,7 @@ def fit(points: Array, values: Array, categorical: Mask) -> GaussianProcess:
     A few steps of L-BFGS on the logarithms; the variance at its best for the rest.
     """
     n, d = points.shape
-    differences = squared_differences(points, points, categorical)
+    differences = _squared_differences(points, points, categorical)
     prior = np.append(np.full(d, LOG_LENGTH_MEAN + 0.5 * math.log(d)), LOG_NUGGET_MEAN)
     deviation = np.append(np.full(d, LOG_LENGTH_DEVIATION), LOG_NUGGET_DEVIATION)
     diagonal = np.diag_indices(n)
@@ -129,7 +129,7 @@ def fit(points: Array, values: Array, categorical: Mask) -> GaussianProcess:
     )
 
 
-def squared_differences(a: Array, b: Array, categorical: Mask) -> Array:
+def _squared_differences(a: Array, b: Array, categorical: Mask) -> Array:
     """(m, n, d) of points (m, d) and (n, d), gene by gene; 0 or 1 for categories."""
     differences = a[:, None, :] - b[None, :, :]
     squared: Array = np.where(categorical, differences != 0.0, differences**2)

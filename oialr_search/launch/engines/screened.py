@@ -12,6 +12,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ from propulate.population import Individual
 from scipy.special import ndtr
 
 from oialr_search.launch.engines import Engine, Individuals, Knowledge, Member, Offspring
-from oialr_search.launch.engines.gaussian_process import GaussianProcess, fit, squared_differences
+from oialr_search.launch.engines.gaussian_process import GaussianProcess, fit
 from oialr_search.launch.engines.individuals import Array, share
 from oialr_search.launch.engines.variation import (
     CrossoverAndMove,
@@ -41,7 +42,8 @@ DRAWN_ANEW = 0.15
 RANKED_BY_MODEL = 0.5
 BEST, NEAREST, DRAWN, RUNNING = 50, 25, 25, 100
 CLIPPED_AT = 0.75
-ATTEMPTS = 20
+UNSCREENED_ATTEMPTS = 5
+ATTEMPTS = 200
 
 Indices = NDArray[np.intp]
 
@@ -83,14 +85,13 @@ class ScreenedEngine(Engine):
         start = max(START, knowledge.num_ranks)
         if knowledge.number < start and len(known) < start:
             point = Candidate(genes=self._latin_hypercube(start)[knowledge.number].tolist())
-            return self._first_new(known, [point], origin="start")
+            return self._first_new(known, [point], "start", rng)
         parents = [self._individual(member) for member in knowledge.population]
         if len(parents) < 2 or rng.random() < UNIFORM:
-            drawn = [self._uniform(rng) for _ in range(ATTEMPTS)]
-            return self._first_new(known, drawn, origin="random")
+            return self._first_new(known, [], "random", rng)
         if rng.random() < UNSCREENED:
-            bred = [self._bred(parents, rng) for _ in range(ATTEMPTS)]
-            return self._first_new(known, bred, origin="bred")
+            bred = [self._bred(parents, rng) for _ in range(UNSCREENED_ATTEMPTS)]
+            return self._first_new(known, bred, "bred", rng)
         model = self._model(known, rng)
         if rng.random() < RANKED_BY_MODEL:
             genes = known.at_middles(np.array([self._genes(parent) for parent in parents]))
@@ -103,16 +104,23 @@ class ScreenedEngine(Engine):
         rows = known.at_middles(np.array([candidate.genes for candidate in candidates]))
         running = known.genes[np.isnan(known.fitness)][-RUNNING:]
         promising = by_promise(model, running, rows)
-        return self._first_new(known, [candidates[index] for index in promising], origin="screened")
+        return self._first_new(known, [candidates[n] for n in promising], "screened", rng)
 
     def _first_new(
-        self, known: Individuals, candidates: Sequence[Candidate], origin: str
+        self, known: Individuals, candidates: Sequence[Candidate], origin: str, rng: random.Random
     ) -> Offspring:
-        """The first whose configuration nobody has; if all are known, the first."""
-        rows = known.at_middles(np.array([candidate.genes for candidate in candidates]))
-        index = next((i for i, row in enumerate(rows) if not known.include(row)), 0)
-        genes = {h.name: float(g) for h, g in zip(self.hyperparameters, rows[index], strict=True)}
-        return Offspring(genes=genes, parents=candidates[index].parents, origin=origin)
+        """The first whose configuration nobody has, else a drawn one; any, if all are known."""
+        drawn = (self._uniform(rng) for _ in range(ATTEMPTS))
+        for candidate in chain(candidates, drawn):
+            (genes,) = known.at_middles(np.array([candidate.genes]))
+            if not known.include(genes):
+                break
+        names = (h.name for h in self.hyperparameters)
+        return Offspring(
+            genes=dict(zip(names, genes.tolist(), strict=True)),
+            parents=candidate.parents,
+            origin=origin,
+        )
 
     def _latin_hypercube(self, number: int) -> Array:
         """(number, d): the same on all ranks; each gene has one point in each of equal parts."""
@@ -164,17 +172,22 @@ class ScreenedEngine(Engine):
 
     def _model(self, known: Individuals, rng: random.Random) -> GaussianProcess:
         """Of the best, of those near to the best, and of some of the others."""
-        ended = np.flatnonzero(~np.isnan(known.fitness))
-        chosen = ended
-        if len(ended) > BEST + NEAREST + DRAWN:
-            order = ended[np.argsort(known.fitness[ended], kind="stable")]
-            others = order[BEST:]
-            genes, best = known.genes[others], known.genes[order[:1]]
-            distances = squared_differences(genes, best, self._categorical).sum(axis=(1, 2))
-            by_distance = others[np.argsort(distances, kind="stable")]
-            drawn = rng.sample(range(NEAREST, len(by_distance)), DRAWN)
-            chosen = np.concatenate([order[:BEST], by_distance[:NEAREST], by_distance[drawn]])
+        chosen = np.flatnonzero(~np.isnan(known.fitness))
+        if len(chosen) > BEST + NEAREST + DRAWN:
+            best, others = split(chosen, known.fitness[chosen], BEST)
+            differences = known.genes - known.genes[best[np.argmin(known.fitness[best])]]
+            differences[:, self._categorical] = differences[:, self._categorical] != 0.0
+            distances = np.einsum("nd,nd->n", differences, differences)
+            near, others = split(others, distances[others], NEAREST)
+            drawn = rng.sample(range(len(others)), DRAWN)
+            chosen = np.concatenate([best, near, others[drawn]])
         return fit(known.genes[chosen], standardised(known.fitness[chosen]), self._categorical)
+
+
+def split(rows: Indices, values: Array, number: int) -> tuple[Indices, Indices]:
+    """The rows (n,) with the least values (n,), so many, and the others."""
+    order = np.argpartition(values, number - 1)
+    return rows[order[:number]], rows[order[number:]]
 
 
 def by_promise(model: GaussianProcess, running: Array, candidates: Array) -> Indices:

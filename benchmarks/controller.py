@@ -5,7 +5,8 @@ cost nothing (`instant_search.py`), and asks for its leaderboard and status. Bes
 run: Propulate as it comes (`plain_propulate.py`), and Optuna on the same kind of database.
 
     python benchmarks/controller.py [--ranks 8] [--stored 1000 100000] [--evaluations 2000]
-                                    [--db sqlite postgresql] [--engine propulate] [--without-others] [--json]
+                                    [--db sqlite postgresql] [--engine propulate]
+                                    [--without-others] [--json]
 """
 
 from __future__ import annotations

@@ -185,7 +185,7 @@ def fill(url: str, folder: Path, stored: int) -> None:
         task=search_file.training.task,
         metric=search_file.search.metric,
         settings=search_file.as_json(),
-        space=search_file.space.as_json(),
+        space=search_file.space,
         metric_names=[*search_file.training.validation_metrics(), "train_loss"],
         seed=0,
         evaluations_total=stored,

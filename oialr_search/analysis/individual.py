@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from oialr_training.tasks import metric_of
 
 from oialr_search.analysis.choosing import find_individual
 from oialr_search.analysis.leaderboard import finite
+from oialr_search.space.hyperparameters import Hyperparameter
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import (
     EpochRecord,
@@ -54,8 +55,8 @@ def describe(storage: Storage, individual_id: int, database_options: Sequence[st
         "parents": parents,
         "new_values": _new_values(individual, parents),
         "hyperparameters": dict(individual.hyperparameters),
-        "search_file": _of_search_file(search, individual.hyperparameters),
-        "space": {str(spec["name"]): _limits(spec) for spec in search.space},
+        "search_file": {n: search.of_search_file(n) for n in individual.hyperparameters},
+        "space": {h.name: _limits(h) for h in search.space.hyperparameters},
         "evaluations": [_evaluation(storage, search, each) for each in evaluations],
         "train_again": _commands(storage, individual, evaluations, database_options),
     }
@@ -107,19 +108,9 @@ def _new_values(individual: IndividualRecord, parents: Sequence[Row]) -> list[st
     return [name for name in individual.hyperparameters if all(name in d for d in known)]
 
 
-def _of_search_file(search: SearchRecord, names: Mapping[str, Any]) -> Row:
-    """What the search file trains with where it does not search."""
-    values = {}
-    for path in names:
-        found: Any = search.settings.get("training")
-        for key in path.split("."):
-            found = found.get(key) if isinstance(found, Mapping) else None
-        values[path] = found
-    return values
-
-
-def _limits(spec: Mapping[str, Any]) -> Row:
-    return {key: value for key, value in spec.items() if key != "name" and value is not None}
+def _limits(hyperparameter: Hyperparameter) -> Row:
+    known = vars(hyperparameter).items()
+    return {key: value for key, value in known if key != "name" and value is not None}
 
 
 def _evaluation(storage: Storage, search: SearchRecord, evaluation: EvaluationRecord) -> Row:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ from oialr_training.protocol import Resources
 
 from oialr_search.analysis.pareto import pareto_front
 from oialr_search.analysis.where import find_column
+from oialr_search.space.hyperparameters import Hyperparameter
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import SearchRecord, Status
 from oialr_search.storage.selection import Column, Every, Kind, OneOf, Placed, Selection, columns_of
@@ -54,8 +55,7 @@ def all_columns(search: SearchRecord) -> dict[str, Column]:
     """All that a condition may name, by name, in the order in which it is shown."""
     metrics = [Column(name, "float", "metrics", name) for name in search.metric_names]
     hyperparameters = [
-        Column(str(spec["name"]), _kind(spec), "hyperparameters", str(spec["name"]))
-        for spec in search.space
+        Column(h.name, _kind(h), "hyperparameters", h.name) for h in search.space.hyperparameters
     ]
     columns = [*FIRST, *metrics, *PARAMETERS, *hyperparameters, *LAST]
     named: dict[str, Column] = {}
@@ -180,10 +180,10 @@ def finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _kind(spec: Mapping[str, Any]) -> Kind:
-    if spec["kind"] != "choice":
-        return "float" if spec["kind"] == "float" else "int" if spec["kind"] == "int" else "bool"
-    types = {type(choice) for choice in spec.get("choices") or () if choice is not None}
+def _kind(hyperparameter: Hyperparameter) -> Kind:
+    if hyperparameter.kind != "choice":
+        return hyperparameter.kind
+    types = {type(choice) for choice in hyperparameter.choices or ()}
     if types == {bool}:
         return "bool"
     if types == {int}:

@@ -25,6 +25,7 @@ from oialr_search.analysis.labels import fitness_label, metric_label, status_lab
 from oialr_search.analysis.plots.catalogue import Source, draw
 from oialr_search.analysis.plots.names import PlotName
 from oialr_search.analysis.plots.writing import IN_PAGE
+from oialr_search.space.hyperparameters import Hyperparameter
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import (
     EvaluationRecord,
@@ -267,16 +268,15 @@ def key_figures(
 
 def configuration(search: SearchRecord, best: IndividualRecord | None) -> Table:
     """Each hyperparameter: where it was searched, and what came out."""
-    recipe = search.settings.get("training")
     rows = []
-    for entry in search.space:
-        name = str(entry["name"])
+    for hyperparameter in search.space.hyperparameters:
+        name = hyperparameter.name
         rows.append(
             [
                 name,
                 shown(best.hyperparameters.get(name), "–") if best else "–",
-                shown(_at(recipe, name), "–"),
-                _range(entry),
+                shown(search.of_search_file(name), "–"),
+                _range(hyperparameter),
             ]
         )
     heading = f"individual {best.id}" if best else "best"
@@ -503,19 +503,12 @@ def _launches(launches: Sequence[LaunchRecord]) -> Table:
     )
 
 
-def _range(entry: Mapping[str, Any]) -> str:
-    if choices := entry.get("choices"):
-        return ", ".join(map(shown, choices))
-    if entry.get("low") is None:
-        return "no, yes"
-    scale = ", logarithmic" if entry.get("scale") == "log" else ""
-    return f"{number(entry['low'])} to {number(entry['high'])}{scale}"
-
-
-def _at(section: Any, path: str) -> Any:
-    for key in path.split("."):
-        section = section.get(key) if isinstance(section, Mapping) else None
-    return section
+def _range(hyperparameter: Hyperparameter) -> str:
+    if hyperparameter.choices is not None:
+        return ", ".join(map(shown, hyperparameter.choices))
+    low, high = hyperparameter.bounds
+    scale = ", logarithmic" if hyperparameter.scale == "log" else ""
+    return f"{number(low)} to {number(high)}{scale}"
 
 
 def _printable(value: Any) -> Any:

@@ -216,12 +216,11 @@ def _seconds(since: datetime | None, now: datetime) -> float | None:
 
 def _epochs(storage: Storage, search: SearchRecord, individual_id: int) -> int | None:
     """How many epochs a training has at most."""
-    if any(spec["name"] == "epochs" for spec in search.space):
+    if any(h.name == "epochs" for h in search.space.hyperparameters):
         individual = storage.individual(individual_id)
         found = individual and individual.hyperparameters.get("epochs")
     else:
-        training = search.settings.get("training")
-        found = training.get("epochs") if isinstance(training, Mapping) else None
+        found = search.of_search_file("epochs")
     return found if isinstance(found, int) else None
 
 

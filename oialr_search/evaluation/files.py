@@ -20,7 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from oialr_training.errors import KnownError, ProtocolError
+from oialr_training.errors import ConfigError, KnownError, ProtocolError
 from oialr_training.protocol import (
     EVENTS_FILE,
     RESULT_FILE,
@@ -39,6 +39,7 @@ from oialr_training.whole_files import written_whole
 from pydantic import TypeAdapter, ValidationError
 
 from oialr_search.evaluation.outcomes import outcome_of
+from oialr_search.space.hyperparameters import SearchSpace
 from oialr_search.storage.records import (
     Claim,
     EpochRecord,
@@ -102,13 +103,18 @@ def read_record(path: Path, kind: type[R]) -> R:
         mistake = error.errors()[0]
         key = ".".join(map(str, mistake["loc"]))
         raise FolderError(f"{path} is damaged: `{key}`: {mistake['msg']}") from None
-    except (ValueError, RecursionError) as error:
+    except (ConfigError, ValueError, RecursionError) as error:
         raise FolderError(f"{path} is damaged: {error}") from None
     return record
 
 
 def _in_todays_form(content: dict[str, Any]) -> dict[str, Any]:
-    """Version 0.1.0 wrote the resources of an evaluation among its other fields."""
+    """Make of a JSON object what today's records have in it.
+
+    Version 0.1.0 wrote the resources of an evaluation among its other fields.
+    """
+    if isinstance(content.get("space"), list):
+        return {**content, "space": SearchSpace.from_json(content["space"], SEARCH_FILE)}
     if "status" not in content:
         return content
     used = {f.name: content.pop(f.name) for f in fields(Resources) if f.name in content}
@@ -122,6 +128,8 @@ def _validator(kind: type[Any]) -> TypeAdapter[Any]:
 
 
 def _as_json(value: object) -> object:
+    if isinstance(value, SearchSpace):
+        return value.as_json()
     return vars(value) if is_dataclass(value) else str(value)
 
 

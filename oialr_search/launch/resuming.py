@@ -60,12 +60,13 @@ def find_stored(storage: Storage, search_file: SearchFile) -> SearchRecord | Non
     stored = storage.find_search(name)
     if stored is None:
         return None
-    old = {"metric": stored.metric, "space": stored.space, "training": stored.settings["training"]}
-    new = {
-        "metric": search_file.search.metric,
-        "space": search_file.space.as_json(),
-        "training": search_file.as_json()["training"],
-    }
+    old, new = (
+        {"metric": metric, "space": space.as_json(), "training": training.model_dump(mode="json")}
+        for metric, space, training in (
+            (stored.metric, stored.space, stored.training()),
+            (search_file.search.metric, search_file.space, search_file.training),
+        )
+    )
     # Through JSON, where there are no tuples.
     before, now = (_flat(json.loads(json.dumps(settings))) for settings in (old, new))
     for path in dict.fromkeys((*before, *now)):
@@ -124,24 +125,22 @@ def start_search(
     """
     search = search_file.search
     stored = find_stored(storage, search_file)
+    given = NewSearch(
+        name=search.name,
+        task=search_file.training.task,
+        metric=search.metric,
+        settings=search_file.as_json(),
+        space=search_file.space,
+        metric_names=[*search_file.training.validation_metrics(), "train_loss"],
+        seed=search.seed,
+        evaluations_total=search.evaluations,
+        version=importlib.metadata.version("oialr-search"),
+    )
     if stored is None:
-        search_id = storage.create_search(
-            NewSearch(
-                name=search.name,
-                task=search_file.training.task,
-                metric=search.metric,
-                settings=search_file.as_json(),
-                space=search_file.space.as_json(),
-                metric_names=[*search_file.training.validation_metrics(), "train_loss"],
-                seed=search.seed,
-                evaluations_total=search.evaluations,
-                version=importlib.metadata.version("oialr-search"),
-            )
-        )
+        search_id = storage.create_search(given)
     else:
         search_id = stored.id
-        if search.evaluations != stored.evaluations_total:
-            storage.set_evaluations_total(search_id, search.evaluations)
+        storage.change_search(search_id, given)
         take_in_results(storage, search_id, search_file)
     launch_id = storage.start_launch(
         NewLaunch(

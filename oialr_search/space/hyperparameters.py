@@ -17,7 +17,7 @@ from oialr_training.config import TrainingConfig
 from oialr_training.errors import ConfigError, mistakes, nearest
 from oialr_training.tasks import validate_training
 from oialr_training.validation import Config, validate
-from pydantic import BaseModel, PlainValidator
+from pydantic import BaseModel, ConfigDict, PlainValidator, TypeAdapter, ValidationError
 
 Value = float | int | bool | str
 Kind = Literal["float", "int", "bool", "choice"]
@@ -57,6 +57,8 @@ RANGE_KEYS = frozenset(_Range.model_fields)
 class Hyperparameter:
     """One searched value of the training configuration."""
 
+    __pydantic_config__ = ConfigDict(extra="forbid")  # when it is read back
+
     name: str
     """Dotted path into the training configuration."""
     kind: Kind
@@ -65,30 +67,35 @@ class Hyperparameter:
     scale: Literal["linear", "log"] = "linear"
     choices: tuple[Value, ...] | None = None
 
+    @property
+    def bounds(self) -> tuple[float | int, float | int]:
+        """Lowest and highest value, where there are no choices."""
+        assert self.low is not None
+        assert self.high is not None
+        return self.low, self.high
+
     def decode(self, gene: float) -> Value:
         """The value of a gene in [0, 1]; each integer and each choice has an equal share."""
         if self.choices is not None:
             return self.choices[min(int(gene * len(self.choices)), len(self.choices) - 1)]
-        assert self.low is not None
-        assert self.high is not None
+        low, high = self.bounds
         if self.kind == "int":
             # Half a unit beyond both ends, so that rounding treats all integers alike.
-            value = self._interpolate(gene, self.low - 0.5, self.high + 0.5)
-            return min(max(round(value), int(self.low)), int(self.high))
-        return min(max(self._interpolate(gene, self.low, self.high), self.low), self.high)
+            value = self._interpolate(gene, low - 0.5, high + 0.5)
+            return min(max(round(value), int(low)), int(high))
+        return min(max(self._interpolate(gene, low, high), low), high)
 
     def encode(self, value: Value) -> float:
         """The gene of a value: of an integer or a choice, the middle of its share."""
         if self.choices is not None:
             return (self.choices.index(value) + 0.5) / len(self.choices)
-        assert self.low is not None
-        assert self.high is not None
+        low, high = self.bounds
         assert isinstance(value, int | float)
         if self.kind == "int":
-            low, high = self.low - 0.5, self.high + 0.5
+            low, high = low - 0.5, high + 0.5
             ends = (self._position(end, low, high) for end in (value - 0.5, value + 0.5))
             return sum(ends) / 2
-        return self._position(value, self.low, self.high)
+        return self._position(value, low, high)
 
     def _position(self, value: float, low: float, high: float) -> float:
         if self.scale == "log":
@@ -114,6 +121,22 @@ class SearchSpace:
     def as_json(self) -> list[dict[str, Any]]:
         """What the database keeps of the space."""
         return [asdict(h) for h in self.hyperparameters]
+
+    @classmethod
+    def from_json(cls, content: Any, source: str) -> SearchSpace:
+        """Read what `as_json` gave, in this version or an earlier one.
+
+        Raises:
+            ConfigError: when this version does not know all of it.
+        """
+        try:
+            return cls(_STORED.validate_python(content))
+        except ValidationError as error:
+            key = ".".join(map(str, ("space", *error.errors()[0]["loc"])))
+            raise ConfigError(f"`{key}`: {error.errors()[0]['msg']} ({source})") from None
+
+
+_STORED = TypeAdapter(tuple[Hyperparameter, ...])
 
 
 def parse_space(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,6 +25,11 @@ ENGINES = {
     "cmaes": "oialr_search.launch.engines.cmaes:CMAES",
 }
 """Engine → its class, which is imported where it is chosen."""
+
+
+STORED_FORMAT = 1
+"""Of settings and space as they are stored; it goes up when older ones need to be translated.
+Version 0.1.0 said none, and what it stored needs no translation."""
 
 
 class SearchSettings(Config):
@@ -84,11 +89,26 @@ class SearchFile:
     source: str
 
     def as_json(self) -> dict[str, Any]:
-        """What the database keeps of the file."""
+        """What the database keeps of the file, beside its space; see `stored_training`."""
         return {
+            "format": STORED_FORMAT,
             "search": self.search.model_dump(mode="json"),
             "training": self.training.model_dump(mode="json"),
         }
+
+
+def stored_training(settings: Mapping[str, Any], source: str) -> TrainingConfig:
+    """The training configuration of stored settings; fields newer than these have their defaults.
+
+    Raises:
+        ConfigError: when a newer version stored them, or this one does not know all of it.
+    """
+    if settings.get("format", 0) > STORED_FORMAT:
+        raise ConfigError(
+            f"a newer oialr-search wrote these settings ({source}): "
+            "run `pip install --upgrade oialr-search`"
+        )
+    return validate_training(settings["training"], source)
 
 
 def _set_in_space(space: dict[str, Any], key: str, value: Any) -> None:

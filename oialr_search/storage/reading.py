@@ -11,8 +11,10 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 import sqlalchemy as sa
+from oialr_training.errors import ConfigError
 from oialr_training.protocol import Observation, RankUpdate, Resources
 
+from oialr_search.space.hyperparameters import SearchSpace
 from oialr_search.storage import queries
 from oialr_search.storage.errors import storage_errors
 from oialr_search.storage.records import (
@@ -26,6 +28,7 @@ from oialr_search.storage.records import (
     RunningEvaluation,
     SearchRecord,
     Status,
+    StorageError,
     StorageUnavailable,
 )
 from oialr_search.storage.schema import (
@@ -466,7 +469,22 @@ def read_searches(
         .where(*conditions)
         .order_by(last_launch_at.desc().nulls_last(), searches.c.id.desc())
     )
-    return [SearchRecord(**row) for row in connection.execute(query).mappings()]
+    return [
+        SearchRecord(**{**row, "space": read_space(row["name"], row["space"])})
+        for row in connection.execute(query).mappings()
+    ]
+
+
+def read_space(search: str, content: Any) -> SearchSpace:
+    """Return a search's space.
+
+    Raises:
+        StorageError: when this version does not know all of it.
+    """
+    try:
+        return SearchSpace.from_json(content, f"search {search!r} as it is stored")
+    except ConfigError as error:
+        raise StorageError(str(error)) from None
 
 
 def read_evaluations(connection: sa.Connection, query: sa.Select[Any]) -> list[EvaluationRecord]:

@@ -10,10 +10,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
+from typing import Any
 
+from oialr_training.config import TrainingConfig
 from oialr_training.errors import Cause, KnownError
 from oialr_training.protocol import Observation, RankUpdate, Resources
 from typing_extensions import TypeAliasType
+
+from oialr_search.space.hyperparameters import SearchSpace
+from oialr_search.space.search_file import stored_training
 
 JsonValue = TypeAliasType(
     "JsonValue", "bool | int | float | str | Sequence[JsonValue] | Mapping[str, JsonValue] | None"
@@ -56,8 +61,8 @@ class NewSearch:
     name: str
     task: str
     metric: str  # the validation metric that the fitness is made of
-    settings: Mapping[str, JsonValue]  # the complete search file after overrides
-    space: Sequence[Mapping[str, JsonValue]]  # {"name", "kind": float|int|bool|choice, ...} each
+    settings: Mapping[str, Any]  # the complete search file after overrides, as it is stored
+    space: SearchSpace
     metric_names: Sequence[str]  # final metrics to show in the leaderboard
     seed: int
     evaluations_total: int  # individuals the search will have in the end
@@ -71,6 +76,21 @@ class SearchRecord(NewSearch):
     id: int
     created_at: datetime
     last_launch_at: datetime | None  # None before the first launch
+
+    def training(self) -> TrainingConfig:
+        """Return the training configuration of the search file, complete for this version.
+
+        Raises:
+            ConfigError: when it has something that this version does not know.
+        """
+        return stored_training(self.settings, f"search {self.name!r} as it is stored")
+
+    def of_search_file(self, path: str) -> Any:
+        """Return what stands at a dotted path of the stored training configuration, else None."""
+        found: Any = self.settings.get("training")
+        for key in path.split("."):
+            found = found.get(key) if isinstance(found, Mapping) else None
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

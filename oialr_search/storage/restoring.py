@@ -50,7 +50,8 @@ def restore(
     census: Counter[tuple[int, Status]] = Counter()
     last_finish_number = 0
     try:
-        connection.execute(sa.insert(searches), [_fields(search, searches)])
+        fields = _fields(search, searches) | {"space": search.space.as_json()}
+        connection.execute(sa.insert(searches), [fields])
         _insert(connection, launches, [_fields(launch, launches) for launch in launch_records])
         remaining = iter(histories)
         while batch := list(islice(remaining, BATCH)):

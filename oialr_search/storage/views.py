@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
 import sqlalchemy as sa
 
+from oialr_search.space.hyperparameters import Hyperparameter, SearchSpace
 from oialr_search.storage.records import StorageError
 from oialr_search.storage.schema import searches
 
@@ -88,12 +88,12 @@ def renew_leaderboard(connection: sa.Connection) -> None:
 def _create_leaderboard(connection: sa.Connection) -> None:
     """Make the view with the columns of all searches in the database."""
     stored = connection.execute(
-        sa.select(searches.c.space, searches.c.metric_names).order_by(searches.c.id)
+        sa.select(*searches.c["name", "space", "metric_names"]).order_by(searches.c.id)
     ).all()
     kinds: dict[str, set[str]] = {}
     for row in stored:
-        for spec in row.space:
-            kinds.setdefault(spec["name"], set()).update(_kinds(spec))
+        for hyperparameter in SearchSpace.from_json(row.space, row.name).hyperparameters:
+            kinds.setdefault(hyperparameter.name, set()).update(_kinds(hyperparameter))
     hyperparameters = {name: SQL_TYPES.get(frozenset(k), "TEXT") for name, k in kinds.items()}
     metrics = dict.fromkeys((name for row in stored for name in row.metric_names), "REAL")
 
@@ -137,11 +137,11 @@ def _add_columns(
         columns[column] = extracts[sql_type].format(json=json, name=name)
 
 
-def _kinds(spec: Mapping[str, Any]) -> set[str]:
+def _kinds(hyperparameter: Hyperparameter) -> set[str]:
     """Return the kinds of value a hyperparameter may have."""
-    if spec["kind"] != "choice":
-        return {spec["kind"]}
-    return {type(choice).__name__ for choice in spec.get("choices", ()) if choice is not None}
+    if hyperparameter.kind != "choice":
+        return {hyperparameter.kind}
+    return {type(choice).__name__ for choice in hyperparameter.choices or ()}
 
 
 def _create_lineage(connection: sa.Connection) -> None:

@@ -64,7 +64,7 @@ def search_record(**changes: Any) -> SearchRecord:
         "task": "minivit_digits",
         "metric": METRIC,
         "settings": search_file.as_json(),
-        "space": space().as_json(),
+        "space": space(),
         "metric_names": [*TASKS["minivit_digits"].validation_metrics(), "train_loss"],
         "seed": 0,
         "evaluations_total": 200,

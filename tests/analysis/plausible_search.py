@@ -62,7 +62,7 @@ def store_plausible_search(
         task=file.training.task,
         metric=file.search.metric,
         settings=file.as_json(),
-        space=file.space.as_json(),
+        space=file.space,
         metric_names=["validation_loss", "validation_top1", "validation_top5"],
         seed=file.search.seed,
         evaluations_total=individuals,

@@ -29,6 +29,7 @@ from oialr_search.analysis.plots.names import PlotName
 from oialr_search.analysis.plots.style import in_network_order
 from oialr_search.analysis.plots.tradeoff import front_of, pareto
 from oialr_search.analysis.plots.trainings import Training, learning_rates, metrics_over_epochs
+from oialr_search.space.hyperparameters import Hyperparameter, SearchSpace
 from oialr_search.space.search_file import load_search
 from oialr_search.storage import open_storage
 from oialr_search.storage.records import (
@@ -507,21 +508,23 @@ def test_many_individuals_are_thinned_and_it_is_said(number: int) -> None:
 
 
 def test_importance_finds_what_decides() -> None:
-    entries = [
-        {"name": "a", "kind": "float", "low": 1e-4, "high": 1.0, "scale": "log", "choices": None},
-        {"name": "b", "kind": "int", "low": 0, "high": 9, "scale": "linear", "choices": None},
-        {"name": "c", "kind": "bool", "choices": (False, True)},
-        {"name": "d", "kind": "choice", "choices": ("x", "y", 3)},
-    ]
+    searched = SearchSpace(
+        (
+            Hyperparameter(name="a", kind="float", low=1e-4, high=1.0, scale="log"),
+            Hyperparameter(name="b", kind="int", low=0, high=9),
+            Hyperparameter(name="c", kind="bool", choices=(False, True)),
+            Hyperparameter(name="d", kind="choice", choices=("x", "y", 3)),
+        )
+    )
     individuals = []
     for n in range(1, 121):
         a, b, c, d = 10 ** -((n * 7 % 41) / 10.25), n % 10, n % 2 == 0, ("x", "y", 3)[n % 3]
         values = {"a": a, "b": b, "c": c, "d": d}
         individuals.append(made(n, abs(math.log10(a) + 1), hyperparameters=values))
-    study = as_study(individuals, entries)
+    study = as_study(individuals, searched)
     assert [t.params for t in study.trials] == [dict(i.hyperparameters) for i in individuals]
     assert [t.value for t in study.trials] == [i.fitness for i in individuals]
-    parts = importances(individuals, entries)
+    parts = importances(individuals, searched)
     assert list(parts) == ["PED-ANOVA", "fANOVA"]
     figure = space.importance(parts, "")
     for method, part in parts.items():
@@ -552,23 +555,25 @@ def test_importance_of_few_is_called_what_it_is(tmp_path: Path) -> None:
 
 
 def test_where_all_are_alike_no_variance_is_explained() -> None:
-    entry = {"name": "a", "kind": "float", "low": 0.0, "high": 1.0}
+    only = SearchSpace((Hyperparameter(name="a", kind="float", low=0.0, high=1.0),))
     individuals = [made(n, 1.0, hyperparameters={"a": n / 30}) for n in range(1, 30)]
-    parts = importances(individuals, [entry])
+    parts = importances(individuals, only)
     assert list(parts) == ["PED-ANOVA"]
     assert list(traces(space.importance(parts, ""))) == ["PED-ANOVA"]
 
 
 def test_importance_of_values_that_the_space_no_longer_holds() -> None:
-    entries = [
-        {"name": "a", "kind": "float", "low": 0.0, "high": 1.0},
-        {"name": "b", "kind": "choice", "choices": ("x", "y")},
-    ]
+    searched = SearchSpace(
+        (
+            Hyperparameter(name="a", kind="float", low=0.0, high=1.0),
+            Hyperparameter(name="b", kind="choice", choices=("x", "y")),
+        )
+    )
     individuals = [
         made(n, abs(n / 20 - 1), hyperparameters={"a": n / 20, "b": "xyz"[n % 3]})
         for n in range(1, 61)
     ]
-    parts = importances(individuals, entries)
+    parts = importances(individuals, searched)
     assert all(max(part, key=lambda name: part[name]) == "a" for part in parts.values())
     assert set(parts) == {"PED-ANOVA", "fANOVA"}
 
@@ -576,7 +581,7 @@ def test_importance_of_values_that_the_space_no_longer_holds() -> None:
 def test_values_lie_where_their_genes_are() -> None:
     file = load_search(CIFAR10, ["space.oialr.full_rank_first_layer={choices: [false, true]}"])
     search_space = file.space
-    axes = axes_of(dataclasses.replace(_any_search(), space=search_space.as_json()))
+    axes = axes_of(dataclasses.replace(_any_search(), space=search_space))
     for gene in (0.0, 0.3, 1.0):
         hyperparameters = search_space.decode({h.name: gene for h in search_space.hyperparameters})
         individual = made(1, 1.0, hyperparameters=hyperparameters)
@@ -599,7 +604,7 @@ def _any_search() -> Any:
         task="minivit_digits",
         metric="validation_top1",
         settings={},
-        space=[],
+        space=SearchSpace(()),
         metric_names=[],
         seed=0,
         evaluations_total=1,

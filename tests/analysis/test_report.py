@@ -26,6 +26,7 @@ from oialr_search.analysis.report import (
     report,
     results,
 )
+from oialr_search.space.hyperparameters import Hyperparameter, SearchSpace
 from oialr_search.storage import open_storage
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import EvaluationRecord, Outcome, SearchRecord, Status
@@ -236,10 +237,8 @@ def test_what_cannot_be_compared_is_one_line(tmp_path: Path) -> None:
 
 def store_hostile_search(storage: Storage) -> SearchRecord:
     """A failure and a success whose every text is hostile."""
-    space = [
-        *SPACE[:3],
-        {"name": "optimizer.name", "kind": "choice", "choices": ["adamw", HOSTILE]},
-    ]
+    hostile = Hyperparameter(name="optimizer.name", kind="choice", choices=("adamw", HOSTILE))
+    space = SearchSpace((*SPACE.hyperparameters[:3], hostile))
     search_id, launch_id = launched_search(storage, name=HOSTILE, metric=HOSTILE, space=space)
     storage.start_launch(
         new_launch(search_id, hostname=HOSTILE, command_line=HOSTILE, git_revision=HOSTILE)

@@ -15,6 +15,7 @@ from oialr_search.analysis.choosing import choose_search
 from oialr_search.analysis.individual import describe
 from oialr_search.analysis.status import group_failures
 from oialr_search.analysis.status import status as read_status
+from oialr_search.space.hyperparameters import Hyperparameter, SearchSpace
 from oialr_search.storage import open_storage
 from oialr_search.storage.records import Status, StorageError
 from oialr_search.storage.selection import FailureCount
@@ -211,7 +212,7 @@ def test_show_for_people(seen_urls: dict[str, str], command: Command) -> None:
     options = ["--db", seen_urls["postgresql"]]
     text = command("show", "7", *options).stdout
     rows = [line.split() for line in text.splitlines()]
-    assert ["optimizer.lr", "0.0001", "0.001", "0.01", "0.01", "1e-05", "to", "0.1"] in rows
+    assert ["optimizer.lr", "0.0001", "0.001", "0.01", "0.01", "1e-05", "to", "0.1,", "log"] in rows
     assert ["oialr.delay_steps", "500", "200", "same", "7", "0", "to", "1000"] in rows
     assert ["validation_loss", "3", "0.5", "2", "1", "3"] in rows
     failed = command("show", "9", *options).stdout
@@ -258,7 +259,7 @@ def test_a_password_is_in_no_command_that_is_told(tmp_path: Path, command: Comma
 
 
 def test_a_searched_number_of_epochs(tmp_path: Path) -> None:
-    space = [{"name": "epochs", "kind": "int", "low": 1, "high": 9}]
+    space = SearchSpace((Hyperparameter(name="epochs", kind="int", low=1, high=9),))
     with open_storage(f"{tmp_path}/search.db", create=True) as storage:
         ids = launched_search(storage, space=space)
         started_evaluation(storage, *ids, hyperparameters={"epochs": 4})

@@ -6,6 +6,7 @@ from typing import Any
 
 from oialr_training.protocol import Resources
 
+from oialr_search.space.hyperparameters import SearchSpace
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import (
     EpochRecord,
@@ -16,12 +17,18 @@ from oialr_search.storage.records import (
     Runner,
 )
 
-SPACE = [
-    {"name": "optimizer.lr", "kind": "float", "low": 1e-5, "high": 1e-1, "log": True},
+
+def space_of(*hyperparameters: dict[str, Any]) -> SearchSpace:
+    """Make a space, a hyperparameter by its fields."""
+    return SearchSpace.from_json(hyperparameters, "an example")
+
+
+SPACE = space_of(
+    {"name": "optimizer.lr", "kind": "float", "low": 1e-5, "high": 1e-1, "scale": "log"},
     {"name": "oialr.delay_steps", "kind": "int", "low": 0, "high": 1000},
-    {"name": "oialr.full_rank_first", "kind": "bool"},
+    {"name": "oialr.full_rank_first", "kind": "bool", "choices": [False, True]},
     {"name": "optimizer.name", "kind": "choice", "choices": ["adamw", "sgd"]},
-]
+)
 RESOURCES = Resources(
     gpu_energy_j=1.5e6,
     cpu_energy_j=0.25,

@@ -56,11 +56,15 @@ class TestSearches:
         storage.start_launch(new_launch(first))
         assert [search.id for search in storage.searches()] == [first, second, third]
 
-    def test_the_total_can_grow(self, storage: Storage) -> None:
+    def test_a_launch_may_change_total_seed_and_settings(self, storage: Storage) -> None:
         search_id = storage.create_search(new_search(evaluations_total=3))
-        storage.set_evaluations_total(search_id, 8)
+        settings = {"search": {"seed": 5}, "db": "postgresql://me:s3cret@host/db"}
+        changed = new_search(evaluations_total=8, seed=5, settings=settings, version="9")
+        storage.change_search(search_id, changed)
         assert storage.progress(search_id).total == 8
-        assert storage.searches()[0].evaluations_total == 8
+        [search] = storage.searches()
+        assert (search.evaluations_total, search.seed, search.version) == (8, 5, "0.1.0")
+        assert search.settings == settings | {"db": "postgresql://me:***@host/db"}
 
     def test_passwords_are_not_stored(self, storage: Storage) -> None:
         url = "postgresql://me:s3cret@host/db"
@@ -478,7 +482,7 @@ def test_what_one_writes_another_reads(storage: Storage, database_url: str) -> N
         [individual] = reader.individuals(search_id)
         assert individual.hyperparameters == HYPERPARAMETERS
         with pytest.raises(StorageError, match=r"read-?only"):
-            reader.set_evaluations_total(search_id, 5)
+            reader.change_search(search_id, new_search(evaluations_total=5))
 
 
 def test_closing_twice_is_fine(storage: Storage) -> None:

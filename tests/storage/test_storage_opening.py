@@ -241,7 +241,7 @@ class TestReadingWhileWriting:
             reader.execute("BEGIN")
             assert reader.execute("SELECT count(*) FROM individuals").fetchone() == (0,)
             assert storage.claim(search_id, new_proposal(), 3, new_runner(launch_id))
-            storage.set_evaluations_total(search_id, 9)
+            storage.change_search(search_id, new_search(evaluations_total=9))
             reader.execute("ROLLBACK")
 
 

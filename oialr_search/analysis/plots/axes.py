@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from oialr_search.analysis.labels import plain
+from oialr_search.space.hyperparameters import Hyperparameter
 from oialr_search.storage.records import IndividualRecord, SearchRecord
 from oialr_search.terminal.values import number, shown
 
@@ -82,14 +83,14 @@ class Axis:
 
 def axes_of(search: SearchRecord) -> list[Axis]:
     """The hyperparameters of a search, in the order of its file."""
-    return [_axis(entry) for entry in search.space]
+    return [_axis(hyperparameter) for hyperparameter in search.space.hyperparameters]
 
 
-def _axis(entry: Mapping[str, Any]) -> Axis:
-    if entry["kind"] in ("bool", "choice") or entry.get("choices"):
-        return Axis(name=entry["name"], choices=entry.get("choices") or (False, True))
-    log = entry.get("scale") == "log"
-    return Axis(name=entry["name"], low=entry["low"], high=entry["high"], log=log)
+def _axis(h: Hyperparameter) -> Axis:
+    if h.choices is not None:
+        return Axis(name=h.name, choices=h.choices)
+    low, high = h.bounds
+    return Axis(name=h.name, low=low, high=high, log=h.scale == "log")
 
 
 def _same(choice: Any, value: Any) -> bool:

@@ -8,10 +8,8 @@ from functools import cached_property
 from typing import TypeVar
 
 import plotly.graph_objects as go
-from oialr_training.config import TrainingConfig
 from oialr_training.errors import ConfigError
 from oialr_training.schedules import learning_rate
-from oialr_training.tasks import validate_training
 
 from oialr_search.analysis.labels import describe_search, fitness_label, metric_label, plain
 from oialr_search.analysis.plots import space
@@ -243,11 +241,10 @@ def _training(source: Source, individual: IndividualRecord, name: str = "") -> T
 def _planned(source: Source, epochs: Sequence[EpochRecord]) -> list[Training]:
     """The schedule that the search file asks for: the training as it was before the search."""
     steps_per_epoch = epochs[-1].step // epochs[-1].epoch if epochs[-1].epoch else 0
-    recipe = source.search.settings.get("training")
-    if not isinstance(recipe, Mapping) or not steps_per_epoch:
+    if not steps_per_epoch:
         return []
     try:
-        config: TrainingConfig = validate_training(dict(recipe), "the database")
+        config = source.search.training()
     except ConfigError:  # of another version
         return []
     rates = [

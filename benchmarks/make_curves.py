@@ -66,7 +66,7 @@ def trained(
     hyperparameters = search_file.space.decode(genes)
     content = with_hyperparameters(search_file.training.model_dump(mode="json"), hyperparameters)
     config = validate_training({**content, "seed": seed, "device": "cpu"}, "curves")
-    task, epochs, started = config.components(), list[dict[str, Any]](), time.process_time()
+    components, epochs, started = config.components(), list[dict[str, Any]](), time.process_time()
 
     def report(event: Event) -> None:
         if isinstance(event, Epoch):
@@ -76,7 +76,7 @@ def trained(
     result: dict[str, Any] = {"hyperparameters": hyperparameters, "epochs": epochs}
     try:
         completed = train(
-            set_up(config, task, task.load_data(data_dir)), report, evaluate_test=True
+            set_up(config, components, components.load_data(data_dir)), report, evaluate_test=True
         ).completed
         result |= {
             "metrics": dict(completed.metrics),

@@ -135,6 +135,8 @@ class Evaluator:
         self._data_dir = data_dir
         self._worker_settings = worker_settings
         self._world_rank = world_rank
+        gpu = worker_settings.gpu
+        self._device = f"cuda:{gpu}" if gpu else "cpu"  # until a worker says what it really is
         self._notify = notify
         self._worker_numbers = itertools.count(1)
         self._spare: _Spare | None = None
@@ -182,12 +184,11 @@ class Evaluator:
 
     def runner(self, launch_id: int) -> Runner:
         """Who evaluates here, for the database."""
-        gpu = self._worker_settings.gpu
         return Runner(
             launch_id=launch_id,
             world_rank=self._world_rank,
             hostname=socket.gethostname(),
-            device=f"cuda:{gpu}" if gpu else "cpu",
+            device=self._device,
             seed=int(self._training["seed"]),
             num_threads=int(self._training["num_threads"]),
             search_folder=str(self._folder.absolute()),
@@ -311,6 +312,7 @@ class Evaluator:
                 running.ready = True
             case Started():
                 running.training_since = time.monotonic() - event.trained_s
+                self._device = event.device or self._device
                 started = datetime.fromtimestamp(event.at, UTC), event.resumed_epoch, event.device
                 self._outbox.put(lambda s: s.mark_training_started(evaluation_id, *started))
                 for warning in event.warnings:

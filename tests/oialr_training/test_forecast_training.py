@@ -50,8 +50,8 @@ def config(kind: str, **changes: Any) -> AutoformerETTm2:
 def prepare(trained: AutoformerETTm2) -> Training:
     if not DATA.is_dir():
         pytest.skip(f"no ETTm2 in {DATA}")
-    task = trained.components()
-    return set_up(trained, task, task.load_data(DATA))
+    components = trained.components()
+    return set_up(trained, components, components.load_data(DATA))
 
 
 def scripted(training: Training, losses: list[float]) -> Training:
@@ -63,7 +63,8 @@ def scripted(training: Training, losses: list[float]) -> Training:
             return {"loss": next(validation_losses)}
         return measure_forecast(model, batches)
 
-    return dataclasses.replace(training, task=dataclasses.replace(training.task, measure=measure))
+    components = dataclasses.replace(training.components, measure=measure)
+    return dataclasses.replace(training, components=components)
 
 
 def run(training: Training) -> tuple[Trained, list[Epoch]]:

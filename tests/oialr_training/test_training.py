@@ -44,8 +44,8 @@ def config(**changes: Any) -> MiniViTDigits:
 
 
 def prepare(trained: MiniViTDigits) -> Training:
-    task = trained.components()
-    return set_up(trained, task, task.load_data(None))
+    components = trained.components()
+    return set_up(trained, components, components.load_data(None))
 
 
 def run(trained: MiniViTDigits) -> tuple[Training, list[Event]]:
@@ -212,8 +212,8 @@ def test_the_paper_s_configurations_run(name: str, cifar10_dir: Path) -> None:
     small += ["data.train_subset=200", "data.test_subset=100", "epochs=2", "num_threads=1"]
     oialr = ["oialr.delay_steps=2", "oialr.update_frequency=2", "scheduler.warmup_epochs=1"]
     trained = load_training(path, small + (oialr if name != "baseline" else []))
-    task = trained.components()
-    training = set_up(trained, task, task.load_data(cifar10_dir))
+    components = trained.components()
+    training = set_up(trained, components, components.load_data(cifar10_dir))
     completed = train(training, lambda event: None, evaluate_test=True).completed
     assert completed.metrics["test_top1"] == completed.metrics["validation_top1"]
     assert (completed.trainable_percent == 100.0) == (name == "baseline")

@@ -5,7 +5,8 @@ cost nothing (`instant_search.py`), and asks for its leaderboard and status. Bes
 run: Propulate as it comes (`plain_propulate.py`), and Optuna on the same kind of database.
 
     python benchmarks/controller.py [--ranks 8] [--stored 1000 100000] [--evaluations 2000]
-                                    [--db sqlite postgresql] [--without-others] [--json]
+                                    [--db sqlite postgresql] [--engine propulate]
+                                    [--without-others] [--json]
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ def main() -> None:
     parser.add_argument("--stored", type=int, nargs="+", default=[1_000, 100_000])
     parser.add_argument("--evaluations", type=int, default=2000)
     parser.add_argument("--db", nargs="+", default=["sqlite", "postgresql"])
+    parser.add_argument("--engine", default="propulate", help="what proposes")
     parser.add_argument("--parts", action="store_true", help="time the parts (costs some itself)")
     parser.add_argument("--without-others", action="store_true", help="ours only")
     parser.add_argument("--json", action="store_true")
@@ -123,6 +125,7 @@ def measure(folder: Path, url: str, stored: int, arguments: argparse.Namespace) 
     command = [str(BIN / "mpiexec"), "-n", str(arguments.ranks), sys.executable, "-m", "mpi4py"]
     command += [str(HERE / "instant_search.py"), str(folder), "--db", url]
     command += ["--evaluations", str(stored + arguments.evaluations), "--islands", str(ISLANDS)]
+    command += ["--engine", arguments.engine]
     command += ["--parts"] if arguments.parts else []
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     ranks = [json.loads(path.read_text()) for path in folder.glob("cost-*.json")]

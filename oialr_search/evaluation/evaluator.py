@@ -39,12 +39,12 @@ from oialr_search.evaluation.files import (
     STATE_FILE,
     Ending,
     epoch_records,
-    read_ending,
+    read_result,
     write_claim,
     write_record,
 )
 from oialr_search.evaluation.outbox import Outbox
-from oialr_search.evaluation.outcomes import outcome_of, pruned_outcome
+from oialr_search.evaluation.outcomes import is_of_machine, is_repeated, outcome_of, pruned_outcome
 from oialr_search.evaluation.worker_process import (
     WorkerDied,
     WorkerProcess,
@@ -135,6 +135,8 @@ class Evaluator:
         self._data_dir = data_dir
         self._worker_settings = worker_settings
         self._world_rank = world_rank
+        gpu = worker_settings.gpu
+        self._device = f"cuda:{gpu}" if gpu else "cpu"  # until a worker says what it really is
         self._notify = notify
         self._worker_numbers = itertools.count(1)
         self._spare: _Spare | None = None
@@ -182,12 +184,11 @@ class Evaluator:
 
     def runner(self, launch_id: int) -> Runner:
         """Who evaluates here, for the database."""
-        gpu = self._worker_settings.gpu
         return Runner(
             launch_id=launch_id,
             world_rank=self._world_rank,
             hostname=socket.gethostname(),
-            device=f"cuda:{gpu}" if gpu else "cpu",
+            device=self._device,
             seed=int(self._training["seed"]),
             num_threads=int(self._training["num_threads"]),
             search_folder=str(self._folder.absolute()),
@@ -311,6 +312,7 @@ class Evaluator:
                 running.ready = True
             case Started():
                 running.training_since = time.monotonic() - event.trained_s
+                self._device = event.device or self._device
                 started = datetime.fromtimestamp(event.at, UTC), event.resumed_epoch, event.device
                 self._outbox.put(lambda s: s.mark_training_started(evaluation_id, *started))
                 for warning in event.warnings:
@@ -336,9 +338,10 @@ class Evaluator:
     def _of_death(self, death: WorkerDied, running: _Running) -> _End:
         """What a dead worker leaves: its result, if it has still written that."""
         folder, search = Path(running.claim.evaluation.folder), self._search
-        ending = read_ending(folder, search.metric, self._task, may_repeat=True)
-        if ending is not None:
-            return _End(outcome=ending.outcome, machine=ending.repeat)
+        result = read_result(folder)
+        if result is not None:
+            outcome = outcome_of(result, search.metric, self._task)
+            return _End(outcome=outcome, machine=is_of_machine(result))
         if running.launch_stops:
             return _End(outcome=_lost("the search was stopped"))
         reason = str(death)
@@ -383,8 +386,11 @@ class Evaluator:
             else:
                 self._kill(running.worker)
                 outcome = replace(outcome, log_tail=running.worker.log_tail())
-        repeat = outcome.status is Status.LOST or (
-            end.machine and claim.failures < self._search.retries
+        repeat = is_repeated(
+            outcome,
+            machine=end.machine,
+            failures=claim.failures,
+            retries=self._search.retries,
         )
         folder = Path(claim.evaluation.folder)
         ending = Ending(outcome=outcome, repeat=repeat)

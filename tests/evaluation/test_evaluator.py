@@ -181,6 +181,7 @@ def test_the_device_is_what_the_worker_says(rank: Make) -> None:
     assert claim.evaluation.device == "cpu"
     it.end()
     assert it.stored(claim).device == "cuda:MIG-7"
+    assert it.evaluator.runner(it.launch_id).device == "cuda:MIG-7"
 
 
 def test_a_worker_that_says_no_device_leaves_the_one_it_was_given(rank: Make) -> None:

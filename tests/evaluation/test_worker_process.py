@@ -16,13 +16,16 @@ from typing import Any
 import psutil
 import pytest
 from oialr_training.protocol import (
+    EVENTS_FILE,
     Completed,
     Epoch,
     Evaluate,
     Event,
+    Observation,
     Prepare,
     Ready,
     Started,
+    encode,
 )
 
 from oialr_search.evaluation import worker_process
@@ -32,6 +35,7 @@ from oialr_search.evaluation.devices import (
     threads_per_rank,
     visible_gpus,
 )
+from oialr_search.evaluation.files import read_events
 from oialr_search.evaluation.worker_process import WorkerDied, WorkerProcess, worker_environment
 
 from ..conftest import BIN, DIGITS
@@ -232,6 +236,34 @@ def test_garbage_on_the_pipe_kills_the_worker(
     assert worker.dead()
 
 
+def test_an_epoch_with_many_observations_is_no_line_without_end(
+    stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It arrives whole, from the pipe and from the folder, and no line of it is long."""
+    monkeypatch.setattr(worker_process, "MAX_LINE_BYTES", 200_000)
+    seen = Observation(
+        step=3,
+        earlier_step=1,
+        layer="blocks.0.attn.qkv",
+        stability=0.5,
+        mixing_similarity=0.25,
+        relative_mixing_similarity=0.125,
+    )
+    epoch = Epoch(epoch=1, step=3, metrics={"lr": 0.1}, observations=[seen] * 2_000)
+    (tmp_path / EVENTS_FILE).write_bytes(encode(epoch))
+    worker = stub(f"say(open({str(tmp_path / EVENTS_FILE)!r}).read()); time.sleep(3600)")
+    assert wait_until_heard(worker) == [epoch]
+    assert list(read_events(tmp_path)) == [epoch]
+
+
+def wait_until_heard(worker: WorkerProcess) -> list[Event]:
+    """What is told by an epoch's lines, which may come in many pieces."""
+    heard: list[Event] = []
+    while not heard:
+        heard += worker.receive(TIMEOUT_S)
+    return heard
+
+
 def test_a_worker_that_closes_its_pipe_and_lives_on_is_killed(
     stub: Stub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,6 +286,7 @@ STARTER = """
 import sys, time
 from pathlib import Path
 from oialr_search.evaluation.devices import WorkerSettings
+from oialr_search.evaluation.files import read_events
 from oialr_search.evaluation.worker_process import WorkerProcess
 worker = WorkerProcess(WorkerSettings(gpu=None, num_threads=1), Path(sys.argv[1]))
 print(worker.pid, flush=True)

@@ -91,14 +91,18 @@ def test_a_signal_while_a_rank_imports_ends_the_launch_with_75(
 
 
 def ranks_of(launched: int, ranks: int) -> list[int]:
-    """The ranks that a launch has started so far; without a launcher, the process itself."""
+    """The ranks that a launch has started so far; without a launcher, the process itself.
+
+    A process that the launcher has forked and that is no rank yet has the launcher's handlers.
+    """
     if not ranks:
         return [launched]
-    return [
-        child.pid
-        for child in psutil.Process(launched).children(recursive=True)
-        if child.name() != "hydra_pmi_proxy"
-    ]
+    found = []
+    for child in psutil.Process(launched).children(recursive=True):
+        with suppress(psutil.Error):
+            is_rank = any(part.endswith("oialr-search") for part in child.cmdline()[:2])
+            found += [child.pid] if is_rank else []
+    return found
 
 
 def _catches(pid: int, number: signal.Signals) -> bool:

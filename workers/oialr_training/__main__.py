@@ -77,8 +77,9 @@ class Worker:
                 _append(line, path)
             except OSError as error:
                 log.warning("cannot write %s: %s", path, error.strerror)
-        while line:
-            line = line[os.write(self._events_fd, line) :]
+        rest = memoryview(line)
+        while rest:
+            rest = rest[os.write(self._events_fd, rest) :]
 
     def prepare(self, message: Prepare) -> None:
         """Import everything, load the data and train one step, so that an evaluation starts warm.

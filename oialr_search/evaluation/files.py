@@ -240,14 +240,17 @@ def read_migrations(folder: Path, search_id: int) -> Iterator[NewMigration | str
 
 def read_histories(folder: Path, search: SearchRecord) -> Iterator[IndividualHistory | str]:
     """All individuals of a search's folder, and a line for what cannot be read of them."""
+    retries = search.search_settings().retries
     for path in sorted(folder.glob("individual-*")):
         try:
-            yield from _read_history(path, search)
+            yield from _read_history(path, search, retries)
         except FolderError as error:
             yield str(error)
 
 
-def _read_history(folder: Path, search: SearchRecord) -> Iterator[IndividualHistory | str]:
+def _read_history(
+    folder: Path, search: SearchRecord, retries: int
+) -> Iterator[IndividualHistory | str]:
     individual = read_record(folder / INDIVIDUAL_FILE, IndividualRecord)
     belongs = Path(individual_folder(str(folder.parent), individual.id))
     if (individual.search_id, folder) != (search.id, belongs):
@@ -257,8 +260,14 @@ def _read_history(folder: Path, search: SearchRecord) -> Iterator[IndividualHist
     for path in attempts:
         try:
             failures = num_failures(history.evaluation for history in evaluations)
-            history, repeat = _read_evaluation(path, individual, search, failures)
-            evaluations.append(history)
+            ending = read_ending(
+                path, search.metric, search.task, failures=failures, retries=retries
+            )
+            if ending is None:
+                lost = Outcome(status=Status.LOST, reason="no result in its folder")
+                ending = Ending(outcome=lost, repeat=True)
+            evaluations.append(_read_evaluation(path, individual, ending.outcome))
+            repeat = ending.repeat
         except FolderError as error:  # its rank may have been killed before it had written that
             yield str(error)
             repeat = True
@@ -279,17 +288,13 @@ def _read_history(folder: Path, search: SearchRecord) -> Iterator[IndividualHist
 
 
 def _read_evaluation(
-    folder: Path, individual: IndividualRecord, search: SearchRecord, failures: int
-) -> tuple[EvaluationHistory, bool]:
-    """An evaluation, and whether its individual is to be evaluated again."""
+    folder: Path, individual: IndividualRecord, outcome: Outcome
+) -> EvaluationHistory:
+    """An evaluation that came to this outcome."""
     stored = read_record(folder / EVALUATION_FILE, EvaluationRecord)
     place = (individual.id, f"attempt-{stored.attempt}")
     if (stored.individual_id, folder.name) != place:
         raise FolderError(f"{folder} is not where evaluation {stored.id} belongs")
-    lost = Outcome(status=Status.LOST, reason="no result in its folder")
-    retries = search.search_settings().retries
-    ending = read_ending(folder, search.metric, search.task, failures=failures, retries=retries)
-    ending = ending or Ending(outcome=lost, repeat=True)
     epochs, updates, observations = list[EpochRecord](), list[RankUpdate](), list[Observation]()
     started: Started | None = None
     for event in read_events(folder):
@@ -308,12 +313,11 @@ def _read_evaluation(
         resumed_epoch=started.resumed_epoch if started else None,
         device=(started and started.device) or stored.device,
         last_epoch=max((epoch.epoch for epoch in epochs), default=None),
-        **vars(ending.outcome),
+        **vars(outcome),
     )
-    history = EvaluationHistory(
+    return EvaluationHistory(
         evaluation=evaluation, epochs=epochs, rank_updates=updates, observations=observations
     )
-    return history, ending.repeat
 
 
 def search_folders(folder: Path) -> list[Path]:

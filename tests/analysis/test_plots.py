@@ -7,8 +7,6 @@ import math
 import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -349,22 +347,6 @@ def test_a_search_that_observes_can_be_drawn(command: Command, full_rank: bool) 
     for words in ("search watched, individual 1", "blocks.0.mlp.fc2", "over 40 steps"):
         assert words in page
     assert ("basis update" in page) is not full_rank
-
-
-def test_the_commands_do_not_wait_for_plotly() -> None:
-    code = "import sys, oialr_search.cli; sys.exit('plotly' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_a_figure_does_not_wait_for_what_importance_needs() -> None:
-    code = (
-        "import sys, oialr_search.analysis.plots.catalogue;"
-        "print(*{'sklearn', 'scipy', 'pandas', 'optuna'} & set(sys.modules))"
-    )
-    loaded = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True
-    )
-    assert loaded.stdout.split() == []
 
 
 OF_A_SEARCH = [name for name in PlotName if name is not PlotName.STABILITY]

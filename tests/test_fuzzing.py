@@ -596,9 +596,9 @@ def assert_decodes_or_is_refused(line: bytes | str) -> None:
 
 def assert_declared_types(message: object) -> None:
     """Pydantic agrees that each field has its type."""
-    for name, kind in get_type_hints(type(message)).items():
-        value = getattr(message, name)
-        adapter(kind).validate_python(value, strict=True)
+    kinds = get_type_hints(type(message))
+    for name, value in vars(message).items():
+        adapter(kinds[name]).validate_python(value, strict=True)
         for part in value if isinstance(value, list) else ():
             if not isinstance(part, str):
                 assert_declared_types(part)

@@ -7,6 +7,7 @@ import re
 import shlex
 import signal
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,6 @@ from oialr_search.storage.records import (
 
 Row = dict[str, Any]
 
-DATA_DIR = re.compile(r"--data-dir[= ](\S+)")
 NATURAL = re.compile(r"(\d+)")
 
 
@@ -189,17 +189,29 @@ def _commands(
     if not evaluations:
         return []
     file = f"individual-{individual.id}.yaml"
-    line = next(
-        (x.command_line for x in storage.launches(individual.search_id)
-         if x.id == individual.launch_id), "",
-    )  # fmt: skip
-    found = DATA_DIR.search(line)
-    data_dir = ["--data-dir", found[1]] if found else []
+    launches = storage.launches(individual.search_id)
+    line = next(x.command_line for x in launches if x.id == evaluations[-1].launch_id)
+    given = _option("--data-dir", line)
+    data_dir = ["--data-dir", given] if given else []
     export = ["oialr-search", "export", "--individual", str(individual.id), "-o", file]
     return [
         shlex.join([*export, *database_options]),
         shlex.join(["oialr-search", "train", file, *data_dir]),
     ]
+
+
+def _option(name: str, line: str) -> str | None:
+    """The value of an option in a stored command line."""
+    try:
+        words = shlex.split(line)
+    except ValueError:  # version 0.1.0 did not quote
+        words = line.split()
+    for word, following in pairwise([*words, ""]):
+        if word == name:
+            return following
+        if word.startswith(f"{name}="):
+            return word.removeprefix(f"{name}=")
+    return None
 
 
 def readable_log(evaluation: EvaluationRecord) -> Path | None:

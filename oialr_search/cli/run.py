@@ -97,7 +97,7 @@ def import_(
     Example: `oialr-search import searches/minivit_cifar10`
     """
     from oialr_search.evaluation.files import search_folders
-    from oialr_search.launch.resuming import import_search
+    from oialr_search.launch.importing import import_search
 
     url = database_url(db, search_dir)
     folders = search_folders(folder)

@@ -39,12 +39,12 @@ from oialr_search.evaluation.files import (
     STATE_FILE,
     Ending,
     epoch_records,
-    read_ending,
+    read_result,
     write_claim,
     write_record,
 )
 from oialr_search.evaluation.outbox import Outbox
-from oialr_search.evaluation.outcomes import outcome_of, pruned_outcome
+from oialr_search.evaluation.outcomes import is_of_machine, is_repeated, outcome_of, pruned_outcome
 from oialr_search.evaluation.worker_process import (
     WorkerDied,
     WorkerProcess,
@@ -338,9 +338,10 @@ class Evaluator:
     def _of_death(self, death: WorkerDied, running: _Running) -> _End:
         """What a dead worker leaves: its result, if it has still written that."""
         folder, search = Path(running.claim.evaluation.folder), self._search
-        ending = read_ending(folder, search.metric, self._task, may_repeat=True)
-        if ending is not None:
-            return _End(outcome=ending.outcome, machine=ending.repeat)
+        result = read_result(folder)
+        if result is not None:
+            outcome = outcome_of(result, search.metric, self._task)
+            return _End(outcome=outcome, machine=is_of_machine(result))
         if running.launch_stops:
             return _End(outcome=_lost("the search was stopped"))
         reason = str(death)
@@ -385,8 +386,11 @@ class Evaluator:
             else:
                 self._kill(running.worker)
                 outcome = replace(outcome, log_tail=running.worker.log_tail())
-        repeat = outcome.status is Status.LOST or (
-            end.machine and claim.failures < self._search.retries
+        repeat = is_repeated(
+            outcome,
+            machine=end.machine,
+            failures=claim.failures,
+            retries=self._search.retries,
         )
         folder = Path(claim.evaluation.folder)
         ending = Ending(outcome=outcome, repeat=repeat)

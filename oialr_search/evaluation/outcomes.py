@@ -1,4 +1,4 @@
-"""What a worker came to → the outcome that is stored."""
+"""What a worker came to → the outcome that is stored, and whether another attempt follows."""
 
 from __future__ import annotations
 
@@ -45,3 +45,17 @@ def pruned_outcome(stopped: Stopped, last_epoch: Epoch | None, reason: str) -> O
         compression_percent=metrics.get("compression_percent"),
         resources=stopped.resources,
     )
+
+
+def is_of_machine(result: Completed | Failed) -> bool:
+    """Does the worker itself hold the machine responsible?"""
+    return isinstance(result, Failed) and result.cause == "machine"
+
+
+def is_repeated(outcome: Outcome, *, machine: bool, failures: int, retries: int) -> bool:
+    """Is the individual to be evaluated again?
+
+    A lost evaluation always is. What may be the machine's fault is when fewer than `retries`
+    earlier attempts have failed or timed out; what is the configuration's or the training's never.
+    """
+    return outcome.status is Status.LOST or (machine and failures < retries)

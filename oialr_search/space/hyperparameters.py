@@ -224,8 +224,8 @@ def _kind_of(name: str, task: type[TrainingConfig], source: str) -> Kind:
     keys = name.split(".")
     for position, key in enumerate(keys):
         field = model.model_fields.get(key)
-        if field is None or (position == 0 and key not in _SEARCHED):
-            searchable = [k for k in model.model_fields if position > 0 or k in _SEARCHED]
+        if field is None or (position == 0 and key not in task.searched):
+            searchable = [k for k in model.model_fields if position > 0 or k in task.searched]
             if field is not None:
                 raise ConfigError(
                     f"`space.{name}`: `{name}` is set, not searched; "
@@ -246,12 +246,6 @@ def _kind_of(name: str, task: type[TrainingConfig], source: str) -> Kind:
     # bool before int: Python's bool is an int.
     kinds: tuple[tuple[type, Kind], ...] = ((bool, "bool"), (float, "float"), (int, "int"))
     return next((kind for type_, kind in kinds if type_ in options), "choice")
-
-
-# The others would change what the metric means, or where the training runs.
-_SEARCHED = frozenset(
-    {"epochs", "batch_size", "model", "data", "optimizer", "scheduler", "criterion", "oialr"}
-)
 
 
 def _options(annotation: Any) -> list[Any]:

@@ -30,6 +30,7 @@ from oialr_search.storage.records import (
     Status,
     StorageError,
     individual_folder,
+    num_failures,
     utc_now,
 )
 from oialr_search.storage.schema import (
@@ -197,7 +198,7 @@ def claim(
         individual=IndividualRecord(**individual._mapping, evaluation=evaluation),
         evaluation=evaluation,
         repeated=left is not None,
-        failures=_failures(earlier),
+        failures=num_failures(earlier),
         remaining=claimable - 1,
     )
 
@@ -265,14 +266,10 @@ def _claimed_before(connection: sa.Connection, evaluation_id: int, claimable: in
         individual=individual,
         evaluation=evaluation,
         repeated=bool(earlier),
-        failures=_failures(earlier),
+        failures=num_failures(earlier),
         remaining=claimable,
     )
 
 
 def _attempts_of(connection: sa.Connection, individual_id: int) -> Sequence[Any]:
     return connection.execute(ATTEMPTS, {"the_individual_id": individual_id}).all()
-
-
-def _failures(attempts: Sequence[Any]) -> int:
-    return sum(1 for a in attempts if a.status in (Status.FAILED, Status.TIMED_OUT))

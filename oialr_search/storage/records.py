@@ -6,7 +6,7 @@ whatever goes wrong in a database arrives as one `StorageError` without a passwo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -18,7 +18,11 @@ from oialr_training.protocol import Observation, RankUpdate, Resources
 from typing_extensions import TypeAliasType
 
 from oialr_search.space.hyperparameters import SearchSpace
-from oialr_search.space.search_file import stored_training
+from oialr_search.space.search_file import (
+    SearchSettings,
+    stored_search_settings,
+    stored_training,
+)
 
 JsonValue = TypeAliasType(
     "JsonValue", "bool | int | float | str | Sequence[JsonValue] | Mapping[str, JsonValue] | None"
@@ -84,6 +88,14 @@ class SearchRecord(NewSearch):
             ConfigError: when it has something that this version does not know.
         """
         return stored_training(self.settings, f"search {self.name!r} as it is stored")
+
+    def search_settings(self) -> SearchSettings:
+        """Return how the space was searched by the latest launch, complete for this version.
+
+        Raises:
+            ConfigError: when it has something that this version does not know.
+        """
+        return stored_search_settings(self.settings, f"search {self.name!r} as it is stored")
 
     def of_search_file(self, path: str) -> Any:
         """Return what stands at a dotted path of the stored training configuration, else None."""
@@ -202,6 +214,11 @@ class EvaluationRecord:
         if self.finished_at is None:
             return None
         return (self.finished_at - self.started_at).total_seconds()
+
+
+def num_failures(attempts: Iterable[EvaluationRecord]) -> int:
+    """Count the attempts that failed or timed out, whoever's fault it was."""
+    return sum(attempt.status in (Status.FAILED, Status.TIMED_OUT) for attempt in attempts)
 
 
 @dataclass(frozen=True, kw_only=True)

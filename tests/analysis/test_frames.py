@@ -13,8 +13,8 @@ from oialr_search import open_search
 from oialr_search.storage import open_storage
 from oialr_search.storage.records import Outcome, Status, StorageError
 
+from ..seen import BEGAN, COMPLETED, PARENTS, RESUMED, RUNNING, hyperparameters
 from ..storage.storage_examples import launched_search, new_search, started_evaluation
-from .conftest import BEGAN, COMPLETED, PARENTS, RESUMED, RUNNING, hyperparameters
 
 FRAMES = ("leaderboard", "individuals", "metrics", "rank_updates", "observations", "lineage")
 

@@ -30,7 +30,7 @@ from oialr_search.storage.selection import Selection
 from oialr_search.terminal.tables import as_parquet
 
 from ..conftest import Command
-from .conftest import COMPLETED, FAILURES, RESUMED, RUNNING
+from ..seen import COMPLETED, FAILURES, RESUMED, RUNNING
 
 Row = dict[str, Any]
 EVERYONE = tuple(Status)

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,8 @@ from oialr_search.storage.records import (
 )
 
 from ..conftest import AUTOFORMER, CIFAR10, DIGITS, TINY, Command, FinishedSearch, settings
+from ..invented import BEGAN, ended, search_record, statuses_of, store_search
 from ..storage.storage_examples import launched_search, started_evaluation
-from .plausible_search import store_plausible_search
 
 LAYERS = ["patch_embed.proj", "blocks.2.attn.qkv", "blocks.2.attn.proj", "blocks.10.mlp.fc1"]
 INTERVAL, LAGS, STEPS = 20, (1, 5), 120
@@ -377,38 +377,11 @@ def plausible(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Source]:
     """200 individuals on 4 islands, with failures and migrations; a search at full rank beside."""
     path = tmp_path_factory.mktemp("plausible") / "search.db"
     with open_storage(f"sqlite:///{path}", create=True) as storage:
-        full_rank = ("oialr=null", "search.name=baseline")
-        store_plausible_search(
-            storage, search_id=2, individuals=1, islands=1, running=0, assignments=full_rank
-        )
-        yield Source(storage=storage, search=store_plausible_search(storage))
-
-
-def at(second: int) -> datetime:
-    """A moment."""
-    return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=second)
-
-
-def made(number: int, fitness: float | None = None, **changes: Any) -> IndividualRecord:
-    """An individual that ended in the second of its number."""
-    values: dict[str, Any] = {
-        "id": number,
-        "search_id": 1,
-        "launch_id": 1,
-        "island": 0,
-        "island_rank": 0,
-        "generation": number,
-        "parents": (),
-        "origin": "random",
-        "genes": {},
-        "hyperparameters": {},
-        "status": Status.FAILED if fitness is None else Status.COMPLETED,
-        "fitness": fitness,
-        "created_at": at(0),
-        "finished_at": at(number),
-        "evaluation": None,
-    }
-    return IndividualRecord(**values | changes)
+        full_rank = load_search(CIFAR10, ("oialr=null", "search.name=baseline"))
+        store_search(storage, full_rank, {10**6: Status.COMPLETED}, search_id=2)
+        statuses = statuses_of(200)
+        search = store_search(storage, load_search(CIFAR10), statuses, islands=4, epochs=30)
+        yield Source(storage=storage, search=search)
 
 
 def traces(figure: Any) -> dict[str, Any]:
@@ -464,9 +437,19 @@ def test_convergence_shows_whoever_finished(plausible: Source) -> None:
 def test_an_immigrant_counts_from_its_arrival() -> None:
     from oialr_search.storage.records import MigrationRecord
 
-    finished = [made(1, 5.0), made(2, 9.0, island=1), made(3, 8.0, island=1), made(4)]
+    finished = [
+        ended(1, 5.0),
+        ended(2, 9.0, island=1),
+        ended(3, 8.0, island=1),
+        ended(4),
+    ]
     arrival = MigrationRecord(
-        id=1, search_id=1, individual_id=1, source_island=0, target_island=1, accepted_at=at(2)
+        id=1,
+        search_id=1,
+        individual_id=1,
+        source_island=0,
+        target_island=1,
+        accepted_at=BEGAN + timedelta(seconds=2),
     )
     steps = steps_by_island(finished, [arrival])
     assert [(s.finished, s.fitness, s.source_island) for s in steps[1]] == [
@@ -480,7 +463,7 @@ def test_an_immigrant_counts_from_its_arrival() -> None:
 
 
 def test_many_islands_are_one_legend_entry() -> None:
-    figure = convergence([made(n, float(n), island=n) for n in range(1, 40)], [], "fitness", "")
+    figure = convergence([ended(n, float(n), island=n) for n in range(1, 40)], [], "fitness", "")
     assert [t.name for t in figure.data if t.showlegend and t.mode == "lines"] == [
         "each of 39 islands"
     ]
@@ -497,7 +480,7 @@ def test_far_away_fitnesses_do_not_flatten_the_others() -> None:
 
 @pytest.mark.parametrize("number", [1, 20, 10_000])
 def test_many_individuals_are_thinned_and_it_is_said(number: int) -> None:
-    individuals = [made(n, float((n * 7919) % number)) for n in range(1, number + 1)]
+    individuals = [ended(n, float((n * 7919) % number)) for n in range(1, number + 1)]
     thinned = palette.thin(individuals, 100)
     assert len(thinned.drawn) == min(number, 100)
     assert [i.id for i in thinned.drawn] == sorted(i.id for i in thinned.drawn)
@@ -520,7 +503,7 @@ def test_importance_finds_what_decides() -> None:
     for n in range(1, 121):
         a, b, c, d = 10 ** -((n * 7 % 41) / 10.25), n % 10, n % 2 == 0, ("x", "y", 3)[n % 3]
         values = {"a": a, "b": b, "c": c, "d": d}
-        individuals.append(made(n, abs(math.log10(a) + 1), hyperparameters=values))
+        individuals.append(ended(n, abs(math.log10(a) + 1), hyperparameters=values))
     study = as_study(individuals, searched)
     assert [t.params for t in study.trials] == [dict(i.hyperparameters) for i in individuals]
     assert [t.value for t in study.trials] == [i.fitness for i in individuals]
@@ -538,25 +521,20 @@ def test_importance_finds_what_decides() -> None:
 
 def test_importance_of_few_is_called_what_it_is(tmp_path: Path) -> None:
     with open_storage(f"sqlite:///{tmp_path}/search.db", create=True) as storage:
-        few = store_plausible_search(storage, individuals=5, islands=1, running=0, failing=0)
+        few = store_search(
+            storage, load_search(CIFAR10), dict.fromkeys(range(1, 6), Status.COMPLETED)
+        )
         figure = draw(PlotName.IMPORTANCE, Source(storage=storage, search=few))
         assert "Too few to rely on: 5 individuals for 8 hyperparameters" in subtitle(figure)
-        one = store_plausible_search(
-            storage,
-            search_id=2,
-            individuals=1,
-            islands=1,
-            running=0,
-            failing=0,
-            assignments=("search.name=one",),
-        )
+        file = load_search(CIFAR10, ["search.name=one"])
+        one = store_search(storage, file, {9: Status.COMPLETED}, search_id=2)
         with pytest.raises(StorageError, match="importance needs two"):
             draw(PlotName.IMPORTANCE, Source(storage=storage, search=one))
 
 
 def test_where_all_are_alike_no_variance_is_explained() -> None:
     only = SearchSpace((Hyperparameter(name="a", kind="float", low=0.0, high=1.0),))
-    individuals = [made(n, 1.0, hyperparameters={"a": n / 30}) for n in range(1, 30)]
+    individuals = [ended(n, 1.0, hyperparameters={"a": n / 30}) for n in range(1, 30)]
     parts = importances(individuals, only)
     assert list(parts) == ["PED-ANOVA"]
     assert list(traces(space.importance(parts, ""))) == ["PED-ANOVA"]
@@ -570,7 +548,7 @@ def test_importance_of_values_that_the_space_no_longer_holds() -> None:
         )
     )
     individuals = [
-        made(n, abs(n / 20 - 1), hyperparameters={"a": n / 20, "b": "xyz"[n % 3]})
+        ended(n, abs(n / 20 - 1), hyperparameters={"a": n / 20, "b": "xyz"[n % 3]})
         for n in range(1, 61)
     ]
     parts = importances(individuals, searched)
@@ -581,10 +559,10 @@ def test_importance_of_values_that_the_space_no_longer_holds() -> None:
 def test_values_lie_where_their_genes_are() -> None:
     file = load_search(CIFAR10, ["space.oialr.full_rank_first_layer={choices: [false, true]}"])
     search_space = file.space
-    axes = axes_of(dataclasses.replace(_any_search(), space=search_space))
+    axes = axes_of(search_record(file))
     for gene in (0.0, 0.3, 1.0):
         hyperparameters = search_space.decode({h.name: gene for h in search_space.hyperparameters})
-        individual = made(1, 1.0, hyperparameters=hyperparameters)
+        individual = ended(1, 1.0, hyperparameters=hyperparameters)
         for axis, h in zip(axes, search_space.hyperparameters, strict=True):
             place = axis.place(axis.value_of(individual))
             tolerance = 0.5 if axis.choices else 0.05 if h.kind == "int" else 1e-9
@@ -593,25 +571,6 @@ def test_values_lie_where_their_genes_are() -> None:
             assert places == sorted(places)
             assert places[0] == 0.0
             assert places[-1] == 1.0
-
-
-def _any_search() -> Any:
-    from oialr_search.storage.records import SearchRecord
-
-    return SearchRecord(
-        id=1,
-        name="a",
-        task="minivit_digits",
-        metric="validation_top1",
-        settings={},
-        space=SearchSpace(()),
-        metric_names=[],
-        seed=0,
-        evaluations_total=1,
-        version="0",
-        created_at=at(0),
-        last_launch_at=None,
-    )
 
 
 def test_parallel_coordinates_lead_through_the_values(plausible: Source) -> None:
@@ -640,8 +599,8 @@ def test_hostile_texts_are_shown_and_not_obeyed() -> None:
     hostile = "<a href='https://example.org'>x</a>"
     axis = Axis(name="a.<b>bold</b>", choices=(hostile, True))
     individuals = [
-        made(1, 1.0, hyperparameters={axis.name: hostile}),
-        made(2, 2.0, hyperparameters={axis.name: True}),
+        ended(1, 1.0, hyperparameters={axis.name: hostile}),
+        ended(2, 2.0, hyperparameters={axis.name: True}),
     ]
     for draw_it in (space.slices, space.parallel_coordinates):
         text = draw_it(individuals, [axis], "fitness", individuals[0], "").to_json()
@@ -653,7 +612,7 @@ def test_hostile_texts_are_shown_and_not_obeyed() -> None:
 
 def test_choices_keep_bools_and_numbers_apart() -> None:
     axis = Axis(name="a", choices=(1, True, "1"))
-    values = [made(n, 1.0, hyperparameters={"a": v}) for n, v in enumerate((1, True, "1"))]
+    values = [ended(n, 1.0, hyperparameters={"a": v}) for n, v in enumerate((1, True, "1"))]
     assert [axis.value_of(individual) for individual in values] == [0, 1, 2]
 
 
@@ -700,7 +659,7 @@ def test_lineage_has_all_parents_left_of_their_children(plausible: Source) -> No
 
 
 def test_a_long_lineage_is_cut_and_it_is_said() -> None:
-    chain = {n: made(n, 1.0 / n, parents=(n - 1, n - 1) if n > 1 else ()) for n in range(1, 500)}
+    chain = {n: ended(n, 1.0 / n, parents=(n - 1, n - 1) if n > 1 else ()) for n in range(1, 500)}
     figure = lineage(chain[499], chain, "")
     assert f"{499 - MANY_ANCESTORS - 1} older ancestors are not drawn" in subtitle(figure)
 
@@ -747,17 +706,10 @@ def test_metrics_over_epochs_has_the_best_the_rest_and_the_baseline() -> None:
 
 def test_a_search_without_results_is_one_line_a_figure(tmp_path: Path) -> None:
     with open_storage(f"sqlite:///{tmp_path}/search.db", create=True) as storage:
-        for number, running in enumerate((0, 3), start=1):
-            search = store_plausible_search(
-                storage,
-                search_id=number,
-                individuals=3,
-                islands=1,
-                running=running,
-                failing=1.0,
-                epochs=0,
-                assignments=(f"search.name=search{number}",),
-            )
+        for number, status in enumerate((Status.FAILED, Status.RUNNING), start=1):
+            file = load_search(CIFAR10, [f"search.name=search{number}"])
+            statuses = dict.fromkeys(range(10 * number, 10 * number + 3), status)
+            search = store_search(storage, file, statuses, search_id=number, epochs=0)
             for name in PlotName:
                 with pytest.raises(StorageError, match=f"search{number}") as raised:
                     draw(name, Source(storage=storage, search=search))

@@ -22,13 +22,13 @@ from oialr_search.storage.selection import FailureCount
 from oialr_search.terminal.screens import duration
 
 from ..conftest import Command
+from ..seen import BEGAN, RESUMED, fill
 from ..storage.storage_examples import (
     epoch_record,
     launched_search,
     new_search,
     started_evaluation,
 )
-from .conftest import BEGAN, RESUMED, fill
 
 NOW = BEGAN + timedelta(hours=2, minutes=20)
 

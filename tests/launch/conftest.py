@@ -23,6 +23,7 @@ from oialr_search.storage.records import SearchRecord
 
 from ..conftest import DIGITS
 from ..evaluation.scripted import Line, ScriptedWorker, Silence, Workers, completed, epoch, started
+from .left_behind import LeftBehind
 from .ranks import Comm, World
 
 SLEEPING = (controller, evaluator, islands, outbox, preparation, progress, stop_request)
@@ -134,3 +135,10 @@ class Launches:
 @pytest.fixture
 def launches(empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Launches:
     return Launches(tmp_path, empty_database, monkeypatch)
+
+
+@pytest.fixture
+def left(empty_database: Path, tmp_path: Path) -> Iterator[LeftBehind]:
+    shutil.copy(empty_database, tmp_path / "search.db")
+    with open_storage(str(tmp_path / "search.db")) as storage:
+        yield LeftBehind(storage, tmp_path / "minivit_digits")

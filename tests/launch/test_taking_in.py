@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from typing import Any
 import psutil
 import pytest
 
-from oialr_search.launch.resuming import free_name, import_search
 from oialr_search.storage import open_storage
 from oialr_search.storage.records import IndividualRecord
 
@@ -168,95 +166,12 @@ def cut_off(path: Path) -> None:
     path.write_text(text[: len(text) // 2])
 
 
-def copy_beside(path: Path) -> None:
-    shutil.copytree(path.parent, path.parent.with_name(f"{path.parent.name}-old"))
-
-
-DAMAGES: dict[str, tuple[str, Callable[[Path], object], str, int]] = {
-    "no individual": ("individual.json", Path.unlink, "cannot read", 2),
-    "half an individual": ("individual.json", cut_off, "is damaged", 2),
-    "half an evaluation": ("attempt-1/evaluation.json", cut_off, "is damaged", 2),
-    "a wrong type": (
-        "individual.json",
-        lambda path: path.write_text(path.read_text().replace('"random"', "7")),
-        "`origin`",
-        2,
-    ),
-    "a copy": ("individual.json", copy_beside, "is not where individual 3 belongs", 3),
-    "a copied attempt": (
-        "attempt-1/evaluation.json",
-        lambda path: shutil.copytree(path.parent, path.parent.with_name("attempt-1.old")),
-        "is not where evaluation",
-        3,
-    ),
-    "nothing": (
-        "attempt-1/evaluation.json",
-        lambda path: shutil.rmtree(path.parent),
-        "holds no evaluation",
-        2,
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_folder_is_left_out_with_one_line(copied: Command, damage: str) -> None:
-    name, do, words, left = DAMAGES[damage]
-    do(folder_of(copied) / "individual-000003" / name)
-    with open_storage(str(database_of(copied)), create=True) as storage:
-        _, number, (line,) = import_search(storage, folder_of(copied))
-    assert words in line
-    assert "individual-000003" in line
-    assert number == left == len(fitnesses(copied))
-    assert {e["individual_status"] for e in evaluations(copied)} == {"completed", "failed"}
-
-
-@pytest.mark.parametrize("do", [Path.unlink, cut_off])
-def test_a_launch_is_made_of_what_its_evaluations_tell(
-    copied: Command, eventful: Command, do: Callable[[Path], object]
-) -> None:
-    do(folder_of(copied) / "launch-000001.json")
-    told = copied("import", "searches/minivit_digits").stderr
-    assert "launch-000001.json is damaged" in told or do is Path.unlink
-    assert fitnesses(copied) == fitnesses(eventful)
-    known = "select id, world_size, num_islands, hostname from launches"
-    assert query(database_of(copied), known) == query(database_of(eventful), known)
-
-
-def test_an_individual_whose_launch_is_lost_with_its_first_attempt(
-    copied: Command, eventful: Command
-) -> None:
-    (folder_of(copied) / "launch-000001.json").unlink()
-    path = folder_of(copied) / "individual-000003" / "individual.json"
-    path.write_text(path.read_text().replace('"launch_id": 1', '"launch_id": 2'))
-    assert "3 individuals imported" in copied("import", "searches/minivit_digits").stdout
-    known = query(database_of(copied), "select id, world_size, hostname from launches order by id")
-    assert [(row["id"], row["world_size"]) for row in known] == [(1, 2), (2, 1)]
-    assert known[1]["hostname"] == "unknown"
-
-
-def test_a_damaged_migration_is_left_out(copied: Command, eventful: Command) -> None:
-    (book, *_) = folder_of(copied).glob("migrations-*.jsonl")
-    with book.open("a") as lines:
-        lines.write('{"search_id": 1, "indiv')
-    number = len(book.read_text().splitlines())
-    told = copied("import", "searches/minivit_digits").stderr
-    assert f"{book.name} is damaged in line {number}" in told
-    moved = "select count(*) from migrations"
-    assert query(database_of(copied), moved) == query(database_of(eventful), moved)
-
-
 def test_what_is_left_out_is_told(copied: Command) -> None:
     cut_off(folder_of(copied) / "individual-000001" / "individual.json")
     result = copied("import", "searches/minivit_digits")
     (line,) = result.stderr.splitlines()
     assert line.startswith("warning: left out: searches/minivit_digits/individual-000001/indiv")
     assert result.stdout.splitlines()[-1].endswith("2 individuals imported")
-
-
-def test_an_attempt_that_was_never_begun_does_not_hide_those_before(copied: Command) -> None:
-    (folder_of(copied) / "individual-000003" / "attempt-2").mkdir()
-    assert "attempt-2" in copied("import", "searches/minivit_digits").stderr
-    assert fitnesses(copied)[3] is not None
 
 
 def assert_refused(command: Command, *arguments: str, words: list[str]) -> None:
@@ -300,9 +215,3 @@ def test_a_search_without_its_database_is_refused_or_begun_under_another_name(
     copied(*run_line(1), "--new")
     assert {path: path.stat().st_mtime_ns for path in folder_of(copied).rglob("*")} == before
     assert query(database_of(copied), "select name from searches") == [{"name": "minivit_digits-2"}]
-
-
-def test_a_free_name_is_neither_stored_nor_a_folder_s(tmp_path: Path) -> None:
-    assert free_name("a", [], tmp_path) == "a"
-    (tmp_path / "a-2").mkdir()
-    assert free_name("a", ["a", "a-3"], tmp_path) == "a-4"

@@ -64,9 +64,9 @@ def test_what_was_used_is_kept_however_it_ended(tmp_path: Path) -> None:
         folder = tmp_path / type(result).__name__
         folder.mkdir()
         write_result(folder, result)
-        read = read_ending(folder, "validation_loss", TASK, may_repeat=True)
+        read = read_ending(folder, "validation_loss", TASK, failures=0, retries=1)
         write_record(folder / OUTCOME_FILE, Ending(outcome=outcome))
-        assert read == read_ending(folder, "validation_loss", TASK, may_repeat=True)
+        assert read == read_ending(folder, "validation_loss", TASK, failures=0, retries=1)
         assert read
         assert read.outcome.resources == USED
 

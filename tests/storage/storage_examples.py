@@ -50,7 +50,10 @@ def new_search(**changes: Any) -> NewSearch:
         "name": "digits",
         "task": "minivit_digits",
         "metric": "top1",
-        "settings": {"task": "minivit_digits", "search": {"evaluations": 3}},
+        "settings": {
+            "search": {"name": "digits", "metric": "top1", "evaluations": 3, "islands": 2},
+            "training": {"task": "minivit_digits"},
+        },
         "space": SPACE,
         "metric_names": ["val.top1", "val.loss"],
         "seed": 2**40,

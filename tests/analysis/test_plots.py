@@ -7,8 +7,6 @@ import math
 import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -20,7 +18,7 @@ from oialr_training.protocol import Observation, RankUpdate
 
 from oialr_search.analysis.importance import as_study, importances
 from oialr_search.analysis.plots import palette, space
-from oialr_search.analysis.plots.ancestors import MANY_ANCESTORS, family_of, lineage
+from oialr_search.analysis.plots.ancestors import MANY_ANCESTORS, ancestors, tree_of
 from oialr_search.analysis.plots.axes import Axis, axes_of
 from oialr_search.analysis.plots.bases import inner_ranks, stability
 from oialr_search.analysis.plots.catalogue import PLOTS, Source, draw
@@ -40,7 +38,7 @@ from oialr_search.storage.records import (
     StorageError,
 )
 
-from ..conftest import AUTOFORMER, CIFAR10, DIGITS, TINY, Command, FinishedSearch, settings
+from ..conftest import AUTOFORMER, CIFAR10, DIGITS, TINY, Command, settings
 from ..invented import BEGAN, ended, search_record, statuses_of, store_search
 from ..storage.storage_examples import launched_search, started_evaluation
 
@@ -218,6 +216,12 @@ def test_inner_ranks_hold_until_the_next_update() -> None:
     assert ends == ["8 of 64"] * 3
 
 
+def test_inner_ranks_of_a_single_layer_are_a_figure() -> None:
+    only = [update for update in some_rank_updates() if update.layer == LAYERS[1]]
+    (panel,) = heatmaps(inner_ranks(only, 200, ""))
+    assert [list(row) for row in panel.z] == [[100, 25, 12.5]]
+
+
 def test_inner_ranks_of_the_last_step_can_be_seen() -> None:
     (panel,) = heatmaps(inner_ranks(some_rank_updates(), STEPS, ""))
     assert panel.x[-1] > panel.x[-2] == STEPS
@@ -329,14 +333,6 @@ def test_an_unknown_name_is_wrong_usage(watched: Command) -> None:
     assert "'stability'" in result.stderr
 
 
-def test_a_search_that_observed_nothing_says_how_to(digits_search: FinishedSearch) -> None:
-    result = digits_search.command("plot", "stability", check=False)
-    assert result.returncode == 78
-    (line,) = result.stderr.splitlines()
-    assert NO_ONE in line
-    assert not (digits_search.command.folder / "stability.html").exists()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("full_rank", [False, True])
 def test_a_search_that_observes_can_be_drawn(command: Command, full_rank: bool) -> None:
@@ -351,22 +347,6 @@ def test_a_search_that_observes_can_be_drawn(command: Command, full_rank: bool) 
     for words in ("search watched, individual 1", "blocks.0.mlp.fc2", "over 40 steps"):
         assert words in page
     assert ("basis update" in page) is not full_rank
-
-
-def test_the_commands_do_not_wait_for_plotly() -> None:
-    code = "import sys, oialr_search.cli; sys.exit('plotly' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_a_figure_does_not_wait_for_what_importance_needs() -> None:
-    code = (
-        "import sys, oialr_search.analysis.plots.catalogue;"
-        "print(*{'sklearn', 'scipy', 'pandas', 'optuna'} & set(sys.modules))"
-    )
-    loaded = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True
-    )
-    assert loaded.stdout.split() == []
 
 
 OF_A_SEARCH = [name for name in PlotName if name is not PlotName.STABILITY]
@@ -644,7 +624,7 @@ def test_one_individual_is_a_pareto_front(plausible: Source) -> None:
 def test_lineage_has_all_parents_left_of_their_children(plausible: Source) -> None:
     best = plausible.by_fitness[0]
     everyone = {i.id: i for i in plausible.individuals}
-    tree = family_of(best, everyone)
+    tree = tree_of(best, everyone)
     level = {i: number for number, ids in enumerate(tree.levels) for i in ids}
     assert tree.levels[-1] == [best.id]
     assert len(level) <= MANY_ANCESTORS + 1
@@ -660,7 +640,7 @@ def test_lineage_has_all_parents_left_of_their_children(plausible: Source) -> No
 
 def test_a_long_lineage_is_cut_and_it_is_said() -> None:
     chain = {n: ended(n, 1.0 / n, parents=(n - 1, n - 1) if n > 1 else ()) for n in range(1, 500)}
-    figure = lineage(chain[499], chain, "")
+    figure = ancestors(chain[499], chain, "")
     assert f"{499 - MANY_ANCESTORS - 1} older ancestors are not drawn" in subtitle(figure)
 
 
@@ -722,20 +702,13 @@ def test_a_search_without_results_is_one_line_a_figure(tmp_path: Path) -> None:
                 draw(name, Source(storage=storage, search=empty))
 
 
-def test_a_search_that_ran_can_be_drawn(digits_search: FinishedSearch) -> None:
-    path = digits_search.database
-    with open_storage(f"sqlite:///{path}", read_only=True) as storage:
-        source = Source(storage=storage, search=storage.searches()[0])
-        for name in OF_A_SEARCH:
-            figure = draw(name, source)
-            assert "search minivit_digits" in subtitle(figure)
-        curves = traces(draw(PlotName.LEARNING_RATES, source))
-    assert "untuned: the search file's values" in curves
-
-
-def test_what_has_no_effect_is_said(digits_search: FinishedSearch, tmp_path: Path) -> None:
-    result = digits_search.command(
-        "plot", "convergence", "--individual", "1", "-o", tmp_path / "a.html"
-    )
+def test_what_has_no_effect_is_said(watched: Command) -> None:
+    result = watched("plot", "convergence", "--individual", "1", "-o", "a.html")
     assert result.stderr == "warning: --individual has no effect on convergence\n"
-    assert "sendChartToCloud" in (tmp_path / "a.html").read_text().rpartition("newPlot")[2]
+    page = (watched.folder / "a.html").read_text()
+    assert "sendChartToCloud" in page.rpartition("newPlot")[2]
+
+
+def test_a_search_that_observed_nothing_says_how_to(plausible: Source) -> None:
+    with pytest.raises(StorageError, match=re.escape(NO_ONE)):
+        draw(PlotName.STABILITY, plausible)

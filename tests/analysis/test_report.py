@@ -32,7 +32,7 @@ from oialr_search.storage import open_storage
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import EvaluationRecord, Outcome, SearchRecord, Status
 
-from ..conftest import CIFAR10, FinishedSearch
+from ..conftest import CIFAR10, Command
 from ..invented import statuses_of, store_search
 from ..storage.storage_examples import (
     SPACE,
@@ -298,19 +298,6 @@ def test_a_search_without_results_has_a_report(kind: str, new_url: Callable[[str
         assert words.count("search 'empty' has no individual yet") == 10
 
 
-def test_a_search_that_ran_has_a_report(digits_search: FinishedSearch, tmp_path: Path) -> None:
-    completed(tmp_path / "trained", 42, 90.0)
-    path = tmp_path / "r.html"
-    compare = f"baseline={tmp_path / 'trained'}"
-    result = digits_search.command("report", "-o", path, "--compare", compare)
-    assert result.stdout == f"report of minivit_digits written to {path}\n"
-    assert not result.stderr
-    words = Page(path.read_text()).text
-    exported = digits_search.command("export").stdout
-    assert exported.strip() in words
-    assert "baseline" in words
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -320,9 +307,9 @@ def test_a_search_that_ran_has_a_report(digits_search: FinishedSearch, tmp_path:
     ],
 )
 def test_what_cannot_be_reported_is_one_line(
-    digits_search: FinishedSearch, options: list[str], message: str
+    seen_urls: dict[str, str], command: Command, options: list[str], message: str
 ) -> None:
-    result = digits_search.command("report", *options, check=False)
+    result = command("report", "--db", seen_urls["sqlite"], *options, check=False)
     assert result.returncode == 78
     (line,) = result.stderr.splitlines()
     assert line.startswith("error: ")

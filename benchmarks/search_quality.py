@@ -31,14 +31,13 @@ from benchmarks.search_problems import Problem, problem
 from oialr_search.launch.engines import (
     Individuals,
     Knowledge,
-    Known,
     Member,
     engine_for,
     random_numbers,
 )
 from oialr_search.launch.population import Population
 from oialr_search.space.search_file import ENGINES, SearchSettings
-from oialr_search.storage.records import Status
+from oialr_search.storage.records import Known, Status
 
 MIX = ("svm", "sgd", "oialr", "bbob-mixint-5", "bbob-mixint-10", "bbob-5", "bbob-10")
 APART = ("boosting", "bbob-3", "bbob-mixint-20", "bbob-20")

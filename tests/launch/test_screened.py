@@ -21,7 +21,6 @@ from oialr_search.launch.engines import (
     Engine,
     Individuals,
     Knowledge,
-    Known,
     Member,
     Offspring,
     engine_for,
@@ -31,7 +30,7 @@ from oialr_search.launch.engines.individuals import middle
 from oialr_search.launch.population import Population
 from oialr_search.space.hyperparameters import Hyperparameter
 from oialr_search.space.search_file import SearchSettings
-from oialr_search.storage.records import Status
+from oialr_search.storage.records import Known, Status
 
 LR = Hyperparameter(name="lr", kind="float", low=1e-4, high=1e-1, scale="log")
 DECAY = Hyperparameter(name="decay", kind="float", low=0.0, high=1.0)

@@ -93,11 +93,8 @@ def main() -> None:
         runs.append(run)
         with arguments.results.open("a") as file:
             file.write(json.dumps(vars(run)) + "\n")
-    chosen = [
-        r
-        for r in runs
-        if r.workers == arguments.workers and (r.problem, r.engine, r.seed) in wanted
-    ]
+    found = {(r.problem, r.engine, r.seed): r for r in runs if r.workers == arguments.workers}
+    chosen = [found[key] for key in wanted]
     print(table(chosen))
     if arguments.plot:
         plot(chosen, arguments.plot)

@@ -307,7 +307,7 @@ class StorageReader(AbstractContextManager["StorageReader"]):
     def known_after(
         self, search_id: int, individual_id: int, again: Collection[int] = ()
     ) -> list[Known]:
-        """Return the same individuals as engines know them: a tenth of the memory."""
+        """Return the same individuals as engines know them: a quarter of the memory and time."""
         c = individuals.c
         query = sa.select(c.id.label("individual_id"), c.island, c.status, c.genes, c.fitness)
         with self._reading() as connection:

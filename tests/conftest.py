@@ -18,6 +18,8 @@ import pytest
 
 from oialr_search import cli
 
+from .seen import kind, new_url, postgres, seen_urls, url  # noqa: F401
+
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
 BIN = Path(sys.executable).parent

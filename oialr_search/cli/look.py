@@ -22,7 +22,7 @@ from oialr_search.cli.options import (
     open_database,
     options_of_database,
 )
-from oialr_search.storage.records import Status
+from oialr_search.storage.status import Status
 from oialr_search.terminal.tables import FileFormat, Format
 
 if TYPE_CHECKING:

@@ -20,7 +20,6 @@ from oialr_search.cli.options import (
 from oialr_search.cli.time_limit import deadline, parse_duration
 from oialr_search.launch.stop_request import StopRequest
 from oialr_search.storage import database_exists, open_storage, upgrade_storage
-from oialr_search.storage.records import StorageError
 
 
 def run(
@@ -143,6 +142,8 @@ def upgrade(db: DatabaseOption = None, search_dir: SearchDirOption = SEARCH_DIR)
 
     Example: `oialr-search upgrade --db sqlite:///searches/search.db`
     """
+    from oialr_search.storage.records import StorageError
+
     url = database_url(db, search_dir)
     if not database_exists(url):
         raise StorageError(f"no database to upgrade: {search_dir / 'search.db'}; name one by --db")

@@ -123,7 +123,7 @@ class Evaluator:
         worker_settings: WorkerSettings,
         world_rank: int,
         notify: Callable[[str], None],
-        worker_type: type[WorkerProcess] = WorkerProcess,
+        worker_type: Callable[[WorkerSettings, Path], WorkerProcess] = WorkerProcess,
     ) -> None:
         self._worker_type = worker_type
         self._search = search_file.search

@@ -46,6 +46,7 @@ def train(
     data_dir: str | None,
     settings: WorkerSettings,
     report: Callable[[Event], None],
+    worker_type: Callable[[WorkerSettings, Path], WorkerProcess] = WorkerProcess,
 ) -> Completed:
     """Train once; writes log, metrics an epoch, result and checkpoint into `folder`.
 
@@ -57,7 +58,7 @@ def train(
     made = _make(folder)
     for name in (RESULT_FILE, EVENTS_FILE):
         (folder / name).unlink(missing_ok=True)
-    worker = WorkerProcess(settings, folder / "log.txt")
+    worker = worker_type(settings, folder / "log.txt")
     try:
         worker.send(Prepare(config=request, data_dir=data_dir))
         worker.send(

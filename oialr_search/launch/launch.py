@@ -59,7 +59,7 @@ class LaunchSettings:
     """Begin another search when there is one of this name."""
     stop: StopRequest
     environment: dict[str, str] = field(repr=False)
-    worker_type: type[WorkerProcess] = WorkerProcess
+    worker_type: Callable[[WorkerSettings, Path], WorkerProcess] = WorkerProcess
     """What evaluates; a benchmark has one that answers at once."""
 
 

@@ -11,13 +11,14 @@ import random
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
-from oialr_training.config import TrainingConfig
 from oialr_training.errors import ConfigError, mistakes, nearest
-from oialr_training.tasks import validate_training
 from oialr_training.validation import Config, validate
 from pydantic import BaseModel, ConfigDict, PlainValidator, TypeAdapter, ValidationError
+
+if TYPE_CHECKING:
+    from oialr_training.config import TrainingConfig
 
 Value = float | int | bool | str
 Kind = Literal["float", "int", "bool", "choice"]
@@ -147,6 +148,9 @@ def parse_space(
     Raises:
         ConfigError: with a line for each wrong entry; also when a bound is no valid value.
     """
+    # Not above: who reads a stored space needs no tasks, whose configurations take long to build.
+    from oialr_training.tasks import validate_training
+
     if not isinstance(content, dict) or not content:
         raise ConfigError(f"`space` maps paths to ranges, got {content!r:.60} ({source})")
     hyperparameters, lines = [], []
@@ -224,8 +228,8 @@ def _kind_of(name: str, task: type[TrainingConfig], source: str) -> Kind:
     keys = name.split(".")
     for position, key in enumerate(keys):
         field = model.model_fields.get(key)
-        if field is None or (position == 0 and key not in _SEARCHED):
-            searchable = [k for k in model.model_fields if position > 0 or k in _SEARCHED]
+        if field is None or (position == 0 and key not in task.searched):
+            searchable = [k for k in model.model_fields if position > 0 or k in task.searched]
             if field is not None:
                 raise ConfigError(
                     f"`space.{name}`: `{name}` is set, not searched; "
@@ -246,12 +250,6 @@ def _kind_of(name: str, task: type[TrainingConfig], source: str) -> Kind:
     # bool before int: Python's bool is an int.
     kinds: tuple[tuple[type, Kind], ...] = ((bool, "bool"), (float, "float"), (int, "int"))
     return next((kind for type_, kind in kinds if type_ in options), "choice")
-
-
-# The others would change what the metric means, or where the training runs.
-_SEARCHED = frozenset(
-    {"epochs", "batch_size", "model", "data", "optimizer", "scheduler", "criterion", "oialr"}
-)
 
 
 def _options(annotation: Any) -> list[Any]:
@@ -277,6 +275,8 @@ def _samples(hyperparameter: Hyperparameter) -> Sequence[Value]:
 
 def _refuse_contradictions(space: SearchSpace, training: Mapping[str, Any], source: str) -> None:
     """Refuse values that are valid one by one but not together, as far as a sample tells."""
+    from oialr_training.tasks import validate_training
+
     draw = random.Random(0).random
     for _ in range(MAX_VALUES_TRIED):
         drawn = space.decode({h.name: draw() for h in space.hyperparameters})

@@ -23,6 +23,7 @@ from oialr_search.storage.records import (
     EvaluationRecord,
     IndividualRecord,
     IslandSummary,
+    Known,
     LaunchRecord,
     MigrationRecord,
     Progress,
@@ -297,18 +298,25 @@ class StorageReader(AbstractContextManager["StorageReader"]):
         Who has read a search before needs no more: its ids only grow, and an individual that
         neither runs nor waits changes no more.
         """
-        newer = (
-            individuals.c.search_id == search_id,
-            individuals.c.status.in_(list(Status)),  # the index has them by status, then id
-            individuals.c.id > individual_id,
-        )
         with self._reading() as connection:
-            known = [
+            return [
                 record
-                for ids in _batches(sorted(again))
-                for record in read_individuals(connection, individuals.c.id.in_(ids))
+                for conditions in _after(search_id, individual_id, again)
+                for record in read_individuals(connection, *conditions)
             ]
-            return known + read_individuals(connection, *newer)
+
+    def known_after(
+        self, search_id: int, individual_id: int, again: Collection[int] = ()
+    ) -> list[Known]:
+        """Return the same individuals as engines know them: a quarter of the memory and time."""
+        c = individuals.c
+        query = sa.select(c.id.label("individual_id"), c.island, c.status, c.genes, c.fitness)
+        with self._reading() as connection:
+            return [
+                Known(**row._mapping)
+                for conditions in _after(search_id, individual_id, again)
+                for row in connection.execute(query.where(*conditions).order_by(c.id))
+            ]
 
     def individual(self, individual_id: int) -> IndividualRecord | None:
         """Return one individual."""
@@ -495,6 +503,19 @@ def read_space(search: str, content: Any) -> SearchSpace:
 def read_evaluations(connection: sa.Connection, query: sa.Select[Any]) -> list[EvaluationRecord]:
     """Return the evaluations of a query for all their columns."""
     return [as_evaluation(row) for row in connection.execute(query)]
+
+
+def _after(
+    search_id: int, individual_id: int, again: Collection[int]
+) -> Iterator[Sequence[sa.ColumnElement[bool]]]:
+    """Yield the conditions of individuals named `again`, then those of the higher ids."""
+    for ids in _batches(sorted(again)):
+        yield [individuals.c.id.in_(ids)]
+    yield [
+        individuals.c.search_id == search_id,
+        individuals.c.status.in_(list(Status)),  # the index has them by status, then id
+        individuals.c.id > individual_id,
+    ]
 
 
 def read_individuals(

@@ -9,20 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from oialr_training.config import TrainingConfig
 from oialr_training.errors import Cause, KnownError
 from oialr_training.protocol import Observation, RankUpdate, Resources
 from typing_extensions import TypeAliasType
 
 from oialr_search.space.hyperparameters import SearchSpace
-from oialr_search.space.search_file import (
-    SearchSettings,
-    stored_search_settings,
-    stored_training,
-)
+from oialr_search.storage.status import Status as Status
+
+if TYPE_CHECKING:
+    from oialr_training.config import TrainingConfig
+
+    from oialr_search.space.search_file import SearchSettings
 
 JsonValue = TypeAliasType(
     "JsonValue", "bool | int | float | str | Sequence[JsonValue] | Mapping[str, JsonValue] | None"
@@ -39,18 +38,6 @@ class StorageUnavailable(StorageError):  # noqa: N818  (a state of the database,
     """The database cannot be reached, is locked or full just now: the same call may work later."""
 
     cause = "machine"
-
-
-class Status(StrEnum):
-    """How far an individual or one of its evaluations has come."""
-
-    QUEUED = "queued"
-    RUNNING = "running"
-    COMPLETED = "completed"
-    PRUNED = "pruned"
-    FAILED = "failed"
-    TIMED_OUT = "timed_out"
-    LOST = "lost"
 
 
 def utc_now() -> datetime:
@@ -87,6 +74,8 @@ class SearchRecord(NewSearch):
         Raises:
             ConfigError: when it has something that this version does not know.
         """
+        from oialr_search.space.search_file import stored_training
+
         return stored_training(self.settings, f"search {self.name!r} as it is stored")
 
     def search_settings(self) -> SearchSettings:
@@ -95,6 +84,8 @@ class SearchRecord(NewSearch):
         Raises:
             ConfigError: when it has something that this version does not know.
         """
+        from oialr_search.space.search_file import stored_search_settings
+
         return stored_search_settings(self.settings, f"search {self.name!r} as it is stored")
 
     def of_search_file(self, path: str) -> Any:
@@ -219,6 +210,17 @@ class EvaluationRecord:
 def num_failures(attempts: Iterable[EvaluationRecord]) -> int:
     """Count the attempts that failed or timed out, whoever's fault it was."""
     return sum(attempt.status in (Status.FAILED, Status.TIMED_OUT) for attempt in attempts)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Known:
+    """What an engine knows of an individual, of whichever island and whatever became of it."""
+
+    individual_id: int
+    island: int
+    status: Status
+    genes: Mapping[str, float]
+    fitness: float | None  # None unless completed
 
 
 @dataclass(frozen=True, kw_only=True)

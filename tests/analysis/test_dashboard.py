@@ -27,8 +27,9 @@ from oialr_search.storage.database import Storage
 from oialr_search.storage.records import EpochRecord, Status
 
 from ..conftest import Command
+from ..invented import statuses_of
 from .browser import Look, look, needs_browser
-from .filled import COMPLETED, METRIC, SPACE, a_search, fill, go_on, proposal
+from .growing import COMPLETED, METRIC, SPACE, fill, go_on, proposal
 
 NUM_INDIVIDUALS = 100
 SEARCH_ID = 3
@@ -57,7 +58,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Stor
     folder = tmp_path_factory.mktemp("dashboard")
     url = f"sqlite:///{folder}/search.db"
     with open_storage(url, create=True) as storage:
-        fill(storage, a_search(NUM_INDIVIDUALS), folder)
+        fill(storage, statuses_of(NUM_INDIVIDUALS), folder)
         yield url, storage
 
 
@@ -195,7 +196,7 @@ def test_the_page_of_a_search_that_grows(growing: Storage, tmp_path: Path) -> No
     [trial] = Answer(app, f"/api/studies/{search.id}?after=1").json()["trials"]
     assert (trial["number"], trial["state"]) == (1, "Waiting")
     for _ in range(2):
-        claim = growing.claim(search.id, proposal(generation), 100, runner)
+        claim = growing.claim(search.id, proposal(search, generation), 100, runner)
         assert claim is not None
         growing.finish_evaluation(claim.evaluation.id, COMPLETED)
     detail = Answer(app, f"/api/studies/{search.id}?after=1").json()
@@ -236,7 +237,7 @@ def test_a_page_that_lived_is_as_one_that_begins(
     evaluations = []
     for number in range(2):
         rank = replace(runner, world_rank=number)
-        claim = growing.claim(search.id, proposal(generation + number), 100, rank)
+        claim = growing.claim(search.id, proposal(search, generation + number), 100, rank)
         assert claim is not None
         evaluations.append(claim.evaluation.id)
         growing.add_epoch(evaluations[-1], EpochRecord(epoch=1, step=9, metrics={METRIC: 99.0}))
@@ -251,7 +252,7 @@ def test_a_page_that_lived_is_as_one_that_begins(
 def test_figures_have_no_rounding_noise(growing: Storage, tmp_path: Path) -> None:
     search = fill(growing, {2: Status.RUNNING}, tmp_path)
     generation, runner = go_on(growing, search)
-    claim = growing.claim(search.id, proposal(generation), 100, runner)
+    claim = growing.claim(search.id, proposal(search, generation), 100, runner)
     assert claim is not None
     metrics = {METRIC: 97.91666666666667}
     growing.add_epoch(claim.evaluation.id, EpochRecord(epoch=1, step=9, metrics=metrics))
@@ -268,10 +269,10 @@ def test_logs_are_opened(growing: Storage, tmp_path: Path) -> None:
     app = make_app(growing)
     missing = Answer(app, "/individuals/2/log")
     assert missing.status == 404
-    assert b"of node1 cannot be read here: no such file" in missing.body
+    assert b"of node01 cannot be read here: no such file" in missing.body
     stored = Answer(app, "/individuals/3/log")
     assert stored.status == 200
-    assert stored.body.endswith(b"from the database:]\nthe end of its log")
+    assert b"its end, from the database:]\nTraceback" in stored.body
     assert Answer(app, "/individuals/4/log").status == 404
 
     log = tmp_path / "individual-000002" / "attempt-1" / "log.txt"

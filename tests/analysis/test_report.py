@@ -27,16 +27,13 @@ from oialr_search.analysis.report import (
     results,
 )
 from oialr_search.space.hyperparameters import Hyperparameter, SearchSpace
+from oialr_search.space.search_file import load_search
 from oialr_search.storage import open_storage
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import EvaluationRecord, Outcome, SearchRecord, Status
 
-from ..conftest import FinishedSearch
-from ..storage.conftest import (  # noqa: F401
-    new_database_url,
-    new_postgres_database,
-    postgres_server,
-)
+from ..conftest import CIFAR10, Command
+from ..invented import statuses_of, store_search
 from ..storage.storage_examples import (
     SPACE,
     epoch_record,
@@ -46,7 +43,6 @@ from ..storage.storage_examples import (
     new_runner,
     started_evaluation,
 )
-from .plausible_search import store_plausible_search
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 HOSTILE = (
@@ -81,9 +77,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Source, str
     """A search of 60 individuals and its report."""
     path = tmp_path_factory.mktemp("report") / "search.db"
     with open_storage(f"sqlite:///{path}", create=True) as storage:
-        source = Source(
-            storage=storage, search=store_plausible_search(storage, individuals=60, failing=0.2)
-        )
+        statuses = statuses_of(60, failing=0.2)
+        search = store_search(storage, load_search(CIFAR10), statuses, islands=4, epochs=30)
+        source = Source(storage=storage, search=search)
         yield source, report(source, [], "task: minivit_cifar10\n", AT)
 
 
@@ -110,7 +106,7 @@ def test_the_page_says_what_the_database_holds(page: tuple[Source, str]) -> None
     assert f"{best.evaluation.metrics['validation_top1']:.2f}" in words
     for name in best.hyperparameters:
         assert name in words
-    assert "diverged: train_loss is nan after epoch 3" in words
+    assert "diverged: train_loss is nan after epoch 2" in words
     assert "f823ad8" in words
     assert "2.9.1" in words
     assert NOT_MEASURED in words
@@ -153,11 +149,11 @@ def test_failures_of_a_kind_are_told_once(page: tuple[Source, str]) -> None:
     evaluations = source.storage.finished_since(source.search.id)
     failed = [e for e in evaluations if e.status is not Status.COMPLETED]
     renumbered = [
-        dataclasses.replace(e, reason=(e.reason or "").replace("epoch 3", f"epoch {n}"))
+        dataclasses.replace(e, reason=(e.reason or "").replace("epoch 2", f"epoch {n}"))
         for n, e in enumerate(failed)
     ]
     kinds = failure_kinds(renumbered)
-    assert len(kinds) == len(failure_kinds(evaluations)) <= 3
+    assert len(kinds) == len(failure_kinds(evaluations)) <= 4
     assert sum(kind.number for _, kind in kinds) == len(failed) > 5
 
 
@@ -205,7 +201,7 @@ def test_seeds_are_a_mean_and_a_deviation(tmp_path: Path, page: tuple[Source, st
 def test_the_best_s_time_is_of_all_its_attempts_as_a_contender_s(tmp_path: Path) -> None:
     """The last attempt of a training of half an hour took over its epochs and ended at once."""
     with open_storage(f"sqlite:///{tmp_path}/search.db", create=True) as storage:
-        ids = launched_search(storage)
+        ids = launched_search(storage, settings=load_search(CIFAR10).as_json())
         _, evaluation = started_evaluation(storage, *ids)
         for epoch in range(1, 4):
             storage.add_epoch(evaluation, epoch_record(epoch, epoch_s=600.0))
@@ -270,10 +266,8 @@ def store_hostile_search(storage: Storage) -> SearchRecord:
     return search
 
 
-def test_hostile_texts_are_shown_and_not_obeyed(
-    new_database_url: Callable[[], str],  # noqa: F811
-) -> None:
-    with open_storage(new_database_url(), create=True) as storage:
+def test_hostile_texts_are_shown_and_not_obeyed(kind: str, new_url: Callable[[str], str]) -> None:
+    with open_storage(new_url(kind), create=True) as storage:
         search = store_hostile_search(storage)
         contender = Contender(name=HOSTILE, runs=[{"validation_top1": 1.0}])
         text = report(Source(storage=storage, search=search), [contender], HOSTILE, AT)
@@ -286,43 +280,22 @@ def test_hostile_texts_are_shown_and_not_obeyed(
     assert not re.search(r"<img src=//", text)
 
 
-def test_a_search_without_results_has_a_report(
-    new_database_url: Callable[[], str],  # noqa: F811
-) -> None:
-    with open_storage(new_database_url(), create=True) as storage:
-        for number, (failing, running) in enumerate(((1.0, 0), (0.0, 4)), start=1):
-            search = store_plausible_search(
-                storage,
-                search_id=number,
-                individuals=4,
-                islands=2,
-                failing=failing,
-                running=running,
-                epochs=0,
-                assignments=(f"search.name=search{number}",),
-            )
+def test_a_search_without_results_has_a_report(kind: str, new_url: Callable[[str], str]) -> None:
+    with open_storage(new_url(kind), create=True) as storage:
+        for number, status in enumerate((Status.FAILED, Status.RUNNING), start=1):
+            running = status is Status.RUNNING
+            file = load_search(CIFAR10, [f"search.name=search{number}"])
+            statuses = dict.fromkeys(range(10 * number, 10 * number + 4), status)
+            search = store_search(storage, file, statuses, search_id=number, epochs=0)
             words = Page(report(Source(storage=storage, search=search), [], "", AT)).text
             assert "No individual is completed yet." in words
-            assert ("4 running" in words) is (running == 4)
-            assert ("None: every evaluation that ended has completed." in words) is (running == 4)
+            assert ("4 running" in words) is running
+            assert ("None: every evaluation that ended has completed." in words) is running
         launched_search(storage, name="empty")
         empty = storage.find_search("empty")
         assert empty is not None
         words = Page(report(Source(storage=storage, search=empty), [], "", AT)).text
         assert words.count("search 'empty' has no individual yet") == 10
-
-
-def test_a_search_that_ran_has_a_report(digits_search: FinishedSearch, tmp_path: Path) -> None:
-    completed(tmp_path / "trained", 42, 90.0)
-    path = tmp_path / "r.html"
-    compare = f"baseline={tmp_path / 'trained'}"
-    result = digits_search.command("report", "-o", path, "--compare", compare)
-    assert result.stdout == f"report of minivit_digits written to {path}\n"
-    assert not result.stderr
-    words = Page(path.read_text()).text
-    exported = digits_search.command("export").stdout
-    assert exported.strip() in words
-    assert "baseline" in words
 
 
 @pytest.mark.parametrize(
@@ -334,9 +307,9 @@ def test_a_search_that_ran_has_a_report(digits_search: FinishedSearch, tmp_path:
     ],
 )
 def test_what_cannot_be_reported_is_one_line(
-    digits_search: FinishedSearch, options: list[str], message: str
+    seen_urls: dict[str, str], command: Command, options: list[str], message: str
 ) -> None:
-    result = digits_search.command("report", *options, check=False)
+    result = command("report", "--db", seen_urls["sqlite"], *options, check=False)
     assert result.returncode == 78
     (line,) = result.stderr.splitlines()
     assert line.startswith("error: ")

@@ -82,7 +82,9 @@ class Rank:
         )
         self.outbox = Outbox(storage, self.told.append)
         self.evaluator.open(self.outbox)
-        self.search_id, self.launch_id = launched_search(storage, evaluations_total=9)
+        self.search_id, self.launch_id = launched_search(
+            storage, evaluations_total=9, settings=file.as_json(), metric=file.search.metric
+        )
         self.generation = 0
 
     def prepare(self) -> None:

@@ -115,7 +115,7 @@ class Launches:
                     new=False,
                     stop=self.stops[comm.rank],
                     environment={"CUDA_VISIBLE_DEVICES": "", **(environment or {})},
-                    worker_type=self.workers[comm.rank],  # type: ignore[arg-type]
+                    worker_type=self.workers[comm.rank],
                 ),
                 comm,  # type: ignore[arg-type]
             )

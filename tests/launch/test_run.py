@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import json
 import os
@@ -19,8 +20,11 @@ import pytest
 import torch
 import yaml
 from oialr_training.data import LoadSettings
+from oialr_training.protocol import Completed, write_result
 from oialr_training.tasks import load_training
 from safetensors.torch import load_file
+
+from oialr_search.analysis.plots.names import PlotName
 
 from ..conftest import (
     AUTOFORMER,
@@ -191,6 +195,29 @@ def test_the_best_trains_again_to_the_last_digit(digits_search: FinishedSearch) 
     assert rows["validation_loss"]["standard_deviation"] > 0
     for name in ("log.txt", "metrics.jsonl", "result.json", "checkpoint.safetensors"):
         assert (command.folder / "again" / "seed-43" / name).stat().st_size > 0
+
+
+def test_the_report_draws_all_that_was_recorded(
+    digits_search: FinishedSearch, tmp_path: Path
+) -> None:
+    page, trained = tmp_path / "report.html", tmp_path / "trained"
+    (trained / "seed-42").mkdir(parents=True)
+    completed = Completed(
+        metrics={"validation_top1": 90.0},
+        trainable_percent=100.0,
+        compression_percent=100.0,
+        device="cpu",
+        duration_s=9.0,
+        at=0.0,
+    )
+    write_result(trained / "seed-42", completed)
+    result = digits_search.command("report", "-o", page, "--compare", f"full rank={trained}")
+    assert (result.stdout, result.stderr) == (f"report of minivit_digits written to {page}\n", "")
+    text = page.read_text()
+    assert set(re.findall(r'id="plot-(\w+)"', text)) == set(PlotName) - {PlotName.STABILITY}
+    assert "untuned: the search file\\u0027s values" in text or "untuned: the search file's" in text
+    assert "full rank" in text
+    assert html.escape(digits_search.command("export").stdout.strip()) in text
 
 
 def test_any_individual_can_be_exported(digits_search: FinishedSearch) -> None:

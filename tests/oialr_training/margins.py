@@ -25,6 +25,7 @@ class Margins(TrainingConfig):
         Metric(name="margin", label="margin", better="higher"),
     )
     num_outputs = 3
+    searched = TrainingConfig.searched | {"width"}
     width: Annotated[int, Field(gt=0)] = 16
 
     def components(self) -> Components:

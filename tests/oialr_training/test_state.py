@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import logging
+import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,12 +21,13 @@ from oialr_training.tasks import TASKS, load_training, validate_training
 from oialr_training.tasks.minivit import MiniViTDigits
 from oialr_training.training import CHEAP_WRITE_S
 
-from ..conftest import SEARCH_SPACES, SHARED
+from ..conftest import ROOT, SEARCH_SPACES, SHARED
 from .process import digits
 from .test_forecast_training import EARLY_OIALR, SMALL
 from .trained import told, train_here
 
 DATA = SHARED / "data"
+STORED = ROOT / "tests" / "stored_search" / "version-0.1.0.tar.xz"
 
 
 def after(epoch: int) -> Callable[[list[Event]], bool]:
@@ -180,6 +183,20 @@ def test_a_state_serves_its_own_configuration_only(
     state.write_bytes(kept)
     events, _ = train_here(digits(**changes), None, state)
     assert resumed_epoch(events) == (2 if usable else 0)
+
+
+def test_a_state_of_version_0_1_0_is_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tarfile.open(STORED) as stored:
+        stored.extractall(tmp_path, filter="data")
+    individual = tmp_path / "searches" / "stored" / "individual-000010"
+    config = json.loads((individual / "attempt-1" / "request.json").read_text())
+    monkeypatch.setattr(torch, "__version__", "2.15.0+cu132")  # which it was trained with
+    events, _ = train_here(config, None, individual / "state.pt")
+    assert resumed_epoch(events) == 2
+    assert isinstance(events[-1], Completed)
+    assert [event.epoch for event in events if isinstance(event, Epoch)] == [1, 2, 3, 4, 5]
 
 
 class LaterDigits(MiniViTDigits):

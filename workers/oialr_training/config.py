@@ -147,6 +147,12 @@ class TrainingConfig(Config):
     num_outputs: ClassVar[int]
     """The last dimension of the network's outputs: classes, or series."""
 
+    searched: ClassVar[frozenset[str]] = frozenset(
+        {"epochs", "batch_size", "model", "data", "optimizer", "scheduler", "criterion", "oialr"}
+    )
+    """Fields that a search may vary, or parts of them; the others would change what the metric
+    means, or where the training runs."""
+
     @abstractmethod
     def components(self) -> Components:
         """Network, data, criterion and measure; imports torch, so called in the worker only."""

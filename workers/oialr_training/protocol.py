@@ -128,8 +128,8 @@ class Observation(Record):
     """Eq. (4)."""
     mixing_similarity: float
     """Eq. (5)."""
-    relative_mixing_similarity: float = nan
-    """Eq. (5) with the difference relative to the mixings' norms."""
+    relative_mixing_similarity: float
+    """Eq. (5) with the difference relative to the mixings' norms; NaN where either is unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)

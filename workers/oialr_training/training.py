@@ -8,7 +8,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -465,10 +465,10 @@ def _train_epoch(training: Training, epoch: int, pulse: _Pulse) -> _TrainedEpoch
         pulse.step = num_updates
         with _divergence(num_updates):
             if training.oialr:
-                updates += [RankUpdate(**asdict(update)) for update in training.oialr.step()]
+                updates += [RankUpdate(**vars(update)) for update in training.oialr.step()]
             if training.observer:
                 observations += [
-                    Observation(**{"relative_mixing_similarity": o.mixing_similarity, **asdict(o)})
+                    Observation(**{"relative_mixing_similarity": o.mixing_similarity, **vars(o)})
                     for o in training.observer.step()
                 ]
     return _TrainedEpoch(

@@ -13,7 +13,7 @@ from oialr_training.schedules import learning_rate
 
 from oialr_search.analysis.labels import describe_search, fitness_label, metric_label, plain
 from oialr_search.analysis.plots import space
-from oialr_search.analysis.plots.ancestors import lineage
+from oialr_search.analysis.plots.ancestors import ancestors
 from oialr_search.analysis.plots.axes import Axis, axes_of
 from oialr_search.analysis.plots.bases import inner_ranks, stability
 from oialr_search.analysis.plots.convergence import convergence
@@ -187,7 +187,7 @@ def _pareto(source: Source) -> go.Figure:
 def _lineage(source: Source) -> go.Figure:
     individual = source.individual or source.by_fitness[0]
     everyone = {i.id: i for i in source.individuals}
-    return lineage(individual, everyone, describe(source.search, individual))
+    return ancestors(individual, everyone, describe(source.search, individual))
 
 
 def _learning_rates(source: Source) -> go.Figure:

@@ -1,4 +1,4 @@
-"""A search of a dozen individuals that has all that there may be, in both kinds of database."""
+"""`seen`: a search of a dozen individuals that has all that there may be, in both databases."""
 
 from __future__ import annotations
 
@@ -15,16 +15,13 @@ from oialr_search.storage import open_storage
 from oialr_search.storage.records import (
     EpochRecord,
     EvaluationHistory,
-    EvaluationRecord,
     IndividualHistory,
-    IndividualRecord,
-    LaunchRecord,
-    SearchRecord,
     Status,
 )
 
-from ..storage.postgres_server import PostgresServer, started_server
-from ..storage.storage_examples import SPACE, new_migration
+from .invented import evaluation_record, individual_record, launch_record, search_record
+from .storage.postgres_server import PostgresServer, started_server
+from .storage.storage_examples import SPACE, new_migration
 
 BEGAN = datetime(2026, 1, 2, 3, 0, tzinfo=UTC)
 METRICS = ["validation_loss", "validation_top1", "train_loss"]
@@ -62,16 +59,14 @@ def hyperparameters(number: int) -> dict[str, Any]:
 
 def fill(url: str, *, ended: bool = False) -> None:
     """Make a database with the search `seen`; its launch runs, or has ended."""
-    search = SearchRecord(
+    search = search_record(
         name="seen", task="minivit_digits", metric="validation_top1", settings=SETTINGS,
-        space=SPACE, metric_names=METRICS, seed=1, evaluations_total=20, version="0",
-        id=1, created_at=BEGAN, last_launch_at=BEGAN,
+        space=SPACE, metric_names=METRICS, evaluations_total=20, created_at=BEGAN,
     )  # fmt: skip
-    launch = LaunchRecord(
-        search_id=1, world_size=2, num_islands=2, hostname="node1",
-        command_line="oialr-search run f.yaml --data-dir /data", versions={}, git_revision=None,
-        id=1, started_at=BEGAN, ended_at=BEGAN + timedelta(hours=3) if ended else None,
-        exit_code=75 if ended else None,
+    launch = launch_record(
+        search, world_size=2, hostname="node1", started_at=BEGAN,
+        command_line="oialr-search run f.yaml --data-dir /data",
+        ended_at=BEGAN + timedelta(hours=3) if ended else None, exit_code=75 if ended else None,
     )  # fmt: skip
     numbers = itertools.count(1)
     last = RUNNING - 1 if ended else RUNNING
@@ -91,12 +86,10 @@ def history(number: int, numbers: Iterator[int]) -> IndividualHistory:
         attempts.append(attempt(number, next(numbers), 1, Status.LOST, "its launch ended first"))
     latest = attempt(number, next(numbers), len(attempts) + 1, status, reason, fitness, trainable)
     attempts.append(latest)
-    individual = IndividualRecord(
-        island=(number + 1) % 2 if number != RESUMED else 1, island_rank=0, generation=number,
+    individual = individual_record(
+        number, latest.evaluation, island=(number + 1) % 2 if number != RESUMED else 1,
         parents=PARENTS.get(number, []), origin="bred" if number in PARENTS else "random",
-        genes={}, hyperparameters=hyperparameters(number), id=number, search_id=1, launch_id=1,
-        status=status, fitness=fitness, created_at=latest.evaluation.started_at,
-        finished_at=latest.evaluation.finished_at, evaluation=latest.evaluation,
+        hyperparameters=hyperparameters(number),
     )  # fmt: skip
     return IndividualHistory(individual=individual, evaluations=attempts)
 
@@ -111,19 +104,13 @@ def attempt(
     trainable: float | None = None,
 ) -> EvaluationHistory:
     """Started every ten minutes, each of 90 seconds and three epochs; the second is the best."""
-    started = BEGAN + timedelta(minutes=10 * evaluation_id)
-    folder = f"/nowhere/individual-{number:06d}/attempt-{which}"
     failed = status in (Status.FAILED, Status.TIMED_OUT)
     done = status is Status.COMPLETED
-    evaluation = EvaluationRecord(
-        id=evaluation_id, individual_id=number, attempt=which, launch_id=1, world_rank=number % 2,
-        hostname="node1", device=f"cuda:{number % 2}", seed=7, num_threads=2, folder=folder,
-        log_path=f"{folder}/log.txt", status=status, started_at=started,
+    evaluation = evaluation_record(
+        number, status, id=evaluation_id, attempt=which, world_rank=number % 2, hostname="node1",
+        device=f"cuda:{number % 2}", started_at=BEGAN + timedelta(minutes=10 * evaluation_id),
         resumed_epoch=1 if which == 2 else 0, reason=reason,
-        exit_code=None, exit_signal=9 if status is Status.TIMED_OUT else None,
-        training_started_at=started,
-        finished_at=None if status is Status.RUNNING else started + timedelta(seconds=90),
-        finish_number=None if status is Status.RUNNING else evaluation_id,
+        exit_signal=9 if status is Status.TIMED_OUT else None,
         last_epoch=3 if done else 1, fitness=fitness,
         metrics={"validation_loss": 1.0, "validation_top1": 100 - fitness, "train_loss": 0.5}
         if fitness is not None
@@ -166,7 +153,7 @@ def attempt(
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
-    """A PostgreSQL server of this folder's."""
+    """A PostgreSQL server for all that only reads."""
     with started_server() as server:
         yield server
 

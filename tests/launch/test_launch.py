@@ -72,6 +72,16 @@ def test_exactly_the_individuals_asked_for_on_all_islands(
     assert names == records | books | {f"individual-{n:06d}" for n in range(1, 31)}
 
 
+def test_a_setting_without_effect_is_a_warning(
+    launches: Launches, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert launches(2, evaluations=2, islands=1, engine="random", mutation_sigma=0.1) == 0
+    _, errors = told(capsys)
+    assert errors == [
+        "warning: `search.mutation_sigma` has no effect without the engine `propulate`"
+    ]
+
+
 def test_messages_may_take_their_time(launches: Launches) -> None:
     """As long as an evaluation and more; nobody leaves while one is under way."""
     assert launches(3, evaluations=12, islands=3, latency_s=2.0, seed=5) == 0

@@ -238,6 +238,14 @@ def test_a_second_launch_of_the_same_search_is_refused(
     assert launches(2, evaluations=1) == 0
 
 
+def test_logs_of_workers_that_waited_when_all_was_killed_are_removed(launches: Launches) -> None:
+    folder = launches.folder / "minivit_digits"
+    folder.mkdir()
+    (folder / "worker-node7-9-1.log").write_text("left over")
+    assert launches(2, evaluations=1) == 0
+    assert not list(folder.glob("worker-*"))
+
+
 def test_a_complete_search_is_not_begun_again(
     launches: Launches, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +70,9 @@ def trained(
 
     def report(event: Event) -> None:
         if isinstance(event, Epoch):
-            cuts = [asdict(update) for update in event.rank_updates]
-            epochs.append({"step": event.step, "metrics": dict(event.metrics), "updates": cuts})
+            truncated = any(u.inner_rank < u.full_inner_rank for u in event.rank_updates)
+            metrics = rounded(event.metrics)
+            epochs.append({"step": event.step, "metrics": metrics, "truncated": truncated})
 
     result: dict[str, Any] = {"hyperparameters": hyperparameters, "epochs": epochs}
     try:
@@ -79,13 +80,17 @@ def trained(
             set_up(config, components, components.load_data(data_dir)), report, evaluate_test=True
         ).completed
         result |= {
-            "metrics": dict(completed.metrics),
+            "metrics": rounded(completed.metrics),
             "trainable_percent": completed.trainable_percent,
             "compression_percent": completed.compression_percent,
         }
     except (DivergedError, NotFiniteError):
         pass
     return result | {"completed": "metrics" in result, "cpu_s": time.process_time() - started}
+
+
+def rounded(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: float(f"{value:.6g}") for name, value in metrics.items()}
 
 
 if __name__ == "__main__":

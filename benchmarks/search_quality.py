@@ -31,18 +31,18 @@ from benchmarks.search_problems import Problem, problem
 from oialr_search.launch.engines import (
     Individuals,
     Knowledge,
-    Known,
     Member,
     engine_for,
     random_numbers,
 )
 from oialr_search.launch.population import Population
-from oialr_search.space.search_file import SearchSettings
-from oialr_search.storage.records import Status
+from oialr_search.space.search_file import ENGINES, SearchSettings
+from oialr_search.storage.records import Known, Status
 
 MIX = ("svm", "sgd", "oialr", "bbob-mixint-5", "bbob-mixint-10", "bbob-5", "bbob-10")
 APART = ("boosting", "bbob-3", "bbob-mixint-20", "bbob-20")
-ENGINES = ("random", "propulate", "tpe", "cmaes", "screened")
+COMPARED = ("random", "propulate", "tpe", "cmaes", "screened")
+ENGINES["gp"] = "benchmarks.optuna_gp:OptunaGP"
 SMALL = {"problems": "svm,bbob-mixint-5,bbob-5", "seeds": 2, "evaluations": 50}
 NORMALISED_AT = 25
 SHOWN_AT = (25, 50, 100, 200, 500, 1000)
@@ -66,7 +66,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("results", type=Path)
     parser.add_argument("--small", action="store_true", help="a few minutes on one core")
-    parser.add_argument("--engines", default=",".join(ENGINES))
+    parser.add_argument("--engines", default=",".join(COMPARED))
     parser.add_argument("--problems", default=",".join(MIX))
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--evaluations", type=int, default=200)
@@ -93,11 +93,8 @@ def main() -> None:
         runs.append(run)
         with arguments.results.open("a") as file:
             file.write(json.dumps(vars(run)) + "\n")
-    chosen = [
-        r
-        for r in runs
-        if r.workers == arguments.workers and (r.problem, r.engine, r.seed) in wanted
-    ]
+    found = {(r.problem, r.engine, r.seed): r for r in runs if r.workers == arguments.workers}
+    chosen = [found[key] for key in wanted]
     print(table(chosen))
     if arguments.plot:
         plot(chosen, arguments.plot)

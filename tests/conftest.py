@@ -105,7 +105,7 @@ class Command:
         What only looks runs in this process: its start takes longer than its work.
         """
         alone = ranks or not arguments or arguments[0] in ("run", "train")
-        run = self.as_process if alone else self._here
+        run = self.as_process if alone else self.in_process
         result = run(*arguments, ranks=ranks)
         if check:
             assert result.returncode == 0, result.stdout + result.stderr
@@ -124,7 +124,10 @@ class Command:
             timeout=400,
         )
 
-    def _here(self, *arguments: str | Path, ranks: int) -> subprocess.CompletedProcess[str]:
+    def in_process(
+        self, *arguments: str | Path, ranks: int = 0
+    ) -> subprocess.CompletedProcess[str]:
+        """Run to the end in this process."""
         line = self.line(*arguments, ranks=ranks)
         streams = [io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2)]
         with (

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from oialr_search.launch.engines import Individuals, Known, Member
+from oialr_search.launch.engines import Individuals, Member
 from oialr_search.space.hyperparameters import Hyperparameter
 from oialr_search.storage.database import Storage
 
@@ -61,14 +61,5 @@ class AllIndividuals:
         known = self.known
         last_id = int(known.ids[-1]) if len(known) else 0
         unfinished = set(known.ids[np.isnan(known.fitness)].tolist())
-        known.take(
-            Known(
-                individual_id=record.id,
-                island=record.island,
-                status=record.status,
-                genes=dict(record.genes),
-                fitness=record.fitness,
-            )
-            for record in storage.individuals_after(self._search_id, last_id, unfinished)
-        )
+        known.take(storage.known_after(self._search_id, last_id, unfinished))
         return known

@@ -17,11 +17,13 @@ from oialr_training.protocol import Observation, RankUpdate, Resources
 from oialr_search.space.hyperparameters import SearchSpace
 from oialr_search.storage import queries
 from oialr_search.storage.errors import storage_errors
+from oialr_search.storage.leaderboard import INDIVIDUAL, leaderboard
 from oialr_search.storage.records import (
     EpochRecord,
     EvaluationRecord,
     IndividualRecord,
     IslandSummary,
+    Known,
     LaunchRecord,
     MigrationRecord,
     Progress,
@@ -296,18 +298,25 @@ class StorageReader(AbstractContextManager["StorageReader"]):
         Who has read a search before needs no more: its ids only grow, and an individual that
         neither runs nor waits changes no more.
         """
-        newer = (
-            individuals.c.search_id == search_id,
-            individuals.c.status.in_(list(Status)),  # the index has them by status, then id
-            individuals.c.id > individual_id,
-        )
         with self._reading() as connection:
-            known = [
+            return [
                 record
-                for ids in _batches(sorted(again))
-                for record in read_individuals(connection, individuals.c.id.in_(ids))
+                for conditions in _after(search_id, individual_id, again)
+                for record in read_individuals(connection, *conditions)
             ]
-            return known + read_individuals(connection, *newer)
+
+    def known_after(
+        self, search_id: int, individual_id: int, again: Collection[int] = ()
+    ) -> list[Known]:
+        """Return the same individuals as engines know them: a quarter of the memory and time."""
+        c = individuals.c
+        query = sa.select(c.id.label("individual_id"), c.island, c.status, c.genes, c.fitness)
+        with self._reading() as connection:
+            return [
+                Known(**row._mapping)
+                for conditions in _after(search_id, individual_id, again)
+                for row in connection.execute(query.where(*conditions).order_by(c.id))
+            ]
 
     def individual(self, individual_id: int) -> IndividualRecord | None:
         """Return one individual."""
@@ -405,21 +414,25 @@ class StorageReader(AbstractContextManager["StorageReader"]):
         self, search_id: int, selection: Selection, limit: int | None = None
     ) -> list[Placed]:
         """Return the individuals of a selection, best first, those without a fitness last."""
-        placed = []
+        query = leaderboard(None, selection, search_id, self._engine.dialect.name)
         with self._reading() as connection:
-            found = queries.select(connection, search_id, selection, limit=limit)
-            for number, row in enumerate(found, start=1):
-                place = number if selection.is_leaderboard else row[0]
-                placed.append(Placed(place=place, individual=as_individual(row[1:])))
-        return placed
+            found = connection.execute(query.limit(limit))
+            return [
+                Placed(
+                    place=number if selection == Selection() else row[0],
+                    individual=as_individual(row[1:]),
+                )
+                for number, row in enumerate(found, start=1)
+            ]
 
     def values(
         self, search_id: int, selection: Selection, columns: Sequence[Column]
     ) -> list[tuple[Any, ...]]:
         """Return the id of each individual of a selection, in any order, and its values."""
+        asked, dialect = [INDIVIDUAL, *columns], self._engine.dialect.name
+        query = leaderboard(asked, selection, search_id, dialect)
         with self._reading() as connection:
-            found = queries.select(connection, search_id, selection, wanted=columns)
-            return [tuple(row) for row in found]
+            return [tuple(row) for row in connection.execute(query)]
 
     def last_finishes(self, launch_id: int, limit: int) -> Sequence[tuple[datetime, int]]:
         """Return when a launch's latest evaluations ended and where, latest first; not the lost."""
@@ -490,6 +503,19 @@ def read_space(search: str, content: Any) -> SearchSpace:
 def read_evaluations(connection: sa.Connection, query: sa.Select[Any]) -> list[EvaluationRecord]:
     """Return the evaluations of a query for all their columns."""
     return [as_evaluation(row) for row in connection.execute(query)]
+
+
+def _after(
+    search_id: int, individual_id: int, again: Collection[int]
+) -> Iterator[Sequence[sa.ColumnElement[bool]]]:
+    """Yield the conditions of individuals named `again`, then those of the higher ids."""
+    for ids in _batches(sorted(again)):
+        yield [individuals.c.id.in_(ids)]
+    yield [
+        individuals.c.search_id == search_id,
+        individuals.c.status.in_(list(Status)),  # the index has them by status, then id
+        individuals.c.id > individual_id,
+    ]
 
 
 def read_individuals(

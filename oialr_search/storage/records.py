@@ -212,6 +212,17 @@ def num_failures(attempts: Iterable[EvaluationRecord]) -> int:
     return sum(attempt.status in (Status.FAILED, Status.TIMED_OUT) for attempt in attempts)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Known:
+    """What an engine knows of an individual, of whichever island and whatever became of it."""
+
+    individual_id: int
+    island: int
+    status: Status
+    genes: Mapping[str, float]
+    fitness: float | None  # None unless completed
+
+
 @dataclass(frozen=True, kw_only=True)
 class IndividualRecord(Proposal):
     """A stored individual with its latest evaluation."""

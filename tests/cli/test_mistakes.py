@@ -41,8 +41,13 @@ def files(command: Command) -> set[Path]:
 def test_a_bad_file(command: Command, text: str, words: list[str]) -> None:
     path = command.folder / "wrong.yaml"
     path.write_text(text)
-    assert_one_line(command, "run", path, code=78, words=words)
     assert_one_line(command, "validate", path, code=78, words=words)
+
+
+def test_a_bad_file_is_not_run(command: Command) -> None:
+    path = command.folder / "wrong.yaml"
+    path.write_text("- a\n- b\n")
+    assert_one_line(command, "run", path, code=78, words=["a mapping", "wrong.yaml"])
 
 
 @pytest.mark.parametrize(
@@ -57,10 +62,20 @@ def test_a_bad_file(command: Command, text: str, words: list[str]) -> None:
             ["--set", "space.optimizer.lr={low: 1, high: 0.1}"],
             ["`low < high` must hold for `space.optimizer.lr`", "low=1", "high=0.1"],
         ),
-        (["--db", "mysql://localhost/x"], ["mysql"]),
     ],
 )
 def test_a_wrong_setting(command: Command, options: list[str], words: list[str]) -> None:
+    assert_one_line(command, "validate", DIGITS, *options, code=78, words=words)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--set", "search.metric=loss"], ["unknown metric 'loss'", "validation_loss"]),
+        (["--db", "mysql://localhost/x"], ["mysql"]),
+    ],
+)
+def test_a_wrong_setting_is_not_run(command: Command, options: list[str], words: list[str]) -> None:
     options = ["--islands", "1", *options]
     assert_one_line(command, "run", DIGITS, *options, code=78, words=words)
 
@@ -126,7 +141,7 @@ def test_no_such_individual_or_search(searched: Command) -> None:
     ],
 )
 def test_wrong_usage_is_2(command: Command, arguments: list[str]) -> None:
-    result = command(*arguments, check=False)
+    result = command.in_process(*arguments)
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
     assert not list(command.folder.iterdir())

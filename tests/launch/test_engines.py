@@ -20,7 +20,6 @@ from oialr_search.launch.engines import (
     Engine,
     Individuals,
     Knowledge,
-    Known,
     Member,
     Offspring,
     engine_for,
@@ -29,7 +28,7 @@ from oialr_search.launch.engines import (
 from oialr_search.launch.population import Population
 from oialr_search.space.hyperparameters import Hyperparameter
 from oialr_search.space.search_file import ENGINES, SearchSettings, load_search
-from oialr_search.storage.records import Status
+from oialr_search.storage.records import Known, Status
 
 from ..conftest import AUTOFORMER, CIFAR10, DIGITS
 

@@ -64,9 +64,9 @@ def test_everyone_is_known_and_only_what_changed_is_read_again(tmp_path: Path) -
         everyone = AllIndividuals(search_id, (LR,))
 
         class Recording:
-            def individuals_after(self, search_id: int, last: int, again: set[int]) -> Any:
+            def known_after(self, search_id: int, last: int, again: set[int]) -> Any:
                 asked.append((last, set(again)))
-                return storage.individuals_after(search_id, last, again)
+                return storage.known_after(search_id, last, again)
 
         def look() -> dict[int, float | None]:
             """None for those that have not ended."""

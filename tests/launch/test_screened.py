@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 import statistics
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,7 +21,6 @@ from oialr_search.launch.engines import (
     Engine,
     Individuals,
     Knowledge,
-    Known,
     Member,
     Offspring,
     engine_for,
@@ -28,7 +30,7 @@ from oialr_search.launch.engines.individuals import middle
 from oialr_search.launch.population import Population
 from oialr_search.space.hyperparameters import Hyperparameter
 from oialr_search.space.search_file import SearchSettings
-from oialr_search.storage.records import Status
+from oialr_search.storage.records import Known, Status
 
 LR = Hyperparameter(name="lr", kind="float", low=1e-4, high=1e-1, scale="log")
 DECAY = Hyperparameter(name="decay", kind="float", low=0.0, high=1.0)
@@ -205,6 +207,20 @@ def test_the_worst_quarter_counts_alike() -> None:
     assert values[3] == values[4] == values[6] == values.max()
     assert list(np.argsort(values)[:5]) == [7, 1, 2, 0, 5]
     assert list(screened.standardised(np.full(3, 2.5))) == [0.0, 0.0, 0.0]
+
+
+def test_it_computes_on_one_thread_whatever_the_machine_has() -> None:
+    code = (
+        "from oialr_search.launch.engines.screened import ScreenedEngine;"
+        "from oialr_search.space.search_file import SearchSettings;"
+        "from threadpoolctl import threadpool_info;"
+        "ScreenedEngine((), SearchSettings(name='x', metric='m', evaluations=1, islands=1));"
+        "print({i['num_threads'] for i in threadpool_info() if i['user_api'] == 'blas'})"
+    )
+    environment = os.environ | {"OMP_NUM_THREADS": "3"}
+    command = [sys.executable, "-c", code]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert run.stdout == "{1}\n", run.stderr
 
 
 @given(st.floats(0.0, 1.0), st.integers(1, 5), st.integers(1, 200), st.booleans())

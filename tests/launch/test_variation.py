@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import random
 import statistics
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from propulate.population import Individual
@@ -89,6 +92,41 @@ def test_the_same_numbers_give_the_same_child(operator: str) -> None:
     chosen = individuals(parents, random.Random(2))
     first, again = (vary(random.Random(3))(chosen) for _ in range(2))
     assert dict(first.items()) == dict(again.items())
+
+
+PLAIN_RUN = """
+import random, warnings
+warnings.simplefilter("ignore")
+from propulate import Propulator
+from propulate.propagators import Compose, Conditional, InitUniform
+from oialr_search.launch.engines.variation import CrossoverAndMove, DrawOneAnew, SelectLogRank
+
+limits, rng = {"rate": (0.0, 1.0), "blocks": (1, 9), "norm": ("layer", "batch")}, random.Random(0)
+breed = Compose(
+    [
+        SelectLogRank(2, rng=rng),
+        CrossoverAndMove(limits, rng=rng),
+        DrawOneAnew(limits, probability=0.15, rng=rng),
+    ]
+)
+propulator = Propulator(
+    loss_fn=lambda i: (i["rate"] - 0.3) ** 2 + abs(i["blocks"] - 4) + (i["norm"] != "batch"),
+    propagator=Conditional(8, breed, InitUniform(limits, rng=rng)),
+    rng=rng,
+    generations=60,
+)
+for name in ("_dump_checkpoint", "_dump_final_checkpoint", "_determine_worker_dumping_next"):
+    setattr(propulator, name, lambda *_: None)  # its message to itself hangs on MPICH
+propulator.propulate(logging_interval=1000, debug=0)
+print(sorted(individual.loss for individual in propulator.population)[0] < 0.05)
+"""
+
+
+def test_a_plain_propulate_run_breeds_with_them(tmp_path: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", PLAIN_RUN], capture_output=True, text=True, cwd=tmp_path, timeout=120
+    )
+    assert run.stdout.splitlines()[-1:] == ["True"], run.stderr
 
 
 def test_the_fitter_are_selected_more_often_and_only_those_of_the_pool() -> None:

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from oialr_search.launch.engines.individuals import Individuals as Individuals
-from oialr_search.launch.engines.individuals import Known as Known
 from oialr_search.space.hyperparameters import Hyperparameter
 from oialr_search.space.search_file import ENGINES, SearchSettings
 

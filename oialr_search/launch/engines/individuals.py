@@ -8,30 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from oialr_search.space.hyperparameters import Hyperparameter
-from oialr_search.storage.records import Status
+from oialr_search.storage.records import Known, Status
 
 Array = NDArray[np.float64]
 
 UNFINISHED = (Status.QUEUED, Status.RUNNING, Status.LOST)
 FIRST_ROWS = 256
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Known:
-    """An individual as the database knows it, of whichever island and whatever became of it."""
-
-    individual_id: int
-    island: int
-    status: Status
-    genes: dict[str, float]
-    fitness: float | None
-    """None unless completed."""
 
 
 class Individuals:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from propulate.population import Individual
 from scipy.special import ndtr
+from threadpoolctl import threadpool_limits
 
 from oialr_search.launch.engines import Engine, Individuals, Knowledge, Member, Offspring
 from oialr_search.launch.engines.gaussian_process import GaussianProcess, fit
@@ -63,6 +64,8 @@ class ScreenedEngine(Engine):
 
     def __init__(self, hyperparameters: Sequence[Hyperparameter], settings: SearchSettings) -> None:
         super().__init__(hyperparameters, settings)
+        # So small matrices gain nothing from threads, which the trainings would miss.
+        threadpool_limits(1, user_api="blas")
         self._num_elite = len(self.hyperparameters) + 4
         self._categorical = np.array([h.choices is not None for h in self.hyperparameters])
         self._limits: Limits = {

@@ -8,6 +8,7 @@ oialr                   a noisy surrogate of the trainings that `make_curves.py`
 from __future__ import annotations
 
 import json
+import lzma
 import math
 import random
 import tempfile
@@ -24,7 +25,7 @@ import numpy as np
 
 from oialr_search.space.hyperparameters import Hyperparameter, Value
 
-CURVES = Path(__file__).parent / "digits_curves.jsonl"
+CURVES = Path(__file__).parent / "digits_curves.jsonl.xz"
 Values = Mapping[str, Value]
 
 
@@ -203,14 +204,15 @@ def boosting(seed: int) -> Problem:
 
 @cache
 def stored_trainings() -> tuple[tuple[Hyperparameter, ...], Any, float]:
-    """Space, smooth surrogate of genes, and noise of the trainings in `digits_curves.jsonl`."""
+    """Space, smooth surrogate of genes, and noise of the trainings in `digits_curves.jsonl.xz`."""
     from scipy.interpolate import RBFInterpolator
 
     from benchmarks.make_curves import DIGITS
     from oialr_search.space.search_file import load_search
 
     space = load_search(DIGITS).space.hyperparameters
-    lines = [json.loads(line) for line in CURVES.read_text().splitlines()]
+    with lzma.open(CURVES, "rt") as file:
+        lines = [json.loads(line) for line in file]
     done = [line for line in lines if line["completed"]]
     genes = np.array([[line["genes"][h.name] for h in space] for line in done])
     losses = np.log([line["metrics"]["validation_loss"] for line in done])

@@ -37,7 +37,7 @@ def export(storage: Storage, search: SearchRecord, individual: IndividualRecord)
         raise StorageError(f"individual {individual.id} was never evaluated")
     recipe = search.training().model_dump(mode="json")
     launch = next(x for x in storage.launches(search.id) if x.id == evaluation.launch_id)
-    content: dict[str, Any] = with_hyperparameters(recipe, individual.hyperparameters)  # type: ignore[arg-type]
+    content: dict[str, Any] = with_hyperparameters(recipe, individual.hyperparameters)
     # Sums over threads depend on their number: without it the fitness differs in the last digits.
     content["num_threads"] = evaluation.num_threads
     del content["provenance"]  # so that it comes last

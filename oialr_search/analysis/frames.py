@@ -16,9 +16,9 @@ import pandas as pd
 from oialr_training.protocol import Resources
 
 from oialr_search.analysis.choosing import choose_search
-from oialr_search.analysis.leaderboard import all_columns
 from oialr_search.storage import open_storage
 from oialr_search.storage.database import Storage
+from oialr_search.storage.leaderboard import all_columns
 from oialr_search.storage.queries import TableName
 from oialr_search.storage.records import SearchRecord
 from oialr_search.storage.selection import Column

@@ -4,64 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import Any, Literal
 
 from oialr_training.errors import ConfigError
-from oialr_training.protocol import Resources
 
 from oialr_search.analysis.pareto import pareto_front
 from oialr_search.analysis.where import find_column
-from oialr_search.space.hyperparameters import Hyperparameter
 from oialr_search.storage.database import Storage
+from oialr_search.storage.leaderboard import (
+    ATTEMPT,
+    INDIVIDUAL,
+    ISLAND_RANK,
+    OF_RESOURCES,
+    REASON,
+    STATUS,
+    all_columns,
+)
 from oialr_search.storage.records import SearchRecord, Status
-from oialr_search.storage.selection import Column, Every, Kind, OneOf, Placed, Selection, columns_of
+from oialr_search.storage.selection import Column, Every, OneOf, Placed, Selection, columns_of
 
 Row = dict[str, Any]
 
-FIRST = (
-    Column("place", "int", "computed", "place"),
-    Column("individual", "int", "individual", "id"),
-    Column("status", "text", "individual", "status"),
-    Column("fitness", "float", "individual", "fitness"),
-)
-PARAMETERS = (
-    Column("trainable_percent", "float", "evaluation", "trainable_percent"),
-    Column("compression_percent", "float", "evaluation", "compression_percent"),
-)
-REASON = Column("reason", "text", "evaluation", "reason")
-LAST = (
-    Column("island", "int", "individual", "island"),
-    Column("generation", "int", "individual", "generation"),
-    Column("duration_s", "float", "computed", "duration_s"),
-    Column("world_rank", "int", "evaluation", "world_rank"),
-    Column("hostname", "text", "evaluation", "hostname"),
-    Column("device", "text", "evaluation", "device"),
-    Column("attempt", "int", "evaluation", "attempt"),
-    REASON,
-    *(
-        Column(f.name, "int" if f.type == "int | None" else "float", "evaluation", f.name)
-        for f in fields(Resources)
-    ),
-)
 PARETO = Column("pareto", "bool", "computed", "pareto")
 # Shown where not only completed individuals are asked for, or where they are named.
-OF_OTHERS = {"status", "attempt", "reason"}
-WHERE_NAMED = {column.name for column in LAST[LAST.index(REASON) + 1 :]}
+OF_OTHERS = {STATUS, ATTEMPT, REASON}
+WHERE_NAMED = {ISLAND_RANK, *OF_RESOURCES}
 IDS_AT_ONCE = 10_000  # SQLite takes 32766 values in a statement
-
-
-def all_columns(search: SearchRecord) -> dict[str, Column]:
-    """All that a condition may name, by name, in the order in which it is shown."""
-    metrics = [Column(name, "float", "metrics", name) for name in search.metric_names]
-    hyperparameters = [
-        Column(h.name, _kind(h), "hyperparameters", h.name) for h in search.space.hyperparameters
-    ]
-    columns = [*FIRST, *metrics, *PARAMETERS, *hyperparameters, *LAST]
-    named: dict[str, Column] = {}
-    for column in columns:  # a metric may be a column, too: trainable_percent
-        named.setdefault(column.name, column)
-    return named
 
 
 def shown_columns(
@@ -73,11 +41,13 @@ def shown_columns(
         ConfigError: when an objective is no column, or none of numbers.
     """
     named = {*columns_of(selection.where), *(_objective(search, text)[0] for text in objectives)}
-    hidden = WHERE_NAMED | {name for name in search.metric_names if name.startswith("train_")}
+    columns = all_columns(search).values()
+    hidden = WHERE_NAMED | {
+        c for c in columns if c.source == "metrics" and c.name.startswith("train_")
+    }
     if list(selection.statuses) == [Status.COMPLETED]:
         hidden |= OF_OTHERS
-    columns = all_columns(search).values()
-    shown = [column for column in columns if column in named or column.name not in hidden]
+    shown = [column for column in columns if column in named or column not in hidden]
     return [shown[0], PARETO, *shown[1:]] if objectives else shown
 
 
@@ -138,7 +108,7 @@ def _by_id(
 ) -> list[Placed]:
     placed = []
     for first in range(0, len(numbers), IDS_AT_ONCE):
-        among = OneOf(FIRST[1], numbers[first : first + IDS_AT_ONCE])
+        among = OneOf(INDIVIDUAL, numbers[first : first + IDS_AT_ONCE])
         parts = [among] if selection.where is None else [among, selection.where]
         placed += storage.select(
             search.id,
@@ -178,14 +148,3 @@ def _value(column: Column, entry: Placed, front: set[int]) -> Any:
 def finite(value: float | None) -> float | None:
     """A number that JSON has, too."""
     return value if value is not None and math.isfinite(value) else None
-
-
-def _kind(hyperparameter: Hyperparameter) -> Kind:
-    if hyperparameter.kind != "choice":
-        return hyperparameter.kind
-    types = {type(choice) for choice in hyperparameter.choices or ()}
-    if types == {bool}:
-        return "bool"
-    if types == {int}:
-        return "int"
-    return "float" if types and types <= {int, float} else "text"

@@ -75,6 +75,7 @@ def leaderboard(
     from oialr_search.analysis import leaderboard as analysis
     from oialr_search.analysis.choosing import choose_search
     from oialr_search.analysis.where import parse_condition
+    from oialr_search.storage.leaderboard import all_columns
     from oialr_search.storage.selection import Selection
     from oialr_search.terminal import screens, tables
 
@@ -88,7 +89,7 @@ def leaderboard(
         selection = Selection(
             statuses=tuple(dict.fromkeys(statuses or [Status.COMPLETED])),
             islands=tuple(islands or ()),
-            where=parse_condition(where, analysis.all_columns(chosen)) if where else None,
+            where=parse_condition(where, all_columns(chosen)) if where else None,
         )
         objectives = pareto.split(",") if pareto else []
         columns = analysis.shown_columns(chosen, selection, objectives)

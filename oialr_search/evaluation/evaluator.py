@@ -213,7 +213,7 @@ class Evaluator:
         folder = Path(evaluation.folder)
         training = self._training | {"num_threads": evaluation.num_threads}
         request = Evaluate(
-            config=with_hyperparameters(training, claim.individual.hyperparameters),  # type: ignore[arg-type]
+            config=with_hyperparameters(training, claim.individual.hyperparameters),
             folder=evaluation.folder,
             state_file=str(folder.parent / STATE_FILE),
         )

@@ -199,6 +199,11 @@ def _load(comm: MPI.Comm, load: Callable[[], SearchFile], settings: LaunchSettin
                 search_file = _renamed(search_file, settings)
             for name in search_file.pinned:
                 print(f"`{name}` is set, and no longer searched", flush=True)
+            for name in search_file.without_effect:
+                print(
+                    f"warning: `search.{name}` has no effect without the engine `propulate`",
+                    file=sys.stderr,
+                )
         except (ConfigError, StorageError) as error:
             mistake = str(error)
     agree(comm, mistake, exit_codes.CONFIG)

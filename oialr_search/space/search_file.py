@@ -26,6 +26,10 @@ ENGINES = {
 }
 """Engine → its class, which is imported where it is chosen."""
 
+OF_PROPULATE = (
+    "crossover_probability", "mutation_probability", "mutation_sigma", "random_init_probability",
+)  # fmt: skip
+
 
 STORED_FORMAT = 1
 """Of settings and space as they are stored; it goes up when older ones need to be translated.
@@ -87,6 +91,13 @@ class SearchFile:
     pinned: tuple[str, ...]
     """Hyperparameters that an override took out of the space."""
     source: str
+
+    @property
+    def without_effect(self) -> list[str]:
+        """Settings of the engine `propulate` that are given while no island has it."""
+        if "propulate" in (self.search.engines or [self.search.engine]):
+            return []
+        return [name for name in OF_PROPULATE if name in self.search.model_fields_set]
 
     def as_json(self) -> dict[str, Any]:
         """What the database keeps of the file, beside its space; see `stored_training`."""

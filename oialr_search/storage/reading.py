@@ -17,6 +17,7 @@ from oialr_training.protocol import Observation, RankUpdate, Resources
 from oialr_search.space.hyperparameters import SearchSpace
 from oialr_search.storage import queries
 from oialr_search.storage.errors import storage_errors
+from oialr_search.storage.leaderboard import INDIVIDUAL, leaderboard
 from oialr_search.storage.records import (
     EpochRecord,
     EvaluationRecord,
@@ -413,21 +414,25 @@ class StorageReader(AbstractContextManager["StorageReader"]):
         self, search_id: int, selection: Selection, limit: int | None = None
     ) -> list[Placed]:
         """Return the individuals of a selection, best first, those without a fitness last."""
-        placed = []
+        query = leaderboard(None, selection, search_id, self._engine.dialect.name)
         with self._reading() as connection:
-            found = queries.select(connection, search_id, selection, limit=limit)
-            for number, row in enumerate(found, start=1):
-                place = number if selection.is_leaderboard else row[0]
-                placed.append(Placed(place=place, individual=as_individual(row[1:])))
-        return placed
+            found = connection.execute(query.limit(limit))
+            return [
+                Placed(
+                    place=number if selection == Selection() else row[0],
+                    individual=as_individual(row[1:]),
+                )
+                for number, row in enumerate(found, start=1)
+            ]
 
     def values(
         self, search_id: int, selection: Selection, columns: Sequence[Column]
     ) -> list[tuple[Any, ...]]:
         """Return the id of each individual of a selection, in any order, and its values."""
+        asked, dialect = [INDIVIDUAL, *columns], self._engine.dialect.name
+        query = leaderboard(asked, selection, search_id, dialect)
         with self._reading() as connection:
-            found = queries.select(connection, search_id, selection, wanted=columns)
-            return [tuple(row) for row in found]
+            return [tuple(row) for row in connection.execute(query)]
 
     def last_finishes(self, launch_id: int, limit: int) -> Sequence[tuple[datetime, int]]:
         """Return when a launch's latest evaluations ended and where, latest first; not the lost."""

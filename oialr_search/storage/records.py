@@ -13,19 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from oialr_training.errors import Cause, KnownError
 from oialr_training.protocol import Observation, RankUpdate, Resources
-from typing_extensions import TypeAliasType
 
-from oialr_search.space.hyperparameters import SearchSpace
+from oialr_search.space.hyperparameters import SearchSpace, Value
 from oialr_search.storage.status import Status as Status
 
 if TYPE_CHECKING:
     from oialr_training.config import TrainingConfig
 
     from oialr_search.space.search_file import SearchSettings
-
-JsonValue = TypeAliasType(
-    "JsonValue", "bool | int | float | str | Sequence[JsonValue] | Mapping[str, JsonValue] | None"
-)
 
 
 class StorageError(KnownError):
@@ -129,7 +124,7 @@ class Proposal:
     parents: Sequence[int]  # ids of individuals
     origin: str  # how it came about: "random", "bred"
     genes: Mapping[str, float]  # each in [0, 1]
-    hyperparameters: Mapping[str, JsonValue]  # decoded
+    hyperparameters: Mapping[str, Value]  # decoded
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,13 +7,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from oialr_training.errors import ConfigError
 
 from oialr_search.analysis.choosing import choose_search
-from oialr_search.analysis.leaderboard import all_columns, leaderboard
+from oialr_search.analysis.leaderboard import leaderboard
 from oialr_search.analysis.pareto import pareto_front
 from oialr_search.analysis.where import parse_condition
 from oialr_search.storage import open_storage
+from oialr_search.storage.leaderboard import all_columns
 from oialr_search.storage.records import Status
 from oialr_search.storage.selection import Selection
 
@@ -42,6 +44,22 @@ def test_a_row_says_all(url: str) -> None:
         "world_rank": 1, "hostname": "node1", "device": "cuda:1",
     }  # fmt: skip
     assert [row["place"] for row in rows_of(url, top=3)] == [1, 2, 3]
+
+
+def test_the_view_says_the_same(url: str) -> None:
+    engine = sa.create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
+    with engine.connect() as connection:
+        seen = connection.exec_driver_sql("SELECT * FROM leaderboard").mappings().all()
+    engine.dispose()
+    rows = rows_of(url, "island_rank >= 0 and train_loss >= 0")
+    names = {"individual": "individual_id"}
+    told = [{names.get(n, n).replace(".", "_"): row[n] for n in row} for row in rows]
+    assert len(seen) == len(told) == len(COMPLETED)
+    for of_view, row in zip(seen, told, strict=True):
+        assert of_view["search"] == "seen"
+        assert {n: v for n, v in of_view.items() if n != "search"} == {
+            name: row[name] for name in of_view if name != "search"
+        }
 
 
 def test_what_is_named_is_shown(url: str) -> None:

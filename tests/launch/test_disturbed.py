@@ -66,14 +66,6 @@ def test_output_that_nobody_can_write_or_reads_ends_no_launch(command: Command) 
     assert names["search"] == "minivit_digits-2"
 
 
-def test_logs_of_workers_that_waited_when_all_was_killed_are_removed(command: Command) -> None:
-    folder = command.folder / "searches" / "minivit_digits"
-    folder.mkdir(parents=True)
-    (folder / f"worker-{os.uname().nodename}-9-1.log").write_text("left over")
-    command(*ONE)
-    assert not list(folder.glob("worker-*"))
-
-
 @pytest.mark.parametrize("ranks", [0, 2])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_while_a_rank_imports_ends_the_launch_with_75(

@@ -106,34 +106,6 @@ def test_the_machine_s_fault_is_repeated_from_its_state_and_then_final(
     assert steps == [{"n": 4, "steps": 4}]  # also those of the first attempt
 
 
-def test_a_rank_that_always_fails_gives_up_and_the_other_does_its_work(command: Command) -> None:
-    command = faulty(command, {"rank 1": ("kill", 1)})
-    changes = {"search__failures_in_a_row": "2", "search__retries": "3"}
-    result = command(*run_line(4, **changes), ranks=2)
-    (line,) = [line for line in result.stdout.splitlines() if "asks for no more work" in line]
-    assert line.startswith("warning: world rank 1 asks for no more work: cpu on ")
-    assert "failed 2 times in a row, last: the worker was killed by SIGKILL" in line
-    rows = evaluations(command)
-    assert {row["individual_status"] for row in rows} == {"completed"}
-    failed = [row for row in rows if row["status"] == "failed"]
-    assert [row["world_rank"] for row in failed] == [1, 1]
-    assert {row["world_rank"] for row in rows if row["status"] == "completed"} == {0}
-
-
-def test_when_all_ranks_have_given_up_the_launch_ends_and_the_next_goes_on(
-    command: Command,
-) -> None:
-    line = run_line(2, search__failures_in_a_row="1")
-    result = faulty(command, {"*": ("exit", 2)})(*line, ranks=2, check=False)
-    assert result.returncode == 75
-    for world_rank in (0, 1):
-        assert f"world rank {world_rank} asks for no more work" in result.stdout
-    assert "stopped after 0 of 2 evaluations" in result.stdout
-    assert {row["individual_status"] for row in evaluations(command)} == {"lost"}
-    command(*line, ranks=2)
-    assert {row["individual_status"] for row in evaluations(command)} == {"completed"}
-
-
 @pytest.mark.slow
 def test_data_that_vanish_between_two_evaluations(command: Command) -> None:
     """A loaded data set is in memory: only the second evaluation's worker misses it."""

@@ -72,6 +72,16 @@ def test_exactly_the_individuals_asked_for_on_all_islands(
     assert names == records | books | {f"individual-{n:06d}" for n in range(1, 31)}
 
 
+def test_a_setting_without_effect_is_a_warning(
+    launches: Launches, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert launches(2, evaluations=2, islands=1, engine="random", mutation_sigma=0.1) == 0
+    _, errors = told(capsys)
+    assert errors == [
+        "warning: `search.mutation_sigma` has no effect without the engine `propulate`"
+    ]
+
+
 def test_messages_may_take_their_time(launches: Launches) -> None:
     """As long as an evaluation and more; nobody leaves while one is under way."""
     assert launches(3, evaluations=12, islands=3, latency_s=2.0, seed=5) == 0
@@ -236,6 +246,14 @@ def test_a_second_launch_of_the_same_search_is_refused(
     _, (line,) = told(capsys)
     assert line.startswith("error: this search is being run already, by process 7 on node3: lock")
     assert launches(2, evaluations=1) == 0
+
+
+def test_logs_of_workers_that_waited_when_all_was_killed_are_removed(launches: Launches) -> None:
+    folder = launches.folder / "minivit_digits"
+    folder.mkdir()
+    (folder / "worker-node7-9-1.log").write_text("left over")
+    assert launches(2, evaluations=1) == 0
+    assert not list(folder.glob("worker-*"))
 
 
 def test_a_complete_search_is_not_begun_again(
@@ -510,3 +528,43 @@ def test_the_last_words_of_a_launch_whose_database_is_away(
     outcome = launches.folder / "minivit_digits/individual-000001/attempt-1/outcome.json"
     assert "the search was stopped after epoch 2" in outcome.read_text()
     monkeypatch.undo()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_happens_each_individual_is_stored_once(launches: Launches, seed: int) -> None:
+    """Slow messages, workers that die, islands that come and go, launches that are stopped."""
+    chance = random.Random(seed)
+
+    def scripts(world_rank: int) -> Iterator[Sequence[Line]]:
+        while True:
+            lasts = Silence(chance.uniform(0.1, 3.0))
+            trains = [Prepare, Ready(), Evaluate, started(), lasts, *TRAINS[3:]]
+            dies = [*trains[:5], WorkerDied("killed", -9)]
+            yield dies if chance.random() < 0.2 else trains
+
+    changes = {"evaluations": 20, "failures_in_a_row": 99, "retries": 1}
+    code: int | None = exit_codes.STOPPED
+    for _ in range(3):
+        ranks = chance.randint(1, 5)
+        stop = {chance.uniform(3.0, 6.0): lambda: launches.stops[-1].request(at_once=True)}
+        code = launches(
+            ranks, scripts, at=stop, latency_s=2.0, seed=chance.randrange(99),
+            islands=chance.randint(1, ranks), **changes,
+        )  # fmt: skip
+        assert code in (exit_codes.STOPPED, exit_codes.FINISHED)
+    assert launches(3, scripts, islands=2, latency_s=2.0, **changes) == exit_codes.FINISHED
+    storage, search = launches.stored()
+    with storage:
+        individuals = storage.individuals(search.id)
+        finished = storage.finished_since(search.id)
+        migrations = storage.migrations(search.id)
+        census = [island.counts for island in storage.islands(search.id)]
+    assert len(individuals) == 20
+    assert len({(i.island, i.island_rank, i.generation) for i in individuals}) == 20
+    assert {i.status for i in individuals} <= {Status.COMPLETED, Status.FAILED}
+    assert [e.finish_number for e in finished] == list(range(1, len(finished) + 1))
+    completed = [e.individual_id for e in finished if e.status is Status.COMPLETED]
+    assert sorted(completed) == [i.id for i in individuals if i.status is Status.COMPLETED]
+    assert sum(sum(counts.values()) for counts in census) == 20
+    assert len({(m.individual_id, m.target_island) for m in migrations}) == len(migrations)
+    assert not list((launches.folder / "minivit_digits").glob("worker-*"))

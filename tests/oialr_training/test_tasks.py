@@ -194,5 +194,5 @@ def test_two_tasks_of_one_name_are_refused() -> None:
     class Another(Margins):
         pass
 
-    with pytest.raises(AssertionError, match="two tasks are called margins"):
+    with pytest.raises(ConfigError, match="two tasks are called margins"):
         register(Another)

@@ -501,6 +501,21 @@ class TestTogether:
         assert [epoch.epoch for epoch in storage.epochs(evaluation_id)] == [1]
         assert [m.individual_id for m in storage.migrations(search_id)] == [individual_id]
 
+    def test_within_another_it_is_part_of_that_one(self, storage: Storage) -> None:
+        _, evaluation_id = started_evaluation(storage, *launched_search(storage))
+
+        def write() -> None:
+            with storage.together():
+                with storage.together():
+                    storage.add_epoch(evaluation_id, epoch_record(1, top1=0.5))
+                storage.add_epoch(evaluation_id, epoch_record(2, top1=0.5))
+                assert [epoch.epoch for epoch in storage.epochs(evaluation_id)] == [1, 2]
+                raise OSError("no more")
+
+        with pytest.raises(OSError, match="no more"):
+            write()
+        assert storage.epochs(evaluation_id) == []
+
     def test_nothing_is_stored_where_one_call_fails(self, storage: Storage) -> None:
         search_id, launch_id = launched_search(storage)
         individual_id, evaluation_id = started_evaluation(storage, search_id, launch_id)

@@ -17,8 +17,13 @@ TASKS: dict[str, type[TrainingConfig]] = {}
 
 
 def register(task: T) -> T:
-    """Make a task known by its name; a class decorator."""
-    assert TASKS.setdefault(task.name, task) is task, f"two tasks are called {task.name}"
+    """Make a task known by its name; a class decorator.
+
+    Raises:
+        ConfigError: when another has this name.
+    """
+    if TASKS.setdefault(task.name, task) is not task:
+        raise ConfigError(f"two tasks are called {task.name}")
     return task
 
 

@@ -49,7 +49,8 @@ NOTE = (
     "as `oialr-search show` takes it, is its trial_id.\n\n"
     "Failed and timed out individuals are *Fail*; lost ones, which wait to be repeated, *Waiting*. "
     "Intermediate values are those of the fitness, by epoch; of a search of more than "
-    f"{MANY_TRIALS} individuals, the page has those that run and those that were the best so far."
+    f"{MANY_TRIALS} individuals, the page has those that run and those that were the best so far; "
+    "one that was open before has the others until it is loaded again."
 )
 JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"

@@ -18,13 +18,13 @@ from pathlib import Path
 from oialr_training.config import load_training
 from oialr_training.protocol import Completed
 
-from oialr_search.evaluation.repeated_seeds import train
-from oialr_search.evaluation.worker_process import (
+from oialr_search.evaluation.devices import (
     WorkerSettings,
     affinity,
     choose_gpu,
     visible_gpus,
 )
+from oialr_search.evaluation.repeated_seeds import train
 
 TRAININGS = Path(__file__).parents[1] / "search_spaces" / "training"
 SMALL = {

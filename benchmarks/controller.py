@@ -34,7 +34,9 @@ from oialr_search.analysis.leaderboard import leaderboard
 from oialr_search.analysis.status import status
 from oialr_search.space.hyperparameters import with_hyperparameters
 from oialr_search.space.search_file import SearchFile, load_search
-from oialr_search.storage import (
+from oialr_search.storage import open_storage
+from oialr_search.storage.opening import open_engine
+from oialr_search.storage.records import (
     EpochRecord,
     EvaluationHistory,
     EvaluationRecord,
@@ -44,9 +46,7 @@ from oialr_search.storage import (
     SearchRecord,
     Status,
     individual_folder,
-    open_storage,
 )
-from oialr_search.storage.engine import open_engine
 from oialr_search.storage.schema import migrations
 
 Figures = dict[str, Any]

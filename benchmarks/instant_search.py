@@ -24,21 +24,23 @@ from typing import Any, ClassVar
 from oialr_training.protocol import Completed, Epoch, Evaluate, Event, Message, Ready, Started
 
 from oialr_search.evaluation import evaluator
+from oialr_search.evaluation.devices import WorkerSettings
 from oialr_search.evaluation.outbox import Outbox
-from oialr_search.evaluation.worker_process import Worker, WorkerSettings
-from oialr_search.launch.engines.propulate import Population
+from oialr_search.evaluation.worker_process import WorkerProcess
+from oialr_search.launch.controller import Controller
 from oialr_search.launch.islands import Exchange
 from oialr_search.launch.launch import LaunchSettings, run
+from oialr_search.launch.population import Population
 from oialr_search.launch.progress import ProgressDisplay
 from oialr_search.launch.stop_request import StopRequest
 from oialr_search.space.search_file import load_search
-from oialr_search.storage.database import SqlStorage
+from oialr_search.storage.database import Storage
 
 SEARCH_FILE = Path(__file__).parents[1] / "search_spaces" / "minivit_digits.yaml"
 # What a rank does for an evaluation, none of it inside another.
 PARTS: dict[str, list[tuple[Any, str]]] = {
-    "breeding": [(Population, "breed"), (Population, "add")],
-    "claim": [(SqlStorage, "claim")],
+    "breeding": [(Controller, "_propose"), (Population, "add")],
+    "claim": [(Storage, "claim")],
     "storing": [(Outbox, "flush")],
     "files": [(evaluator, "write_claim"), (evaluator, "write_record")],
     "exchange": [(Exchange, n) for n in ("receive", "tell_peers", "migrate", "report")],
@@ -112,7 +114,7 @@ def peak_memory_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-class InstantWorker(Worker):
+class InstantWorker(WorkerProcess):
     """No process: the fitness is a smooth function of the hyperparameters."""
 
     seconds = 0.0

@@ -20,7 +20,8 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
-from oialr_search.storage import EvaluationRecord, open_storage
+from oialr_search.storage import open_storage
+from oialr_search.storage.records import EvaluationRecord
 
 SEARCH_FILE = Path(__file__).parents[1] / "search_spaces" / "minivit_digits.yaml"
 

@@ -19,21 +19,16 @@ from oialr_training.errors import ConfigError
 from oialr_search import exit_codes
 from oialr_search.analysis.plots.names import OF_ALL, PlotName
 from oialr_search.launch.stop_request import StopRequest
-from oialr_search.storage import (
-    Status,
-    StorageError,
-    database_exists,
-    has_password,
-    open_storage,
-    upgrade_storage,
-)
+from oialr_search.storage import database_exists, has_password, open_storage, upgrade_storage
+from oialr_search.storage.records import Status, StorageError
 from oialr_search.terminal.tables import FileFormat, Format, print_rows
 
 if TYPE_CHECKING:
     from oialr_training.protocol import Event
     from rich.console import Console, RenderableType
 
-    from oialr_search.storage import IndividualRecord, SearchRecord, Storage
+    from oialr_search.storage.database import Storage
+    from oialr_search.storage.records import IndividualRecord, SearchRecord
 
 # Rank of this process in a launch, as the launchers announce it before MPI is initialised.
 WORLD_RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
@@ -225,7 +220,7 @@ def leaderboard(
     """
     from oialr_search.analysis import leaderboard as analysis
     from oialr_search.analysis.where import parse_condition
-    from oialr_search.storage import Selection
+    from oialr_search.storage.selection import Selection
     from oialr_search.terminal import tables as printing
     from oialr_search.terminal.screens import show_screen
 
@@ -503,16 +498,16 @@ def train(
     """
     from oialr_training.config import load_training
 
+    from oialr_search.evaluation import devices
     from oialr_search.evaluation import repeated_seeds as trainer
-    from oialr_search.evaluation import worker_process as launcher
 
     overrides = [*(assignments or ()), *([f"device={device}"] if device is not None else ())]
     config = load_training(file, overrides)
     try:
-        gpu = launcher.choose_gpu(config.device, launcher.visible_gpus(os.environ), 0)
+        gpu = devices.choose_gpu(config.device, devices.visible_gpus(os.environ), 0)
     except LookupError as error:
         raise ConfigError(f"{error} ({file})") from None
-    settings = launcher.WorkerSettings(gpu=gpu, num_threads=len(launcher.affinity()))
+    settings = devices.WorkerSettings(gpu=gpu, num_threads=len(devices.affinity()))
     folder = output or Path("trainings") / file.stem
     folders = {seed: folder / f"seed-{seed}" for seed in range(config.seed, config.seed + seeds)}
     for seed_folder in folders.values():

@@ -24,6 +24,7 @@ from oialr_training.errors import ConfigError
 from oialr_training.protocol import (
     Completed,
     Epoch,
+    EpochPart,
     Evaluate,
     Failed,
     Observation,
@@ -44,8 +45,8 @@ from pydantic import TypeAdapter
 
 from oialr_search.space.hyperparameters import with_hyperparameters
 from oialr_search.space.search_file import SearchFile, load_search
-from oialr_search.storage import StorageError
-from oialr_search.storage.engine import display_name, parse_url
+from oialr_search.storage.opening import display_name, parse_url
+from oialr_search.storage.records import StorageError
 
 from .conftest import DIGITS, SEARCH_SPACES, Command
 
@@ -548,7 +549,14 @@ def test_text_survives_yaml(text: str) -> None:
 # --- Messages and result files
 
 UPDATE = RankUpdate(step=3, layer="a", inner_rank=2, full_inner_rank=4, stability=0.5)
-SEEN = Observation(step=4, earlier_step=2, layer="a", stability=0.5, mixing_similarity=0.1)
+SEEN = Observation(
+    step=4,
+    earlier_step=2,
+    layer="a",
+    stability=0.5,
+    mixing_similarity=0.1,
+    relative_mixing_similarity=0.2,
+)
 RESULTS = [
     Completed(
         metrics={"validation_loss": 0.3, "test_loss": 1.0},
@@ -569,7 +577,8 @@ MESSAGES = [
     Started(at=1.0, total_steps=3, parameters=4, layers="all", warnings=["w"], resumed_epoch=1),
     Progressed(step=3),
     Epoch(epoch=1, step=2, metrics={"a": 0.1}, rank_updates=[UPDATE], observations=[SEEN]),
-    Stopped(epoch=3),
+    EpochPart(rank_updates=[UPDATE], observations=[SEEN]),
+    Stopped(epoch=3, reason="pruned"),
     *RESULTS,
 ]
 adapter = cache(TypeAdapter)

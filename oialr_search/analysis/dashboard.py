@@ -33,7 +33,8 @@ from optuna_dashboard._serializer import serialize_distribution, serialize_study
 
 from oialr_search.analysis.distributions import Space
 from oialr_search.analysis.optuna_view import SearchStorage
-from oialr_search.storage import Storage, StorageError, StorageUnavailable
+from oialr_search.storage.database import Storage
+from oialr_search.storage.records import StorageError, StorageUnavailable
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment

@@ -14,7 +14,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from oialr_search.storage import IndividualRecord
+from oialr_search.storage.records import IndividualRecord
 
 Space = dict[str, BaseDistribution]
 

@@ -11,7 +11,8 @@ from oialr_training.config import AnyTraining, validate_training
 from oialr_training.yaml_files import dump_yaml, parse_yaml
 
 from oialr_search.space.hyperparameters import with_hyperparameters
-from oialr_search.storage import IndividualRecord, SearchRecord, Status, Storage, StorageError
+from oialr_search.storage.database import Storage
+from oialr_search.storage.records import IndividualRecord, SearchRecord, Status, StorageError
 
 
 def best_individual(storage: Storage, search: SearchRecord) -> IndividualRecord:

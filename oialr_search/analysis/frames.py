@@ -14,8 +14,11 @@ from typing import Any
 import pandas as pd
 
 from oialr_search.analysis.leaderboard import all_columns, choose_search
-from oialr_search.storage import Column, SearchRecord, Storage, open_storage
+from oialr_search.storage import open_storage
+from oialr_search.storage.database import Storage
 from oialr_search.storage.queries import TableName
+from oialr_search.storage.records import SearchRecord
+from oialr_search.storage.selection import Column
 
 TIME = "datetime64[ns, UTC]"
 TEXT = "string"

@@ -17,7 +17,7 @@ import optuna
 from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator
 
 from oialr_search.analysis.distributions import params_of, space_of, widened
-from oialr_search.storage import IndividualRecord
+from oialr_search.storage.records import IndividualRecord
 
 PED_ANOVA, FANOVA = "PED-ANOVA", "fANOVA"
 # fANOVA's time grows with the square of a tree's leaves: this takes some seconds.

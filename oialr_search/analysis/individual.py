@@ -15,12 +15,12 @@ from oialr_training.config import TASKS
 from oialr_training.protocol import Resources
 
 from oialr_search.analysis.leaderboard import finite
-from oialr_search.storage import (
+from oialr_search.storage.database import Storage
+from oialr_search.storage.records import (
     EpochRecord,
     EvaluationRecord,
     IndividualRecord,
     SearchRecord,
-    Storage,
     StorageError,
 )
 

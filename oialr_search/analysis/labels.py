@@ -6,7 +6,7 @@ from html import escape
 
 from oialr_training.config import TASKS
 
-from oialr_search.storage import IndividualRecord, SearchRecord, Status
+from oialr_search.storage.records import IndividualRecord, SearchRecord, Status
 
 METRICS = {
     "loss": "loss",

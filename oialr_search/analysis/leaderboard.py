@@ -9,17 +9,9 @@ from typing import Any, Literal
 from oialr_training.errors import ConfigError
 
 from oialr_search.analysis.where import find_column
-from oialr_search.storage import (
-    Column,
-    OneOf,
-    Placed,
-    SearchRecord,
-    Selection,
-    Status,
-    Storage,
-    StorageError,
-)
-from oialr_search.storage.selection import Every, Kind, columns_of
+from oialr_search.storage.database import Storage
+from oialr_search.storage.records import SearchRecord, Status, StorageError
+from oialr_search.storage.selection import Column, Every, Kind, OneOf, Placed, Selection, columns_of
 
 Row = dict[str, Any]
 

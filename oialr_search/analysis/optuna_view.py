@@ -24,7 +24,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from oialr_search.analysis.distributions import Space, params_of, space_of, widened
 from oialr_search.space.fitness import fitness_of
-from oialr_search.storage import IndividualRecord, SearchRecord, Status, Storage, StorageError
+from oialr_search.storage.database import Storage
+from oialr_search.storage.records import IndividualRecord, SearchRecord, Status, StorageError
 
 STATES = {
     Status.QUEUED: TrialState.WAITING,

@@ -24,7 +24,7 @@ from oialr_search.analysis.labels import fitness_label, metric_label, number, st
 from oialr_search.analysis.plots.catalogue import Source, draw
 from oialr_search.analysis.plots.names import PlotName
 from oialr_search.analysis.plots.writing import IN_PAGE
-from oialr_search.storage import (
+from oialr_search.storage.records import (
     EvaluationRecord,
     IndividualRecord,
     LaunchRecord,

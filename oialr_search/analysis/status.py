@@ -12,14 +12,9 @@ from typing import Any
 
 from oialr_training.protocol import EVENTS_FILE
 
-from oialr_search.storage import (
-    FailureCount,
-    LaunchRecord,
-    RunningEvaluation,
-    SearchRecord,
-    Status,
-    Storage,
-)
+from oialr_search.storage.database import Storage
+from oialr_search.storage.records import LaunchRecord, RunningEvaluation, SearchRecord, Status
+from oialr_search.storage.selection import FailureCount
 
 Row = dict[str, Any]
 

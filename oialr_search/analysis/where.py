@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from oialr_training.errors import ConfigError, nearest
 
-from oialr_search.storage import (
+from oialr_search.storage.selection import (
     Column,
     Comparison,
     Condition,

@@ -31,6 +31,7 @@ from oialr_training.protocol import (
     Stopped,
 )
 
+from oialr_search.evaluation.devices import WorkerSettings, with_num_threads
 from oialr_search.evaluation.files import (
     OUTCOME_FILE,
     REQUEST_FILE,
@@ -44,17 +45,15 @@ from oialr_search.evaluation.files import (
 from oialr_search.evaluation.outbox import Outbox
 from oialr_search.evaluation.outcomes import outcome_of
 from oialr_search.evaluation.worker_process import (
-    Worker,
     WorkerDied,
-    WorkerSettings,
-    as_request,
+    WorkerProcess,
     kill_ending_workers,
     look_after_ending_workers,
     oom_kills,
 )
 from oialr_search.space.hyperparameters import with_hyperparameters
 from oialr_search.space.search_file import SearchFile
-from oialr_search.storage import Claim, Outcome, Runner, Status
+from oialr_search.storage.records import Claim, Outcome, Runner, Status
 
 PREPARE_POLL_S = 0.1
 PREPARATION_LIMIT_S = 600.0
@@ -86,7 +85,7 @@ class _End:
 @dataclass(kw_only=True)
 class _Running:
     claim: Claim
-    worker: Worker | None = None
+    worker: WorkerProcess | None = None
     since: float = field(default_factory=time.monotonic)
     heard: float = field(default_factory=time.monotonic)
     log_seen: float = field(default_factory=time.monotonic)
@@ -109,12 +108,12 @@ class Evaluator:
         worker_settings: WorkerSettings,
         world_rank: int,
         notify: Callable[[str], None],
-        worker_type: type[Worker] = Worker,
+        worker_type: type[WorkerProcess] = WorkerProcess,
     ) -> None:
         self._worker_type = worker_type
         self._search = search_file.search
         self._task = search_file.training.task
-        self._training = as_request(
+        self._training = with_num_threads(
             search_file.training.model_dump(mode="json"), worker_settings.num_threads
         )
         self._folder = folder
@@ -123,7 +122,7 @@ class Evaluator:
         self._world_rank = world_rank
         self._notify = notify
         self._worker_numbers = itertools.count(1)
-        self._spare: Worker | None = None
+        self._spare: WorkerProcess | None = None
         self._running: _Running | None = None
         self._failures_in_a_row = 0
         self._unwritten: list[tuple[Path, Ending]] = []
@@ -243,7 +242,7 @@ class Evaluator:
         self._discard(self._spare)
         self._spare = None
 
-    def _take_spare(self) -> Worker:
+    def _take_spare(self) -> WorkerProcess:
         worker, self._spare = self._spare, None
         if worker is None or worker.dead():
             self._discard(worker)
@@ -370,14 +369,14 @@ class Evaluator:
             )
             self.stop_spare()
 
-    def _start_worker(self) -> Worker:
+    def _start_worker(self) -> WorkerProcess:
         name = f"worker-{socket.gethostname()}-{self._world_rank}-{next(self._worker_numbers)}.log"
         worker = self._worker_type(self._worker_settings, self._folder / name)
         worker.send(Prepare(config=self._training, data_dir=self._data_dir))
         return worker
 
     @staticmethod
-    def _discard(worker: Worker | None) -> None:
+    def _discard(worker: WorkerProcess | None) -> None:
         """Kill a worker that never had an evaluation; its log tells nobody anything."""
         if worker is not None:
             worker.kill()

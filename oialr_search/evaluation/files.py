@@ -27,15 +27,18 @@ from oialr_training.protocol import (
     Completed,
     Epoch,
     Event,
+    EventReader,
     Failed,
+    Observation,
     ProtocolError,
+    RankUpdate,
     Started,
     decode,
 )
 from pydantic import TypeAdapter, ValidationError
 
 from oialr_search.evaluation.outcomes import outcome_of
-from oialr_search.storage import (
+from oialr_search.storage.records import (
     Claim,
     EpochRecord,
     EvaluationHistory,
@@ -44,9 +47,7 @@ from oialr_search.storage import (
     IndividualRecord,
     LaunchRecord,
     NewMigration,
-    Observation,
     Outcome,
-    RankUpdate,
     SearchRecord,
     Status,
     individual_folder,
@@ -151,16 +152,15 @@ def read_events(folder: Path) -> Iterator[Event]:
     except OSError:
         return
     with contextlib.suppress(ProtocolError):
-        for line in lines:
-            yield decode(line)
+        yield from EventReader().read(lines)
 
 
 def epoch_records(event: Epoch) -> tuple[EpochRecord, list[RankUpdate], list[Observation]]:
     """An epoch as the database takes it."""
     return (
         EpochRecord(epoch=event.epoch, step=event.step, metrics=event.metrics),
-        [RankUpdate(**vars(update)) for update in event.rank_updates],
-        [Observation(**vars(observation)) for observation in event.observations],
+        event.rank_updates,
+        event.observations,
     )
 
 

@@ -12,7 +12,8 @@ from functools import partial
 from itertools import islice
 from typing import TypeVar
 
-from oialr_search.storage import Storage, StorageUnavailable
+from oialr_search.storage.database import Storage
+from oialr_search.storage.records import StorageUnavailable
 
 AT_ONCE = 50  # writes that share a transaction
 FIRST_PAUSE_S = 0.25

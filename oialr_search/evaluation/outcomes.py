@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from oialr_training.protocol import Completed, Failed
 
 from oialr_search.space.fitness import fitness_of
-from oialr_search.storage import Outcome, Status
+from oialr_search.storage.records import Outcome, Status
 
 
 def outcome_of(result: Completed | Failed, metric: str, task: str) -> Outcome:

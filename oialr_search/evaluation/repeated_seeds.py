@@ -27,7 +27,8 @@ from oialr_training.protocol import (
     decode,
 )
 
-from oialr_search.evaluation.worker_process import Worker, WorkerDied, WorkerSettings, as_request
+from oialr_search.evaluation.devices import WorkerSettings, with_num_threads
+from oialr_search.evaluation.worker_process import WorkerDied, WorkerProcess
 
 METRICS_FILE = "metrics.jsonl"
 POLL_S = 0.5
@@ -51,11 +52,11 @@ def train(
         ConfigError: when the configuration or the data are wrong.
         TrainingFailed: when it diverges, raises or is killed.
     """
-    request = as_request(config.model_dump(mode="json"), settings.num_threads)
+    request = with_num_threads(config.model_dump(mode="json"), settings.num_threads)
     made = _make(folder)
     for name in (RESULT_FILE, EVENTS_FILE):
         (folder / name).unlink(missing_ok=True)
-    worker = Worker(settings, folder / "log.txt")
+    worker = WorkerProcess(settings, folder / "log.txt")
     try:
         worker.send(Prepare(config=request, data_dir=data_dir))
         worker.send(
@@ -114,7 +115,7 @@ def summary(results: Sequence[Completed]) -> list[dict[str, float | int | str | 
     ]
 
 
-def _follow(worker: Worker, folder: Path, report: Callable[[Event], None]) -> Completed:
+def _follow(worker: WorkerProcess, folder: Path, report: Callable[[Event], None]) -> Completed:
     with (folder / METRICS_FILE).open("w") as metrics:
         while True:
             try:

@@ -1,4 +1,4 @@
-"""Starts, feeds, watches and kills worker processes; chooses their device and CPU threads."""
+"""One worker process: started, fed, watched, killed."""
 
 from __future__ import annotations
 
@@ -6,17 +6,15 @@ import contextlib
 import os
 import select
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import pynvml
-from oialr_training.protocol import Event, Message, ProtocolError, decode, encode
+from oialr_training.protocol import Event, EventReader, Message, ProtocolError, encode
+
+from oialr_search.evaluation.devices import WorkerSettings
 
 # A worker that inherits these believes to be an MPI rank, or a part of the launch.
 LAUNCHER_VARIABLES = (
@@ -32,15 +30,6 @@ END_GRACE_S = 2.0
 ENDING_LIMIT_S = 60.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class WorkerSettings:
-    """What all workers of one controller rank share."""
-
-    gpu: str | None
-    """Index, UUID or MIG name of the one visible GPU; None: train on the CPU."""
-    num_threads: int
-
-
 class WorkerDied(Exception):  # noqa: N818  (an event of the worker's life, not a mistake of ours)
     """The worker process ended, or spoke nonsense, without a result."""
 
@@ -50,13 +39,14 @@ class WorkerDied(Exception):  # noqa: N818  (an event of the worker's life, not 
         self.exit_signal = -exit_code if exit_code is not None and exit_code < 0 else None
 
 
-class Worker:
+class WorkerProcess:
     """One worker process, from its start to its death; it trains one evaluation."""
 
     def __init__(self, settings: WorkerSettings, log_path: Path) -> None:
         self.log_path = log_path
         self._released_at = 0.0
         self._buffer = bytearray()
+        self._reader = EventReader()
         with log_path.open("ab") as log:
             self._events, events_for_worker = os.pipe()
             os.set_blocking(self._events, False)
@@ -112,7 +102,7 @@ class Worker:
             self.kill()
             raise WorkerDied("garbage on the worker's pipe: a line without end")
         try:
-            return [decode(line) for line in lines]
+            return list(self._reader.read(lines))
         except ProtocolError as error:
             self.kill()
             raise WorkerDied(f"garbage on the worker's pipe: {error}") from None
@@ -190,7 +180,7 @@ class Worker:
         return "".join(told)[-LOG_TAIL_LENGTH:]
 
 
-_ending: list[Worker] = []
+_ending: list[WorkerProcess] = []
 
 
 def look_after_ending_workers() -> None:
@@ -232,50 +222,3 @@ def worker_environment(environment: Mapping[str, str], settings: WorkerSettings)
         "MKL_NUM_THREADS": threads,
         "PYTHONUNBUFFERED": "1",
     }
-
-
-def visible_gpus(environment: Mapping[str, str]) -> list[str]:
-    """The GPUs that this process may use, by index, UUID or MIG name, as they were given."""
-    listed = environment.get("CUDA_VISIBLE_DEVICES")
-    if listed is not None:
-        return [name.strip() for name in listed.split(",") if name.strip() not in ("", "-1")]
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return []
-    try:
-        return [str(index) for index in range(pynvml.nvmlDeviceGetCount())]
-    finally:
-        pynvml.nvmlShutdown()
-
-
-def choose_gpu(device: str, gpus: Sequence[str], local_rank: int) -> str | None:
-    """The GPU of the rank with this node-local number; ranks share when there are too few.
-
-    Raises:
-        LookupError: when a GPU is asked for and none is visible.
-    """
-    if device == "cuda" and not gpus:
-        raise LookupError(f"no GPU is visible on {socket.gethostname()} for `device`, got 'cuda'")
-    return gpus[local_rank % len(gpus)] if gpus and device != "cpu" else None
-
-
-def affinity() -> frozenset[int]:
-    """The CPU cores that this process may run on."""
-    return frozenset(os.sched_getaffinity(0))
-
-
-def threads_per_rank(own: frozenset[int], on_node: Sequence[frozenset[int]]) -> int:
-    """CPU threads of one rank's trainings: its cores, shared with the ranks bound to the same.
-
-    `on_node` lists the cores of all ranks of the node, this one's among them.
-    """
-    return max(1, len(own) // sum(1 for cores in on_node if cores & own))
-
-
-def as_request(training: Mapping[str, Any], num_threads: int) -> dict[str, Any]:
-    """The training configuration with its number of threads decided."""
-    decided = dict(training)
-    if decided.get("num_threads") is None:
-        decided["num_threads"] = num_threads
-    return decided

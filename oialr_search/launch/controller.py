@@ -16,7 +16,7 @@ from typing import Any
 from oialr_search.evaluation.evaluator import Evaluated, Evaluator
 from oialr_search.evaluation.files import add_migration
 from oialr_search.evaluation.outbox import Outbox
-from oialr_search.launch.engines.propulate import Member, Population, random_numbers
+from oialr_search.launch.engines import Engine, Knowledge, Member, random_numbers
 from oialr_search.launch.islands import (
     POLL_S,
     STOP,
@@ -27,15 +27,16 @@ from oialr_search.launch.islands import (
     Place,
     Visitor,
 )
+from oialr_search.launch.population import AllIndividuals, Population
 from oialr_search.launch.progress import ProgressDisplay
 from oialr_search.launch.resuming import is_complete
 from oialr_search.launch.stop_request import StopRequest
 from oialr_search.space.search_file import SearchFile
-from oialr_search.storage import (
+from oialr_search.storage.database import Storage
+from oialr_search.storage.records import (
     IndividualRecord,
     NewMigration,
     Proposal,
-    Storage,
     StorageUnavailable,
 )
 
@@ -55,6 +56,7 @@ class Controller:
         search_id: int,
         launch_id: int,
         folder: Path,
+        engine: Engine,
         evaluator: Evaluator,
         exchange: Exchange,
         stop: StopRequest,
@@ -68,14 +70,15 @@ class Controller:
         self._search_id = search_id
         self._launch_id = launch_id
         self._folder = folder
+        self._engine = engine
         self._evaluator = evaluator
         self._exchange = exchange
         self._stop = stop
         self._display = display
         self._warnings = warnings
-        names = tuple(h.name for h in self._space.hyperparameters)
         size = self._search.population_size or 2 * place.world_size
-        self._population = Population(names, self._search, size)
+        self._population = Population(size)
+        self._all_individuals = AllIndividuals(search_id)
         for individual in storage.breeders(search_id, place.island, place.num_islands, size):
             self._population.add(member_of(individual))
         self._generation = storage.next_generation(search_id, place.island, place.island_rank)
@@ -109,19 +112,10 @@ class Controller:
         wait_for = max(self._ask_at, self._evaluator.pause_until)
         if self._stop.requested() or self._evaluator.unreliable or time.monotonic() < wait_for:
             return False
-        offspring = self._population.breed(self._random_numbers("breeding"))
-        proposal = Proposal(
-            island=self._place.island,
-            island_rank=self._place.island_rank,
-            generation=self._generation,
-            parents=offspring.parents,
-            origin=offspring.origin,
-            genes=offspring.genes,
-            hyperparameters=self._space.decode(offspring.genes),
-        )
         runner, total = self._evaluator.runner(self._launch_id), self._search.evaluations
         claim = None
         with suppress(StorageUnavailable):
+            proposal = self._propose()
             claim = self._outbox.ask(lambda s: s.claim(self._search_id, proposal, total, runner))
         if claim is None:
             # Another rank may yet lose an individual, which this one can repeat.
@@ -132,6 +126,30 @@ class Controller:
         self._exchange.report(idle=False)
         self._evaluator.start(claim)
         return True
+
+    def _propose(self) -> Proposal:
+        """What this rank would evaluate next.
+
+        Raises:
+            StorageUnavailable: when the engine must ask the database, and that is away.
+        """
+        everyone = self._engine.needs_all_individuals
+        knowledge = Knowledge(
+            island=self._place.island,
+            population=self._population.members,
+            population_size=self._population.size,
+            individuals=self._outbox.ask(self._all_individuals.look) if everyone else (),
+        )
+        offspring = self._engine.propose(knowledge, self._random_numbers("breeding"))
+        return Proposal(
+            island=self._place.island,
+            island_rank=self._place.island_rank,
+            generation=self._generation,
+            parents=offspring.parents,
+            origin=offspring.origin,
+            genes=offspring.genes,
+            hyperparameters=self._space.decode(offspring.genes),
+        )
 
     def _follow(self) -> None:
         """Move the evaluation along that runs."""

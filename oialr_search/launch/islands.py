@@ -13,7 +13,7 @@ from typing import Any
 
 from mpi4py import MPI
 
-from oialr_search.launch.engines.propulate import Member
+from oialr_search.launch.engines import Member
 
 POLL_S = 0.02
 STOP = "stop"

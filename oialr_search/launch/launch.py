@@ -20,18 +20,18 @@ from oialr_training.errors import ConfigError
 from rich.console import Console
 
 from oialr_search import exit_codes
-from oialr_search.evaluation.evaluator import WORKER_LOGS, Evaluator
-from oialr_search.evaluation.outbox import Outbox
-from oialr_search.evaluation.worker_process import (
-    Worker,
-    WorkerDied,
+from oialr_search.evaluation.devices import (
     WorkerSettings,
     affinity,
     choose_gpu,
     threads_per_rank,
     visible_gpus,
 )
+from oialr_search.evaluation.evaluator import WORKER_LOGS, Evaluator
+from oialr_search.evaluation.outbox import Outbox
+from oialr_search.evaluation.worker_process import WorkerDied, WorkerProcess
 from oialr_search.launch.controller import Controller
+from oialr_search.launch.engines import engine_for
 from oialr_search.launch.islands import Exchange, Place, wait
 from oialr_search.launch.progress import ProgressDisplay
 from oialr_search.launch.resuming import (
@@ -44,13 +44,9 @@ from oialr_search.launch.resuming import (
 )
 from oialr_search.launch.stop_request import StopRequest
 from oialr_search.space.search_file import SearchFile
-from oialr_search.storage import (
-    Storage,
-    StorageError,
-    StorageUnavailable,
-    database_exists,
-    open_storage,
-)
+from oialr_search.storage import database_exists, open_storage
+from oialr_search.storage.database import Storage
+from oialr_search.storage.records import StorageError, StorageUnavailable
 
 # The size of the launch as the launchers announce it, whatever MPI mpi4py has loaded.
 WORLD_SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
@@ -78,7 +74,7 @@ class LaunchSettings:
     """Begin another search when there is one of this name."""
     stop: StopRequest
     environment: dict[str, str] = field(repr=False)
-    worker_type: type[Worker] = Worker
+    worker_type: type[WorkerProcess] = WorkerProcess
     """What evaluates; a benchmark has one that answers at once."""
 
 
@@ -135,6 +131,7 @@ def _run(
     if _already_complete(comm, search_file, settings):
         return exit_codes.FINISHED
     worker_settings = _worker_settings(comm, search_file, settings)
+    engine = engine_for(search_file.space.hyperparameters, search)
     warnings: list[str] = []
     with _search_folder(comm, settings.search_dir / search.name) as folder:
         logs.append(folder)
@@ -165,6 +162,7 @@ def _run(
                 search_id=search_id,
                 launch_id=launch_id,
                 folder=folder,
+                engine=engine,
                 evaluator=evaluator,
                 exchange=Exchange(comm, place),
                 stop=settings.stop,

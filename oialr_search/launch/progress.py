@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from oialr_search.launch.resuming import ended_individuals
-from oialr_search.storage import EvaluationRecord, Status, Storage, StorageUnavailable
+from oialr_search.storage.database import Storage
+from oialr_search.storage.records import EvaluationRecord, Status, StorageUnavailable
 
 REFRESH_S = 1.0
 

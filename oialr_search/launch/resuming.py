@@ -35,7 +35,8 @@ from oialr_search.evaluation.files import (
     write_record,
 )
 from oialr_search.space.search_file import SearchFile
-from oialr_search.storage import (
+from oialr_search.storage.database import Storage
+from oialr_search.storage.records import (
     IndividualHistory,
     LaunchRecord,
     NewLaunch,
@@ -43,7 +44,6 @@ from oialr_search.storage import (
     NewSearch,
     SearchRecord,
     Status,
-    Storage,
 )
 
 # Where a search runs may change from launch to launch, what it searches may not.

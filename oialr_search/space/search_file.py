@@ -14,6 +14,12 @@ from pydantic import Field
 
 from oialr_search.space.hyperparameters import RANGE_KEYS, SearchSpace, parse_space
 
+ENGINES = {
+    "propulate": "oialr_search.launch.engines.propulate:PropulateEngine",
+    "random": "oialr_search.launch.engines.random_search:RandomSearch",
+}
+"""Engine → its class, which is imported where it is chosen."""
+
 
 class SearchSettings(Config):
     """How the space is searched: Propulate's island model."""
@@ -25,6 +31,8 @@ class SearchSettings(Config):
     evaluations: Annotated[int, Field(ge=1)]
     """Individuals of the whole search, over all ranks."""
     islands: Annotated[int, Field(ge=1)]
+    engine: str = "propulate"
+    """What proposes the next individual of an island."""
     population_size: Annotated[int, Field(ge=2)] | None = None
     """Individuals that an island breeds from (its best); until it has so many, individuals are
     random. null: twice the number of ranks, as the authors did."""
@@ -115,6 +123,11 @@ def load_search(
     training_content = {k: v for k, v in content.items() if k not in ("search", "space")}
     search = validate(SearchSettings, content["search"], source, prefix="search.")
     training = validate_training(training_content, source)
+    if search.engine not in ENGINES:
+        raise ConfigError(
+            f"unknown engine {search.engine!r:.80} for `search.engine`"
+            f"{nearest(search.engine, ENGINES)} ({source})"
+        )
     task = TASKS[training.task]
     if search.metric not in task.metrics:
         raise ConfigError(

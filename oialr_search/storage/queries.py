@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import sqlalchemy as sa
 
-from oialr_search.storage.leaderboard import DURATION_S
 from oialr_search.storage.records import Status
 from oialr_search.storage.schema import (
     evaluations,
@@ -33,6 +32,7 @@ from oialr_search.storage.selection import (
     Selection,
     columns_of,
 )
+from oialr_search.storage.views import DURATION_S
 
 TableName = Literal["individuals", "metrics", "rank_updates", "observations", "lineage"]
 COMPARE: Mapping[str, Any] = {

@@ -1,4 +1,4 @@
-"""What the rest of the package knows of the database: records, the `Storage` protocol, its error.
+"""What the rest of the package knows of the database: records and errors.
 
 Everything here is plain Python. Records are frozen, times are timezone-aware UTC datetimes, and
 whatever goes wrong in a database arrives as one `StorageError` without a password in it.
@@ -6,17 +6,17 @@ whatever goes wrong in a database arrives as one `StorageError` without a passwo
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING
 
+from oialr_training.protocol import Observation, RankUpdate
 from typing_extensions import TypeAliasType
 
 if TYPE_CHECKING:
-    from oialr_search.storage.selection import Column, FailureCount, Placed, Rows, Selection
+    pass
 
 JsonValue = TypeAliasType(
     "JsonValue", "bool | int | float | str | Sequence[JsonValue] | Mapping[str, JsonValue] | None"
@@ -226,28 +226,6 @@ class EpochRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankUpdate:
-    """The inner rank of one layer after a basis update."""
-
-    step: int
-    layer: str
-    inner_rank: int
-    full_inner_rank: int
-    stability: float | None  # of the basis, Eq. (4)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Observation:
-    """How far one layer's bases and mixings have come between two instants of a training."""
-
-    step: int
-    earlier_step: int
-    layer: str
-    stability: float  # Eq. (4)
-    mixing_similarity: float  # Eq. (5)
-
-
-@dataclass(frozen=True, kw_only=True)
 class IndividualHistory:
     """All that is known of an individual, to be restored from its files."""
 
@@ -319,182 +297,3 @@ class IslandSummary:
     counts: Mapping[Status, int]  # individuals bred there; every status is there
     best_fitness: float | None
     best_individual_id: int | None
-
-
-class Storage(AbstractContextManager["Storage"], Protocol):
-    """The database of searches. Each method is one transaction; any number of processes may call.
-
-    Every method raises `StorageError` where the database cannot do it, and its `StorageUnavailable`
-    where the same call may work later. Nothing of that call is stored then, but for one case: a
-    database lost in the middle of a commit does not say whether it happened. All methods that a
-    controller calls while it evaluates may be called again after that.
-    """
-
-    def together(self) -> AbstractContextManager[None]:
-        """Make one transaction of the calls within: all of it is stored, or nothing."""
-
-    def create_search(self, search: NewSearch) -> int:
-        """Store a search, give the leaderboard its columns and return the search's id."""
-
-    def set_evaluations_total(self, search_id: int, total: int) -> None:
-        """Change how many individuals a search will have: a resumed search may ask for more."""
-
-    def find_search(self, name: str) -> SearchRecord | None:
-        """Return the search of that name."""
-
-    def searches(self) -> list[SearchRecord]:
-        """Return all searches, the most recently launched first."""
-
-    def start_launch(self, launch: NewLaunch) -> int:
-        """Store a launch and return its id; what earlier launches left unfinished becomes lost."""
-
-    def end_launch(self, launch_id: int, exit_code: int) -> None:
-        """Note that a launch ended by itself."""
-
-    def launches(self, search_id: int) -> list[LaunchRecord]:
-        """Return a search's launches, oldest first."""
-
-    def claim(self, search_id: int, proposal: Proposal, total: int, runner: Runner) -> Claim | None:
-        """Hand out the oldest lost individual, else the proposal, else None at `total`.
-
-        Its evaluation is stored as running. Atomic over all processes: no individual is handed out
-        twice, and no more than `total` ever exist. A runner that has a running evaluation gets it
-        again: it had been cut off before it knew of it.
-
-        Raises:
-            StorageError: when a later launch has taken the search over.
-        """
-
-    def mark_training_started(self, evaluation_id: int, at: datetime, resumed_epoch: int) -> None:
-        """Note the time of the first training step, and the epochs taken over."""
-
-    def add_epoch(
-        self,
-        evaluation_id: int,
-        epoch: EpochRecord,
-        rank_updates: Sequence[RankUpdate] = (),
-        observations: Sequence[Observation] = (),
-    ) -> None:
-        """Store an epoch and what OIALR did in it; what is already there stays."""
-
-    def finish_evaluation(
-        self, evaluation_id: int, outcome: Outcome, *, repeat: bool = False
-    ) -> bool:
-        """Close an evaluation and its individual; False if it had been closed before.
-
-        With `repeat`, and always with the status `lost`, the individual becomes `lost`: it is
-        claimed again. What completed is never repeated.
-        """
-
-    def unfinished(self, search_id: int) -> list[EvaluationRecord]:
-        """Return the evaluations that are stored as running."""
-
-    def record_migration(self, migration: NewMigration) -> bool:
-        """Note that an island accepted an individual; False if it had done so before.
-
-        Raises:
-            StorageError: when the individual has not completed: only fitness breeds.
-        """
-
-    def progress(self, search_id: int) -> Progress:
-        """Return where a search stands."""
-
-    def islands(self, search_id: int) -> list[IslandSummary]:
-        """Return the islands that have bred or accepted an individual, by number."""
-
-    def breeders(
-        self, search_id: int, island: int, num_islands: int, limit: int
-    ) -> list[IndividualRecord]:
-        """Return the fittest of an island, best first: those bred there and those it accepted.
-
-        Islands are counted modulo `num_islands`: a launch may have fewer than an earlier one.
-        """
-
-    def next_generation(self, search_id: int, island: int, island_rank: int) -> int:
-        """Return the number of the next proposal of a rank: one more than its highest so far."""
-
-    def individuals(
-        self,
-        search_id: int,
-        *,
-        status: Status | None = None,
-        limit: int | None = None,
-        order: Literal["fitness", "id"] = "id",
-    ) -> list[IndividualRecord]:
-        """Return a search's individuals; by fitness means best first, those without one last."""
-
-    def individuals_after(
-        self, search_id: int, individual_id: int, again: Collection[int] = ()
-    ) -> list[IndividualRecord]:
-        """Return a search's individuals with higher ids, and those named `again`, by id.
-
-        Who has read a search before needs no more: its ids only grow, and an individual that
-        neither runs nor waits changes no more.
-        """
-
-    def individual(self, individual_id: int) -> IndividualRecord | None:
-        """Return one individual."""
-
-    def evaluations(self, individual_id: int) -> list[EvaluationRecord]:
-        """Return an individual's evaluations, first attempt first."""
-
-    def epochs(self, evaluation_id: int) -> list[EpochRecord]:
-        """Return an evaluation's epochs in order; a metric that was not a number reads as NaN."""
-
-    def metric_by_epoch(
-        self, name: str, evaluation_ids: Sequence[int]
-    ) -> dict[int, dict[int, float]]:
-        """Return one metric of many evaluations: evaluation -> epoch -> value, in order."""
-
-    def rank_updates(self, evaluation_id: int) -> list[RankUpdate]:
-        """Return an evaluation's inner ranks by step and layer."""
-
-    def observations(self, evaluation_id: int) -> list[Observation]:
-        """Return an evaluation's observations by step, earlier step and layer."""
-
-    def migrations(self, search_id: int) -> list[MigrationRecord]:
-        """Return a search's accepted migrations, oldest first."""
-
-    def last_finish_number(self, search_id: int) -> int:
-        """Return how many evaluations of a search have finished."""
-
-    def restore(
-        self,
-        search: SearchRecord,
-        launches: Sequence[LaunchRecord],
-        histories: Iterable[IndividualHistory],
-    ) -> None:
-        """Store a whole search as it was but for its migrations, ids included, in one transaction.
-
-        Raises:
-            StorageError: when an id or the name is taken.
-        """
-
-    def finished_since(self, search_id: int, finish_number: int = 0) -> list[EvaluationRecord]:
-        """Return evaluations that finished after the one with that number, in that order."""
-
-    def select(
-        self, search_id: int, selection: Selection, limit: int | None = None
-    ) -> list[Placed]:
-        """Return the individuals of a selection, best first, those without a fitness last."""
-
-    def values(
-        self, search_id: int, selection: Selection, columns: Sequence[Column]
-    ) -> list[tuple[Any, ...]]:
-        """Return the id of each individual of a selection, in any order, and its values."""
-
-    def last_finishes(self, launch_id: int, limit: int) -> Sequence[tuple[datetime, int]]:
-        """Return when a launch's latest evaluations ended and on which islands, latest first."""
-
-    def failures(self, search_id: int) -> list[FailureCount]:
-        """Count the evaluations that did not complete, repeated ones too, by what they say."""
-
-    def table(
-        self,
-        search_id: int,
-        name: Literal["individuals", "metrics", "rank_updates", "observations", "lineage"],
-    ) -> Rows:
-        """Return all that a search has in a table; `individuals` with their latest evaluations."""
-
-    def close(self) -> None:
-        """Let go of the database; closing twice is fine."""

@@ -8,13 +8,12 @@ from itertools import islice
 from typing import Any
 
 import sqlalchemy as sa
+from oialr_training.protocol import Observation, RankUpdate
 
 from oialr_search.storage.records import (
     EpochRecord,
     IndividualHistory,
     LaunchRecord,
-    Observation,
-    RankUpdate,
     SearchRecord,
     Status,
     StorageError,
@@ -105,7 +104,7 @@ def epoch_rows(
     if updates:
         yield rank_updates, [whose | vars(update) for update in updates]
     if observed:
-        yield observations, [whose | vars(observation) for observation in observed]
+        yield observations, [whose | _fields(observation, observations) for observation in observed]
 
 
 def _fields(record: Any, table: sa.Table) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from oialr_search.storage import StorageUnavailable
+from oialr_search.storage.records import StorageUnavailable
 from oialr_search.terminal.tables import cell, fitting_table, make_console, printable
 
 Row = Mapping[str, Any]

@@ -16,14 +16,9 @@ from oialr_training.yaml_files import parse_yaml
 
 from oialr_search.analysis.export import export
 from oialr_search.evaluation.files import OUTCOME_FILE, read_ending
-from oialr_search.storage import (
-    EvaluationRecord,
-    IndividualRecord,
-    SearchRecord,
-    Status,
-    Storage,
-    open_storage,
-)
+from oialr_search.storage import open_storage
+from oialr_search.storage.database import Storage
+from oialr_search.storage.records import EvaluationRecord, IndividualRecord, SearchRecord, Status
 
 Finished = dict[tuple[int, int], Mapping[str, float]]
 """(individual, attempt) → metrics."""

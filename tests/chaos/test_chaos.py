@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 
 from oialr_search.evaluation.files import SEARCH_FILE, write_record
-from oialr_search.storage import SearchRecord, Status, Storage, open_storage
+from oialr_search.storage import open_storage
+from oialr_search.storage.database import Storage
+from oialr_search.storage.records import SearchRecord, Status
 
 from ..conftest import DIGITS, TINY, Command, make_command, settings
 from . import checks

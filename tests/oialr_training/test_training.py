@@ -22,7 +22,7 @@ from oialr_training.config import (
 from oialr_training.models import minivit
 from oialr_training.protocol import Epoch, Event, Progressed, Started
 from oialr_training.tasks import measure_classification, task_of
-from oialr_training.training import DivergedError, Training, set_up, train
+from oialr_training.training import DivergedError, Training, set_up, train, visible_device
 from oialr_training.yaml_files import read_yaml
 
 from ..conftest import DIGITS, SEARCH_SPACES
@@ -166,6 +166,38 @@ def test_evaluation_counts_right() -> None:
     assert metrics["top5"] == 50.0
     normaliser = math.log(sum(math.exp(-k) for k in range(10)))
     assert metrics["loss"] == pytest.approx(sum(k + normaliser for k in range(10)) / 10, rel=1e-6)
+
+
+def test_three_classes_have_a_top_five() -> None:
+    class Once:
+        num_batches = 1
+
+        def epoch(self, number: int) -> Any:
+            yield (torch.eye(3),), torch.tensor([0, 1, 1])
+
+    metrics = measure_classification(torch.nn.Identity(), Once())
+    assert metrics["top1"] == pytest.approx(200 / 3)
+    assert metrics["top5"] == 100.0
+
+
+@pytest.mark.parametrize(
+    ("visible", "device", "named"),
+    [
+        (None, "cpu", "cpu"),
+        ("3", "cpu", "cpu"),  # a GPU that torch cannot use
+        (None, "cuda", "cuda:0"),
+        ("3", "cuda", "cuda:3"),
+        ("GPU-0a1b", "cuda:0", "cuda:GPU-0a1b"),
+        ("3, 5", "cuda:1", "cuda:5"),
+    ],
+)
+def test_a_device_is_told_as_it_was_made_visible(
+    visible: str | None, device: str, named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert visible_device(torch.device(device)) == named
 
 
 def test_the_configuration_has_the_library_s_settings_with_its_defaults() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 import pytest
+from oialr_training.__main__ import Worker
 from oialr_training.config import load_training
 from oialr_training.protocol import (
     EVENTS_FILE,
@@ -20,6 +21,7 @@ from oialr_training.protocol import (
     Event,
     Failed,
     Prepare,
+    Progressed,
     Ready,
     Started,
     Stop,
@@ -105,6 +107,25 @@ def test_what_is_said_is_also_in_the_folder(tmp_path: Path) -> None:
     lines = (tmp_path / "evaluation" / EVENTS_FILE).read_bytes().splitlines()
     assert [decode(line) for line in lines] == events
     assert [type(event) for event in events] == [Started, *[Epoch] * 4, Completed]
+    assert isinstance(events[0], Started)
+    assert events[0].device == "cpu"
+
+
+def test_a_training_that_moves_touches_its_events(tmp_path: Path) -> None:
+    """So that `status` says when it was last heard, also within an epoch."""
+    end, pipe = os.pipe()
+    worker = Worker(pipe)
+    worker._folder = tmp_path
+    worker.report(Progressed(step=1))  # before there is a file: no line, no failure
+    worker.report(Started(at=1.0, total_steps=3, parameters=4, layers="all"))
+    file = tmp_path / EVENTS_FILE
+    said = file.read_bytes()
+    os.utime(file, (0, 0))
+    worker.report(Progressed(step=2))
+    assert file.stat().st_mtime > 0
+    assert file.read_bytes() == said
+    os.close(end)
+    os.close(pipe)
 
 
 def test_a_failure_is_also_in_the_folder_and_its_state_is_gone(tmp_path: Path) -> None:
@@ -130,11 +151,12 @@ def test_a_stop_ends_after_the_epoch_and_the_rest_follows_later(tmp_path: Path, 
         for event in worker.events():
             events.append(event)
             if isinstance(event, Epoch) and event.epoch == 2:
-                worker.send(Stop())
+                worker.send(Stop(reason="pruned"), Stop(reason="launch_stops"))
         assert worker.wait() == 0
     *_, last_epoch, stopped = events
     assert isinstance(stopped, Stopped)
     assert isinstance(last_epoch, Epoch)
+    assert stopped.reason == "pruned"  # what was said first
     assert 2 <= stopped.epoch == last_epoch.epoch < 40
     assert stopped.resources.samples_per_s
     assert not (tmp_path / "first" / RESULT_FILE).exists()

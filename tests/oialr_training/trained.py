@@ -37,7 +37,7 @@ def train_here(
             events.append(event)
 
     try:
-        trained = train(training, report, stop=lambda: stop(events), **more)
+        trained = train(training, report, stop=lambda: "pruned" if stop(events) else None, **more)
     except Interrupted:
         return events, None
     return [*events, trained.completed], trained

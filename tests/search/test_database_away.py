@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from oialr_search.evaluation.worker_process import WorkerSettings, worker_environment
+from oialr_search.evaluation.devices import WorkerSettings
+from oialr_search.evaluation.worker_process import worker_environment
 
 from ..conftest import Command
 from ..storage.postgres_server import PostgresServer, started_server

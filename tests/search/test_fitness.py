@@ -12,7 +12,7 @@ from oialr_search.evaluation.files import OUTCOME_FILE, Ending, read_ending, wri
 from oialr_search.evaluation.outcomes import outcome_of
 from oialr_search.evaluation.repeated_seeds import summary
 from oialr_search.space.fitness import fitness_of
-from oialr_search.storage import Outcome
+from oialr_search.storage.records import Outcome
 
 TASK = "minivit_digits"
 COMPLETED = Completed(

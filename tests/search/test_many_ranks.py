@@ -17,7 +17,8 @@ from oialr_search.evaluation.files import (
     OUTCOME_FILE,
     REQUEST_FILE,
 )
-from oialr_search.storage import Status, individual_folder, open_storage
+from oialr_search.storage import open_storage
+from oialr_search.storage.records import Status, individual_folder
 
 from ..conftest import ROOT, mpiexec
 from ..storage.postgres_server import started_server

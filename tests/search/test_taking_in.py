@@ -14,7 +14,8 @@ import psutil
 import pytest
 
 from oialr_search.launch.resuming import free_name, import_search
-from oialr_search.storage import IndividualRecord, open_storage
+from oialr_search.storage import open_storage
+from oialr_search.storage.records import IndividualRecord
 
 from ..conftest import Command, make_command
 from .faults import (

@@ -10,7 +10,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from oialr_search.storage import Storage, open_storage
+from oialr_search.storage import open_storage
+from oialr_search.storage.database import Storage
 
 sys.path.insert(0, str(Path(__file__).parent))  # for storage_examples and postgres_server
 

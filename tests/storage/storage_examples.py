@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from oialr_search.storage import (
+from oialr_search.storage.database import Storage
+from oialr_search.storage.records import (
     EpochRecord,
     NewLaunch,
     NewMigration,
     NewSearch,
     Proposal,
     Runner,
-    Storage,
 )
 
 SPACE = [

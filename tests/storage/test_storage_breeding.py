@@ -14,7 +14,8 @@ from storage_examples import (
     started_evaluation,
 )
 
-from oialr_search.storage import IndividualRecord, Outcome, Status, Storage
+from oialr_search.storage.database import Storage
+from oialr_search.storage.records import IndividualRecord, Outcome, Status
 
 ENDS = [Status.COMPLETED, Status.PRUNED, Status.FAILED, Status.TIMED_OUT, Status.LOST]
 

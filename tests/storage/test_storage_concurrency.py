@@ -11,7 +11,9 @@ from typing import Any
 
 from storage_examples import launched_search, new_launch, started_evaluation
 
-from oialr_search.storage import Status, Storage, open_storage
+from oialr_search.storage import open_storage
+from oialr_search.storage.database import Storage
+from oialr_search.storage.records import Status
 
 NUM_PROCESSES = 4
 PRELUDE = """
@@ -19,7 +21,8 @@ import json, sys
 url, here, number, *ids = sys.argv[1:]
 sys.path.insert(0, here)
 from storage_examples import *
-from oialr_search.storage import Outcome, Status, StorageError, open_storage
+from oialr_search.storage import open_storage
+from oialr_search.storage.records import Outcome, Status, StorageError
 import oialr_search.storage.database
 """
 START_TOGETHER = """

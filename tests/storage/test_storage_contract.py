@@ -8,6 +8,7 @@ from datetime import UTC, timedelta, timezone
 from typing import Any
 
 import pytest
+from oialr_training.protocol import Observation, RankUpdate
 from storage_examples import (
     HYPERPARAMETERS,
     RESOURCES,
@@ -21,17 +22,9 @@ from storage_examples import (
     started_evaluation,
 )
 
-from oialr_search.storage import (
-    Observation,
-    Outcome,
-    RankUpdate,
-    Status,
-    Storage,
-    StorageError,
-    StorageUnavailable,
-    open_storage,
-    utc_now,
-)
+from oialr_search.storage import open_storage
+from oialr_search.storage.database import Storage
+from oialr_search.storage.records import Outcome, Status, StorageError, StorageUnavailable, utc_now
 
 COMPLETED = Outcome(status=Status.COMPLETED, fitness=0.25, metrics={"val.top1": 0.75})
 FAILED = Outcome(status=Status.FAILED, reason="CUDA out of memory", exit_signal=9)

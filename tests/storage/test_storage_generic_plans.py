@@ -7,7 +7,8 @@ from collections.abc import Callable
 from postgres_server import PostgresServer
 from storage_examples import launched_search, new_proposal, new_runner
 
-from oialr_search.storage import Outcome, Status, open_storage
+from oialr_search.storage import open_storage
+from oialr_search.storage.records import Outcome, Status
 
 STORED = 200
 CALLS = 20

@@ -23,7 +23,9 @@ from storage_examples import (
     started_evaluation,
 )
 
-from oialr_search.storage import Outcome, Status, Storage, StorageError, open_storage
+from oialr_search.storage import open_storage
+from oialr_search.storage.database import Storage
+from oialr_search.storage.records import Outcome, Status, StorageError
 
 FIXED = [
     "search", "place", "individual_id", "fitness", "trainable_percent", "compression_percent",

@@ -16,8 +16,10 @@ import psycopg
 import pytest
 from storage_examples import launched_search, new_launch, new_proposal, new_runner, new_search
 
-from oialr_search.storage import Storage, StorageError, open_storage, upgrade_storage
-from oialr_search.storage.engine import NETWORK_FILE_SYSTEMS
+from oialr_search.storage import open_storage, upgrade_storage
+from oialr_search.storage.database import Storage
+from oialr_search.storage.opening import NETWORK_FILE_SYSTEMS
+from oialr_search.storage.records import StorageError
 
 
 def refusal(url: str, **how: bool) -> str:
@@ -105,7 +107,8 @@ class TestWrongPlaces:
     def test_postgresql_without_its_driver(self) -> None:
         script = (
             "import sys; sys.modules['psycopg'] = None\n"
-            "from oialr_search.storage import StorageError, open_storage\n"
+            "from oialr_search.storage import open_storage\n"
+            "from oialr_search.storage.records import StorageError\n"
             "try: open_storage('postgresql://host/db')\n"
             "except StorageError as error: print(error)"
         )

@@ -18,7 +18,9 @@ from storage_examples import (
     new_runner,
 )
 
-from oialr_search.storage import Outcome, Status, Storage, open_storage, utc_now
+from oialr_search.storage import open_storage
+from oialr_search.storage.database import Storage
+from oialr_search.storage.records import Outcome, Status, utc_now
 
 GROWING = "(?:launches|individuals|evaluations|migrations)"
 COMPLETED = Outcome(status=Status.COMPLETED, fitness=0.5)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+from oialr_training.protocol import Observation, RankUpdate
 from storage_examples import (
     RESOURCES,
     epoch_record,
@@ -20,15 +21,13 @@ from storage_examples import (
 )
 from test_storage_breeding import check_counts
 
-from oialr_search.storage import (
+from oialr_search.storage.database import Storage
+from oialr_search.storage.records import (
     EvaluationHistory,
     IndividualHistory,
-    Observation,
     Outcome,
-    RankUpdate,
     SearchRecord,
     Status,
-    Storage,
     StorageError,
 )
 

@@ -12,7 +12,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 import oialr_search.storage.migrations
-from oialr_search.storage import Storage
+from oialr_search.storage.database import Storage
 from oialr_search.storage.schema import METADATA, REVISION, REVISION_TABLE
 from oialr_search.storage.schema_page import page
 

@@ -26,17 +26,11 @@ from storage_examples import (
     started_evaluation,
 )
 
-from oialr_search.storage import (
-    Outcome,
-    Status,
-    Storage,
-    StorageError,
-    StorageUnavailable,
-    open_storage,
-)
-from oialr_search.storage import engine as storage_engine
-from oialr_search.storage.engine import LIBPQ_OPTIONS
+from oialr_search.storage import open_storage
+from oialr_search.storage.database import Storage
 from oialr_search.storage.errors import storage_errors
+from oialr_search.storage.opening import LIBPQ_OPTIONS
+from oialr_search.storage.records import Outcome, Status, StorageError, StorageUnavailable, opening
 
 COMPLETED = Outcome(status=Status.COMPLETED, fitness=0.25)
 
@@ -178,7 +172,7 @@ class TestSqlite:
     def test_a_reader_in_another_process_blocks_nobody(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(storage_engine, "WAL_LIMIT_BYTES", 500_000)
+        monkeypatch.setattr(opening, "WAL_LIMIT_BYTES", 500_000)
         path, log = tmp_path / "search.db", tmp_path / "search.db-wal"
         with open_storage(f"sqlite:///{path}?timeout=0.1", create=True) as storage:
             script = (

@@ -15,14 +15,9 @@ from storage_examples import new_launch, new_proposal, new_runner
 from test_storage_breeding import breeders_by_looking_at_all, check_counts
 
 import oialr_search.storage.migrations
-from oialr_search.storage import (
-    Outcome,
-    Status,
-    Storage,
-    StorageError,
-    open_storage,
-    upgrade_storage,
-)
+from oialr_search.storage import open_storage, upgrade_storage
+from oialr_search.storage.database import Storage
+from oialr_search.storage.records import Outcome, Status, StorageError
 from oialr_search.storage.schema import REVISION_TABLE
 
 AT = "2025-03-01 12:00:00.250000"

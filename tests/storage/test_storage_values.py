@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from storage_examples import epoch_record, launched_search, new_proposal, new_runner
 
-from oialr_search.storage import EpochRecord, Outcome, Status, Storage, StorageError
+from oialr_search.storage.database import Storage
+from oialr_search.storage.records import EpochRecord, Outcome, Status, StorageError
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"))
 METRICS = st.dictionaries(TEXT, st.floats(), max_size=3)

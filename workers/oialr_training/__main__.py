@@ -14,7 +14,8 @@ import queue
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,11 +67,15 @@ class Worker:
         """Write one event to the folder and the pipe, and what people want of it to the log."""
         log_event(event)
         line = encode(event)
-        if self._folder and not isinstance(event, Progressed):
+        path = self._folder and self._folder / EVENTS_FILE
+        if path and isinstance(event, Progressed):
+            with suppress(OSError):  # told where a line cannot be written
+                os.utime(path)  # when it was last heard
+        elif path:
             try:
-                _append(line, self._folder / EVENTS_FILE)
+                _append(line, path)
             except OSError as error:
-                log.warning("cannot write %s: %s", self._folder / EVENTS_FILE, error.strerror)
+                log.warning("cannot write %s: %s", path, error.strerror)
         while line:
             line = line[os.write(self._events_fd, line) :]
 
@@ -94,7 +99,7 @@ class Worker:
             sys.exit(1)
         self.report(Ready())
 
-    def evaluate(self, message: Evaluate, stop: threading.Event) -> None:
+    def evaluate(self, message: Evaluate, stops: Sequence[Stop]) -> None:
         """Train; the result is written to the evaluation's folder, then reported."""
         from oialr_training.failures import TOLD, failed
         from oialr_training.resources import Meter
@@ -112,14 +117,14 @@ class Worker:
                 self.report,
                 evaluate_test=message.evaluate_test,
                 state_file=state_file,
-                stop=stop.is_set,
+                stop=lambda: stops[0].reason if stops else None,
                 meter=meter,
             )
             result = trained.completed
             if message.save_checkpoint:
                 _save_checkpoint(trained.model, self._folder / CHECKPOINT_FILE)
-        except Interrupted as interrupted:
-            self.report(Stopped(epoch=interrupted.epoch, resources=meter.read()))
+        except Interrupted as end:
+            self.report(Stopped(epoch=end.epoch, reason=end.reason, resources=meter.read()))
             return
         except TOLD as error:
             result = replace(failed(error), resources=meter.read())
@@ -172,7 +177,7 @@ def log_event(event: Event) -> None:
     """One line for each event in the evaluation's log."""
     match event:
         case Started():
-            log.info("training starts: %d steps", event.total_steps)
+            log.info("training starts on %s: %d steps", event.device, event.total_steps)
             if event.resumed_epoch:
                 log.info("going on after epoch %d", event.resumed_epoch)
             log.info("layers: %s", event.layers)
@@ -187,7 +192,7 @@ def log_event(event: Event) -> None:
             metrics = "  ".join(f"{name} {value:.6g}" for name, value in event.metrics.items())
             log.info("epoch %d: %s", event.epoch, metrics)
         case Stopped():
-            log.info("stopped after epoch %d", event.epoch)
+            log.info("stopped after epoch %d: %s", event.epoch, event.reason)
         case Completed():
             log.info("completed after %.1f s", event.duration_s)
         case Failed():
@@ -225,10 +230,10 @@ def _append(line: bytes, path: Path) -> None:
             raise
 
 
-def _read_messages(messages: queue.SimpleQueue[bytes], stop: threading.Event) -> None:
+def _read_messages(messages: queue.SimpleQueue[bytes], stops: list[Stop]) -> None:
     """Pass on standard input line by line; its end kills this process and its children.
 
-    A `Stop` also sets `stop`, as whoever trains takes no message.
+    A `Stop` is also added to `stops`, as whoever trains takes no message.
 
     Read without Python's buffer, whose lock aborts an interpreter that ends meanwhile.
     """
@@ -237,16 +242,10 @@ def _read_messages(messages: queue.SimpleQueue[bytes], stop: threading.Event) ->
         *lines, buffer = (buffer + chunk).split(b"\n")
         for line in lines:
             messages.put(line)
-            if _asks_to_stop(line):
-                stop.set()
+            with suppress(ProtocolError):  # told by the main thread
+                if isinstance(message := decode(line), Stop):
+                    stops.append(message)
     os.killpg(0, signal.SIGKILL)
-
-
-def _asks_to_stop(line: bytes) -> bool:
-    try:
-        return isinstance(decode(line), Stop)
-    except ProtocolError:
-        return False  # told by the main thread
 
 
 def main() -> None:
@@ -260,15 +259,15 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     os.set_inheritable(arguments.events, False)
     messages: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-    stop = threading.Event()
-    threading.Thread(target=_read_messages, args=(messages, stop), daemon=True).start()
+    stops: list[Stop] = []
+    threading.Thread(target=_read_messages, args=(messages, stops), daemon=True).start()
     worker = Worker(arguments.events)
     while True:
         match decode(messages.get()):
             case Prepare() as message:
                 worker.prepare(message)
             case Evaluate() as message:
-                worker.evaluate(message, stop)
+                worker.evaluate(message, stops)
                 return
             case Stop():
                 return

@@ -8,15 +8,22 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, is_dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from functools import cache
+from math import nan
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 EVENTS_FILE = "events.jsonl"
 RESULT_FILE = "result.json"
+MAX_RECORDS = 500
+"""Rank updates and observations in one line, which so stays under 150 kB."""
+
+StopReason = Literal["launch_stops", "pruned"]
+"""Why a training ends early: the launch ends and another goes on with it, or it is not worth going
+on with."""
 
 
 class ProtocolError(Exception):
@@ -51,6 +58,8 @@ class Evaluate:
 class Stop:
     """To the worker: end after the epoch that is running, its state written."""
 
+    reason: StopReason = "launch_stops"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ready:
@@ -72,6 +81,9 @@ class Started:
     """Settings that have no effect in this training."""
     resumed_epoch: int = 0
     """Epochs that an earlier attempt had trained; they are reported again."""
+    device: str | None = None
+    """What it really trains on: `cpu`, or `cuda:` and the index, UUID or MIG name by which the GPU
+    was made visible; None: said by a version that did not tell."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +116,16 @@ class Observation:
     """Eq. (4)."""
     mixing_similarity: float
     """Eq. (5)."""
+    relative_mixing_similarity: float = nan
+    """Eq. (5) with the difference relative to the mixings' norms."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochPart:
+    """What one line has no room for of the epoch that is told next; see `EventReader`."""
+
+    rank_updates: list[RankUpdate]
+    observations: list[Observation]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,19 +139,27 @@ class Epoch:
     observations: list[Observation] = field(default_factory=list)
 
 
+def _figure(label: str, unit: str) -> Any:
+    """A resource's figure that may be unknown, with its label and unit for people."""
+    return field(default=None, metadata={"label": label, "unit": unit})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What one attempt used from its first training step on; None: nothing measured it."""
+    """What one attempt used from its first training step on; None: nothing measured it.
 
-    gpu_energy_j: float | None = None
+    Each field's `metadata` has its `label` and `unit`.
+    """
+
+    gpu_energy_j: float | None = _figure("energy of the GPU", "J")
     """Of the whole GPU meanwhile."""
-    cpu_energy_j: float | None = None
+    cpu_energy_j: float | None = _figure("energy of the CPUs", "J")
     """Of all CPU packages of the machine meanwhile."""
-    peak_host_memory_bytes: int | None = None
+    peak_host_memory_bytes: int | None = _figure("most memory, host", "B")
     """Since the process started; with its loader processes."""
-    peak_gpu_memory_bytes: int | None = None
+    peak_gpu_memory_bytes: int | None = _figure("most memory, GPU", "B")
     """All tensors; without the context of CUDA and what the allocator keeps in reserve."""
-    samples_per_s: float | None = None
+    samples_per_s: float | None = _figure("samples a second", "1/s")
     """Images or windows trained, a second of training; validation is left out."""
 
 
@@ -138,6 +168,7 @@ class Stopped:
     """The training ended early, as asked; its state is kept."""
 
     epoch: int
+    reason: StopReason = "launch_stops"
     resources: Resources = field(default_factory=Resources)
 
 
@@ -149,6 +180,7 @@ class Completed:
     trainable_percent: float
     compression_percent: float
     device: str
+    """`cpu`, or what the GPU is called."""
     duration_s: float
     at: float
     resources: Resources = field(default_factory=Resources)
@@ -168,14 +200,28 @@ class Failed:
 
 
 Message = Prepare | Evaluate | Stop
-Event = Ready | Started | Progressed | Epoch | Stopped | Completed | Failed
+Event = Ready | Started | Progressed | EpochPart | Epoch | Stopped | Completed | Failed
 _TYPES: dict[str, type[Any]] = {
     kind.__name__.lower(): kind for kind in (*get_args(Message), *get_args(Event))
 }
 
 
 def encode(message: Message | Event) -> bytes:
-    """One line of JSON that ends in a newline."""
+    """A line of JSON that ends in a newline; an epoch with many records takes several."""
+    return b"".join(map(_line, _cut(message) if isinstance(message, Epoch) else [message]))
+
+
+def _cut(epoch: Epoch) -> Iterator[EpochPart | Epoch]:
+    """The epoch, before it what it has over `MAX_RECORDS`."""
+    updates, observations = epoch.rank_updates, epoch.observations
+    while len(updates) + len(observations) > MAX_RECORDS:
+        room = max(MAX_RECORDS - len(updates), 0)
+        yield EpochPart(rank_updates=updates[:MAX_RECORDS], observations=observations[:room])
+        updates, observations = updates[MAX_RECORDS:], observations[room:]
+    yield replace(epoch, rank_updates=updates, observations=observations)
+
+
+def _line(message: Message | Event) -> bytes:
     content = {"type": type(message).__name__.lower(), **asdict(message)}
     return json.dumps(content).encode() + b"\n"
 
@@ -188,10 +234,47 @@ def decode(line: bytes | str) -> Any:
     """
     try:
         content = json.loads(line)
-        return _typed(_TYPES[content.pop("type")], content)
+        kind = _TYPES[content.pop("type")]
+        for observation in content.get("observations", ()) if kind is Epoch else ():
+            _name_similarities(observation)
+        return _typed(kind, content)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         reason = f"{line!r:.200} ({error!r:.200})"
         raise ProtocolError(f"no message of this protocol: {reason}") from None
+
+
+def _name_similarities(observation: dict[str, Any]) -> None:
+    """Version 0.1.0 had the relative similarity only, under the name of Eq. (5)."""
+    if "relative_mixing_similarity" not in observation:
+        observation["relative_mixing_similarity"] = observation["mixing_similarity"]
+        observation["mixing_similarity"] = nan
+
+
+class EventReader:
+    """Lines → events, an epoch in one piece again."""
+
+    def __init__(self) -> None:
+        self._parts: list[EpochPart | Epoch] = []
+
+    def read(self, lines: Iterable[bytes | str]) -> Iterator[Event]:
+        """The events of these lines, which follow those of the last call.
+
+        Raises:
+            ProtocolError: see `decode`.
+        """
+        for event in map(decode, lines):
+            match event:
+                case EpochPart():
+                    self._parts.append(event)
+                case Epoch():
+                    parts, self._parts = [*self._parts, event], []
+                    yield replace(
+                        event,
+                        rank_updates=[update for part in parts for update in part.rank_updates],
+                        observations=[seen for part in parts for seen in part.observations],
+                    )
+                case _:
+                    yield event
 
 
 def _typed(kind: Any, value: Any) -> Any:

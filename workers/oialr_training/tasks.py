@@ -116,8 +116,8 @@ def measure_classification(model: nn.Module, batches: Batches) -> dict[str, floa
 
 
 def _top_hits(logits: Tensor, targets: Tensor, k: int) -> Tensor:
-    """(batch, k): is the j-th best guess the target?"""
-    return logits.topk(k, dim=1).indices == targets[:, None]
+    """(batch, min(k, classes)): is the j-th best guess the target?"""
+    return logits.topk(min(k, logits.shape[1]), dim=1).indices == targets[:, None]
 
 
 @torch.no_grad()

@@ -32,11 +32,12 @@ from oialr_training.protocol import (
     Completed,
     Epoch,
     Event,
+    EventReader,
     Observation,
     Progressed,
     RankUpdate,
     Started,
-    decode,
+    StopReason,
     encode,
 )
 from oialr_training.resources import Meter
@@ -58,9 +59,9 @@ class DivergedError(Exception):
 class Interrupted(Exception):  # noqa: N818  (an outcome)
     """The training ended before its last epoch, as asked."""
 
-    def __init__(self, epoch: int) -> None:
-        super().__init__(f"stopped after epoch {epoch}")
-        self.epoch = epoch
+    def __init__(self, epoch: int, reason: StopReason) -> None:
+        super().__init__(f"stopped after epoch {epoch}: {reason}")
+        self.epoch, self.reason = epoch, reason
 
 
 class DeviceError(Exception):
@@ -191,7 +192,7 @@ def train(
     *,
     evaluate_test: bool = False,
     state_file: StateFile | None = None,
-    stop: Callable[[], bool] = lambda: False,
+    stop: Callable[[], StopReason | None] = lambda: None,
     meter: Meter | None = None,
 ) -> Trained:
     """Train to the end; `report` is handed an event at the start and after each epoch.
@@ -202,7 +203,7 @@ def train(
 
     Raises:
         DivergedError: when the training loss is no finite number, or the result's validation loss.
-        Interrupted: when `stop` said so.
+        Interrupted: when `stop` gave a reason.
     """
     config = training.config
     best = _Best(training, keep_network=config.result_epoch == "best")
@@ -222,6 +223,7 @@ def train(
             layers=describe_layers(training),
             warnings=settings_without_effect(training),
             resumed_epoch=len(epochs),
+            device=visible_device(training.device),
         )
     )
     for event in epochs:
@@ -248,7 +250,7 @@ def train(
             written = time.monotonic()
             write_s = written - now
         if stopping:
-            raise Interrupted(epoch)
+            raise Interrupted(epoch, stopping)
     model = training.model
     if best.keep_network:
         metrics = best.metrics or metrics
@@ -301,7 +303,8 @@ def _restore(training: Training, best: _Best, state: dict[str, Any]) -> tuple[li
         training.observer.load_state_dict(state["observer"])
     best.load_state_dict(state["best"])
     set_random_states(state["random"], training.device)
-    return [decode(line) for line in state["epochs"]], state["trained_s"]
+    lines = [line for epoch in state["epochs"] for line in epoch.splitlines()]
+    return [e for e in EventReader().read(lines) if isinstance(e, Epoch)], state["trained_s"]
 
 
 class _Best:
@@ -507,7 +510,10 @@ def _train_epoch(training: Training, epoch: int, pulse: _Pulse) -> _TrainedEpoch
             if training.oialr:
                 updates += [RankUpdate(**asdict(update)) for update in training.oialr.step()]
             if training.observer:
-                observations += [Observation(**asdict(o)) for o in training.observer.step()]
+                observations += [
+                    Observation(**{"relative_mixing_similarity": o.mixing_similarity, **asdict(o)})
+                    for o in training.observer.step()
+                ]
         lr = training.optimizer.param_groups[0]["lr"]
         training.scheduler.step_update(num_updates)
     return _TrainedEpoch(
@@ -543,6 +549,15 @@ def _autocast(training: Training) -> torch.autocast:
     choice = training.config.autocast
     enabled = choice == "bfloat16" or (choice == "auto" and training.device.type == "cuda")
     return torch.autocast(training.device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def visible_device(device: torch.device) -> str:
+    """As `Started.device` names it: this process sees its GPU as the first one, whichever it is."""
+    if device.type == "cpu":
+        return "cpu"
+    index = device.index or 0
+    visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    return f"cuda:{visible[index] if index < len(visible) and visible[index] else index}"
 
 
 def _device_name(device: torch.device) -> str:

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from oialr_search.analysis.labels import status_label
 from oialr_search.analysis.plots import palette, style
-from oialr_search.storage import IndividualRecord
+from oialr_search.storage.records import IndividualRecord
 
 MANY_ANCESTORS = 45
 LEVEL_WIDTH, ROW_HEIGHT = 92, 52  # pixels

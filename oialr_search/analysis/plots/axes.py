@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from oialr_search.analysis.labels import number, plain
-from oialr_search.storage import IndividualRecord, SearchRecord
+from oialr_search.storage.records import IndividualRecord, SearchRecord
 
 APART = 0.09  # of the axis, between two ticks
 LONG_NAME = 13  # characters

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import plotly.graph_objects as go
+from oialr_training.protocol import Observation, RankUpdate
 
 from oialr_search.analysis.plots import style
-from oialr_search.storage import Observation, RankUpdate
 
 METRICS = (
     ("stability", "Stability of the bases, Eq. (4)"),

@@ -23,13 +23,13 @@ from oialr_search.analysis.plots.palette import evenly
 from oialr_search.analysis.plots.tradeoff import pareto
 from oialr_search.analysis.plots.trainings import Training, learning_rates, metrics_over_epochs
 from oialr_search.analysis.schedule import learning_rate
-from oialr_search.storage import (
+from oialr_search.storage.database import Storage
+from oialr_search.storage.records import (
     EpochRecord,
     EvaluationRecord,
     IndividualRecord,
     SearchRecord,
     Status,
-    Storage,
     StorageError,
 )
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import plotly.graph_objects as go
 
 from oialr_search.analysis.plots import palette, style
-from oialr_search.storage import IndividualRecord, MigrationRecord
+from oialr_search.storage.records import IndividualRecord, MigrationRecord
 
 FEW_ISLANDS = 10  # more cannot be told apart
 MANY_POINTS = 2000

@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 import plotly.graph_objects as go
 
 from oialr_search.analysis.plots import style
-from oialr_search.storage import IndividualRecord
+from oialr_search.storage.records import IndividualRecord
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ from plotly.subplots import make_subplots
 from oialr_search.analysis.labels import plain
 from oialr_search.analysis.plots import palette, style
 from oialr_search.analysis.plots.axes import Axis
-from oialr_search.storage import IndividualRecord
+from oialr_search.storage.records import IndividualRecord
 
 MANY_LINES, MANY_POINTS = 400, 800
 BEST_PART, MANY_BEST = 0.1, 40

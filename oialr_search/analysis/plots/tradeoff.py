@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 
 from oialr_search.analysis.plots import palette, style
-from oialr_search.storage import IndividualRecord
+from oialr_search.storage.records import IndividualRecord
 
 MANY_POINTS = 2000
 LOG_FROM = 8.0  # times the smallest

@@ -14,7 +14,7 @@ from plotly.subplots import make_subplots
 
 from oialr_search.analysis.labels import metric_label
 from oialr_search.analysis.plots import palette, style
-from oialr_search.storage import EpochRecord
+from oialr_search.storage.records import EpochRecord
 
 MANY_EPOCHS = 150  # of a grey line
 REFERENCES = ({"dash": "dash", "width": 2.2}, {"dash": "dot", "width": 2.2})

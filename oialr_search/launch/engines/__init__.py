@@ -1,1 +1,97 @@
-"""Which individual to try next: one file an engine."""
+"""Which individual to try next: one file an engine, chosen by `search.engine`.
+
+An engine proposes genes in the unit cube. Its proposal is a pure function of what the database
+knows and of the random numbers it is handed, so that a resumed search, whatever its ranks, proposes
+what the undisturbed one would have from the same knowledge. Islands, migration and budget are not
+its business. `tests/launch/test_engines.py` has the contract as a test that each engine passes.
+"""
+
+from __future__ import annotations
+
+import importlib
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from oialr_search.space.hyperparameters import Hyperparameter
+from oialr_search.space.search_file import ENGINES, SearchSettings
+from oialr_search.storage.records import Status
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """An evaluated individual as islands exchange it."""
+
+    individual_id: int
+    genes: dict[str, float]
+    fitness: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Known:
+    """An individual as the database knows it, of whichever island and whatever became of it."""
+
+    individual_id: int
+    island: int
+    status: Status
+    genes: dict[str, float]
+    fitness: float | None
+    """None unless completed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Knowledge:
+    """What an engine may build a proposal on; none of it changes while it does."""
+
+    island: int
+    """The island to propose for."""
+    population: Sequence[Member]
+    """The fittest individuals of the island that may breed, best first, immigrants included."""
+    population_size: int
+    """The most there will be of them."""
+    individuals: Collection[Known] = ()
+    """All islands' individuals by their id, running and failed ones too; empty unless the engine
+    `needs_all_individuals`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offspring:
+    """Genes to try, and where they come from."""
+
+    genes: dict[str, float]
+    """Hyperparameter → number in [0, 1]."""
+    parents: tuple[int, ...] = ()
+    """Individual ids."""
+    origin: str = "random"
+    """How it came about, one word for the database."""
+
+
+class Engine(ABC):
+    """Proposes individuals; what it remembers may make it faster, never change a proposal."""
+
+    needs_all_individuals: ClassVar[bool] = False
+    """Are `Knowledge.individuals` to be read from the database before each proposal?"""
+
+    def __init__(self, hyperparameters: Sequence[Hyperparameter], settings: SearchSettings) -> None:
+        self.hyperparameters = tuple(hyperparameters)
+        self.settings = settings
+
+    @abstractmethod
+    def propose(self, knowledge: Knowledge, random_numbers: random.Random) -> Offspring:
+        """The next individual to try; all randomness is of `random_numbers`."""
+
+
+def engine_for(hyperparameters: Sequence[Hyperparameter], settings: SearchSettings) -> Engine:
+    """The engine that the search file names; the others are not even imported."""
+    module, _, name = ENGINES[settings.engine].partition(":")
+    engine: type[Engine] = getattr(importlib.import_module(module), name)
+    return engine(hyperparameters, settings)
+
+
+def random_numbers(
+    seed: int, island: int, island_rank: int, generation: int, purpose: str
+) -> random.Random:
+    """The random numbers of one rank's n-th proposal: a resumed search never repeats one."""
+    return random.Random(f"{seed}/{island}/{island_rank}/{generation}/{purpose}")

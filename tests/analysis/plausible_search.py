@@ -8,19 +8,20 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from oialr_training.protocol import RankUpdate
+
 from oialr_search.space.fitness import fitness_of
 from oialr_search.space.search_file import SearchFile, load_search
-from oialr_search.storage import (
+from oialr_search.storage.database import Storage
+from oialr_search.storage.records import (
     EpochRecord,
     EvaluationHistory,
     EvaluationRecord,
     IndividualHistory,
     IndividualRecord,
     LaunchRecord,
-    RankUpdate,
     SearchRecord,
     Status,
-    Storage,
 )
 
 from ..conftest import CIFAR10

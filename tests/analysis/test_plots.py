@@ -18,6 +18,7 @@ import pytest
 import torch
 from oialr.observation import observed_weights
 from oialr_training.config import load_training
+from oialr_training.protocol import Observation, RankUpdate
 from oialr_training.tasks import task_of
 from oialr_training.training import build_scheduler
 
@@ -34,15 +35,13 @@ from oialr_search.analysis.plots.tradeoff import pareto, pareto_front
 from oialr_search.analysis.plots.trainings import Training, learning_rates, metrics_over_epochs
 from oialr_search.analysis.schedule import learning_rate
 from oialr_search.space.search_file import load_search
-from oialr_search.storage import (
+from oialr_search.storage import open_storage
+from oialr_search.storage.records import (
     EpochRecord,
     IndividualRecord,
-    Observation,
     Outcome,
-    RankUpdate,
     Status,
     StorageError,
-    open_storage,
 )
 
 from ..conftest import AUTOFORMER, CIFAR10, DIGITS, TINY, Command, FinishedSearch, settings
@@ -439,7 +438,7 @@ def test_convergence_shows_whoever_finished(plausible: Source) -> None:
 
 
 def test_an_immigrant_counts_from_its_arrival() -> None:
-    from oialr_search.storage import MigrationRecord
+    from oialr_search.storage.records import MigrationRecord
 
     finished = [made(1, 5.0), made(2, 9.0, island=1), made(3, 8.0, island=1), made(4)]
     arrival = MigrationRecord(
@@ -569,7 +568,7 @@ def test_values_lie_where_their_genes_are() -> None:
 
 
 def _any_search() -> Any:
-    from oialr_search.storage import SearchRecord
+    from oialr_search.storage.records import SearchRecord
 
     return SearchRecord(
         id=1,

@@ -22,10 +22,9 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL, make_url
 
 from oialr_search.storage.errors import display_name, storage_errors
-from oialr_search.storage.leaderboard import create_leaderboard, drop_leaderboard
-from oialr_search.storage.lineage import create_lineage, drop_lineage
 from oialr_search.storage.records import StorageError
 from oialr_search.storage.schema import REVISION, REVISION_TABLE
+from oialr_search.storage.views import create_views, drop_views
 
 BUSY_TIMEOUT_S = 15  # a controller that waits longer looks after its worker, and tries again
 WAL_LIMIT_BYTES = 64 * 2**20
@@ -290,8 +289,6 @@ def _upgrade(connection: sa.Connection) -> None:
     folder = Path(__file__).with_name("migrations")
     config.set_main_option("script_location", str(folder).replace("%", "%%"))
     config.attributes["connection"] = connection
-    drop_leaderboard(connection)
-    drop_lineage(connection)
+    drop_views(connection)
     command.upgrade(config, "head")
-    create_leaderboard(connection)
-    create_lineage(connection)
+    create_views(connection)

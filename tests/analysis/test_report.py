@@ -25,7 +25,9 @@ from oialr_search.analysis.report import (
     report,
     results,
 )
-from oialr_search.storage import Outcome, SearchRecord, Status, Storage, open_storage
+from oialr_search.storage import open_storage
+from oialr_search.storage.database import Storage
+from oialr_search.storage.records import Outcome, SearchRecord, Status
 
 from ..conftest import FinishedSearch
 from ..storage.conftest import (  # noqa: F401

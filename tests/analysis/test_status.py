@@ -15,7 +15,9 @@ from oialr_search.analysis.individual import story as read_story
 from oialr_search.analysis.leaderboard import choose_search
 from oialr_search.analysis.status import group_failures
 from oialr_search.analysis.status import status as read_status
-from oialr_search.storage import FailureCount, Status, StorageError, open_storage
+from oialr_search.storage import open_storage
+from oialr_search.storage.records import Status, StorageError
+from oialr_search.storage.selection import FailureCount
 from oialr_search.terminal.screens import duration
 
 from ..conftest import Command

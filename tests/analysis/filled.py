@@ -15,7 +15,8 @@ from oialr_training.config import TASKS
 
 from oialr_search.space.hyperparameters import SearchSpace, parse_space
 from oialr_search.space.search_file import load_search
-from oialr_search.storage import (
+from oialr_search.storage.database import Storage
+from oialr_search.storage.records import (
     EpochRecord,
     EvaluationHistory,
     EvaluationRecord,
@@ -28,7 +29,6 @@ from oialr_search.storage import (
     Runner,
     SearchRecord,
     Status,
-    Storage,
 )
 
 from ..conftest import DIGITS

@@ -27,7 +27,9 @@ from oialr_search.analysis.leaderboard import (
     pareto_front,
 )
 from oialr_search.analysis.where import parse_condition
-from oialr_search.storage import Selection, Status, open_storage
+from oialr_search.storage import open_storage
+from oialr_search.storage.records import Status
+from oialr_search.storage.selection import Selection
 from oialr_search.terminal.tables import as_parquet
 
 from ..conftest import Command

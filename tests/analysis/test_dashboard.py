@@ -20,7 +20,9 @@ import pytest
 from oialr_search.analysis import dashboard
 from oialr_search.analysis.dashboard import LOG_LIMIT_BYTES, make_app
 from oialr_search.analysis.optuna_view import SearchStorage
-from oialr_search.storage import Status, Storage, open_storage
+from oialr_search.storage import open_storage
+from oialr_search.storage.database import Storage
+from oialr_search.storage.records import Status
 
 from ..conftest import Command
 from .browser import Look, look, needs_browser

@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 from oialr_search import open_search
-from oialr_search.storage import Outcome, Status, StorageError, open_storage
+from oialr_search.storage import open_storage
+from oialr_search.storage.records import Outcome, Status, StorageError
 
 from ..storage.storage_examples import launched_search, new_search, started_evaluation
 from .conftest import BEGAN, COMPLETED, PARENTS, RESUMED, RUNNING, hyperparameters

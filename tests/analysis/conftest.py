@@ -9,19 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from oialr_training.protocol import Observation, RankUpdate
 
-from oialr_search.storage import (
+from oialr_search.storage import open_storage
+from oialr_search.storage.records import (
     EpochRecord,
     EvaluationHistory,
     EvaluationRecord,
     IndividualHistory,
     IndividualRecord,
     LaunchRecord,
-    Observation,
-    RankUpdate,
     SearchRecord,
     Status,
-    open_storage,
 )
 
 from ..storage.postgres_server import PostgresServer, started_server

@@ -17,14 +17,9 @@ from optuna.trial import TrialState
 
 from oialr_search.analysis import load_study
 from oialr_search.analysis.optuna_view import SearchStorage
-from oialr_search.storage import (
-    EpochRecord,
-    Outcome,
-    Status,
-    Storage,
-    StorageError,
-    open_storage,
-)
+from oialr_search.storage import open_storage
+from oialr_search.storage.database import Storage
+from oialr_search.storage.records import EpochRecord, Outcome, Status, StorageError
 
 from ..storage.postgres_server import PostgresServer, started_server
 from .filled import COMPLETED, METRIC, SPACE, a_search, fill, go_on, proposal, space

@@ -1,6 +1,6 @@
-"""The `leaderboard` view: completed individuals, hyperparameters and metrics as typed columns.
+"""The SQL views: `leaderboard` of completed individuals, `lineage` of parents and children.
 
-The columns depend on the searches in the database, so the view is made anew with each search.
+The leaderboard's columns depend on the searches in the database: it is made anew with each one.
 """
 
 from __future__ import annotations
@@ -59,12 +59,33 @@ EXTRACTS = {
 }
 
 
-def drop_leaderboard(connection: sa.Connection) -> None:
-    """Drop the view, so that the tables below it can change."""
-    connection.exec_driver_sql("DROP VIEW IF EXISTS leaderboard")
+# An individual's own parents as rows (number, id); no two databases take a JSON list apart alike.
+PARENTS = {
+    "sqlite": "json_each(c.parents) x",
+    "postgresql": "json_array_elements_text(c.parents) WITH ORDINALITY x(value, key)",
+}
+NUMBER = {"sqlite": "x.key + 1", "postgresql": "x.key"}
 
 
-def create_leaderboard(connection: sa.Connection) -> None:
+def drop_views(connection: sa.Connection) -> None:
+    """Drop both views, so that the tables below them can change."""
+    for name in ("leaderboard", "lineage"):
+        connection.exec_driver_sql(f"DROP VIEW IF EXISTS {name}")
+
+
+def create_views(connection: sa.Connection) -> None:
+    """Make both views."""
+    _create_leaderboard(connection)
+    _create_lineage(connection)
+
+
+def renew_leaderboard(connection: sa.Connection) -> None:
+    """Give the leaderboard the columns of all searches that there are now."""
+    connection.exec_driver_sql("DROP VIEW leaderboard")
+    _create_leaderboard(connection)
+
+
+def _create_leaderboard(connection: sa.Connection) -> None:
     """Make the view with the columns of all searches in the database."""
     stored = connection.execute(
         sa.select(searches.c.space, searches.c.metric_names).order_by(searches.c.id)
@@ -121,3 +142,28 @@ def _kinds(spec: Mapping[str, Any]) -> set[str]:
     if spec["kind"] != "choice":
         return {spec["kind"]}
     return {type(choice).__name__ for choice in spec.get("choices", ()) if choice is not None}
+
+
+def _create_lineage(connection: sa.Connection) -> None:
+    """Make the view; it is the same for all searches."""
+    dialect = connection.dialect.name
+    connection.exec_driver_sql(
+        "CREATE VIEW lineage AS\nSELECT\n"
+        "  s.name AS search,\n"
+        "  c.search_id,\n"
+        "  c.id AS individual_id,\n"
+        f"  {NUMBER[dialect]} AS parent_number,\n"
+        "  CAST(x.value AS INTEGER) AS parent_id,\n"
+        "  c.origin,\n"
+        "  c.island,\n"
+        "  c.generation,\n"
+        "  c.fitness,\n"
+        "  p.island AS parent_island,\n"
+        "  p.generation AS parent_generation,\n"
+        "  p.fitness AS parent_fitness,\n"
+        "  p.fitness - c.fitness AS gain\n"
+        "FROM individuals c\n"
+        "JOIN searches s ON s.id = c.search_id\n"
+        f"CROSS JOIN {PARENTS[dialect]}\n"
+        "LEFT JOIN individuals p ON p.id = CAST(x.value AS INTEGER)"
+    )

@@ -1,4 +1,4 @@
-"""Worker processes: how they start, what they inherit, how they die."""
+"""WorkerProcess processes: how they start, what they inherit, how they die."""
 
 from __future__ import annotations
 
@@ -25,16 +25,14 @@ from oialr_training.protocol import (
     Started,
 )
 
-from oialr_search.evaluation import worker_process as launcher
-from oialr_search.evaluation.worker_process import (
-    Worker,
-    WorkerDied,
+from oialr_search.evaluation import worker_process
+from oialr_search.evaluation.devices import (
     WorkerSettings,
     choose_gpu,
     threads_per_rank,
     visible_gpus,
-    worker_environment,
 )
+from oialr_search.evaluation.worker_process import WorkerDied, WorkerProcess, worker_environment
 
 from ..conftest import BIN, DIGITS, SEARCH_SPACES
 
@@ -55,13 +53,13 @@ def tiny(**changes: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def worker(tmp_path: Path) -> Iterator[Worker]:
-    worker = Worker(CPU, tmp_path / "log.txt")
+def worker(tmp_path: Path) -> Iterator[WorkerProcess]:
+    worker = WorkerProcess(CPU, tmp_path / "log.txt")
     yield worker
     worker.kill()
 
 
-def wait_for(worker: Worker, kind: type[Event]) -> list[Event]:
+def wait_for(worker: WorkerProcess, kind: type[Event]) -> list[Event]:
     """All events up to the first of a kind."""
     events: list[Event] = []
     while not any(isinstance(event, kind) for event in events):
@@ -72,7 +70,7 @@ def wait_for(worker: Worker, kind: type[Event]) -> list[Event]:
 
 
 def test_a_warm_worker_trains_and_leaves_its_result_in_the_folder(
-    worker: Worker, tmp_path: Path
+    worker: WorkerProcess, tmp_path: Path
 ) -> None:
     worker.send(Prepare(config=tiny(), data_dir=None))
     wait_for(worker, Ready)
@@ -87,13 +85,13 @@ def test_a_warm_worker_trains_and_leaves_its_result_in_the_folder(
 
 
 def test_a_released_worker_that_hangs_is_killed(
-    worker: Worker, monkeypatch: pytest.MonkeyPatch
+    worker: WorkerProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker.release()
-    launcher.look_after_ending_workers()
+    worker_process.look_after_ending_workers()
     assert not worker.dead()
-    monkeypatch.setattr(launcher, "ENDING_LIMIT_S", 0.0)
-    launcher.look_after_ending_workers()
+    monkeypatch.setattr(worker_process, "ENDING_LIMIT_S", 0.0)
+    worker_process.look_after_ending_workers()
     assert worker.dead()
 
 
@@ -102,7 +100,7 @@ def test_a_warm_worker_gives_the_same_numbers_as_a_cold_one(tmp_path: Path) -> N
     for name in ("warm", "cold"):
         folder = tmp_path / name
         folder.mkdir()
-        worker = Worker(CPU, folder / "log.txt")
+        worker = WorkerProcess(CPU, folder / "log.txt")
         if name == "warm":
             worker.send(Prepare(config=tiny(seed=7), data_dir=None))
             wait_for(worker, Ready)
@@ -116,7 +114,9 @@ def test_a_warm_worker_gives_the_same_numbers_as_a_cold_one(tmp_path: Path) -> N
     assert metrics[0] == metrics[1]
 
 
-def test_a_diverging_training_is_a_result_not_a_crash(worker: Worker, tmp_path: Path) -> None:
+def test_a_diverging_training_is_a_result_not_a_crash(
+    worker: WorkerProcess, tmp_path: Path
+) -> None:
     config = tiny()
     config["optimizer"]["lr"] = 1e30
     worker.send(Prepare(config=tiny(), data_dir=None))
@@ -127,7 +127,7 @@ def test_a_diverging_training_is_a_result_not_a_crash(worker: Worker, tmp_path: 
     assert failed.cause == "training"
 
 
-def test_missing_data_is_the_configuration_s_fault(worker: Worker, tmp_path: Path) -> None:
+def test_missing_data_is_the_configuration_s_fault(worker: WorkerProcess, tmp_path: Path) -> None:
     path = SEARCH_SPACES / "training" / "minivit_cifar10_baseline.yaml"
     config = load_training(path).model_dump(mode="json")
     worker.send(Prepare(config=config, data_dir=str(tmp_path)))
@@ -138,7 +138,7 @@ def test_missing_data_is_the_configuration_s_fault(worker: Worker, tmp_path: Pat
     assert "--data-dir" in failed.reason
 
 
-def test_a_killed_worker_is_told_with_its_signal(worker: Worker) -> None:
+def test_a_killed_worker_is_told_with_its_signal(worker: WorkerProcess) -> None:
     os.kill(worker.pid, signal.SIGSEGV)
     with pytest.raises(WorkerDied, match="SIGSEGV") as caught:
         wait_for(worker, Completed)
@@ -147,7 +147,7 @@ def test_a_killed_worker_is_told_with_its_signal(worker: Worker) -> None:
 
 
 def test_a_worker_that_raises_is_told_with_its_exit_code_and_last_line(
-    worker: Worker, tmp_path: Path
+    worker: WorkerProcess, tmp_path: Path
 ) -> None:
     assert worker._process.stdin is not None
     worker._process.stdin.write(b"nonsense\n")
@@ -157,7 +157,7 @@ def test_a_worker_that_raises_is_told_with_its_exit_code_and_last_line(
     assert caught.value.exit_code == 1
 
 
-def test_garbage_on_the_pipe_kills_the_worker(worker: Worker) -> None:
+def test_garbage_on_the_pipe_kills_the_worker(worker: WorkerProcess) -> None:
     worker._buffer += b"no JSON"
     worker.send(Prepare(config=tiny(), data_dir=None))
     with pytest.raises(WorkerDied, match="garbage"):
@@ -165,7 +165,7 @@ def test_garbage_on_the_pipe_kills_the_worker(worker: Worker) -> None:
     assert worker.dead()
 
 
-def test_what_a_library_prints_goes_to_the_log(worker: Worker, tmp_path: Path) -> None:
+def test_what_a_library_prints_goes_to_the_log(worker: WorkerProcess, tmp_path: Path) -> None:
     worker.kill()
     assert worker.log_path.exists()
     moved = tmp_path / "elsewhere.txt"
@@ -176,8 +176,9 @@ def test_what_a_library_prints_goes_to_the_log(worker: Worker, tmp_path: Path) -
 STARTER = """
 import sys, time
 from pathlib import Path
-from oialr_search.evaluation.worker_process import Worker, WorkerSettings
-worker = Worker(WorkerSettings(gpu=None, num_threads=1), Path(sys.argv[1]))
+from oialr_search.evaluation.devices import WorkerSettings
+from oialr_search.evaluation.worker_process import WorkerProcess
+worker = WorkerProcess(WorkerSettings(gpu=None, num_threads=1), Path(sys.argv[1]))
 print(worker.pid, flush=True)
 sys.stdin.read()
 """

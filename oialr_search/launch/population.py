@@ -1,0 +1,76 @@
+"""What a rank knows of the search: who breeds on its island and, where asked for, everyone."""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Collection, Sequence
+
+from oialr_search.launch.engines import Known, Member
+from oialr_search.storage.database import Storage
+from oialr_search.storage.records import Status
+
+UNFINISHED = (Status.QUEUED, Status.RUNNING, Status.LOST)
+
+
+class Population:
+    """The best individuals of an island that breed; every rank of the island keeps one.
+
+    Breeding selects the best `size` only, so only they are kept: a population never grows. An
+    individual that is known already (by its id) is not taken in again, or the population would fill
+    with copies of the best that other islands send.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._members: list[Member] = []
+
+    def add(self, member: Member) -> bool:
+        """Take in an evaluated individual or an immigrant; False if it is there or not fit enough.
+
+        One that was once crowded out never comes back: the others only get fitter.
+        """
+        if any(known.individual_id == member.individual_id for known in self._members):
+            return False
+        insort(self._members, member, key=lambda m: (m.fitness, m.individual_id))
+        del self._members[self.size :]
+        return member in self._members
+
+    def best(self) -> Member | None:
+        """The fittest individual, if there is one."""
+        return self._members[0] if self._members else None
+
+    @property
+    def members(self) -> Sequence[Member]:
+        """Best first; of equals, the one with the lower id."""
+        return tuple(self._members)
+
+
+class AllIndividuals:
+    """The individuals of all islands; each look reads what is new and what had not ended."""
+
+    def __init__(self, search_id: int) -> None:
+        self._search_id = search_id
+        self._known: dict[int, Known] = {}
+        self._unfinished: set[int] = set()
+        self._last_id = 0
+
+    def look(self, storage: Storage) -> Collection[Known]:
+        """All of them, by id.
+
+        Raises:
+            StorageUnavailable: when the database is away; the next look reads the same.
+        """
+        for record in storage.individuals_after(self._search_id, self._last_id, self._unfinished):
+            self._known[record.id] = Known(
+                individual_id=record.id,
+                island=record.island,
+                status=record.status,
+                genes=dict(record.genes),
+                fitness=record.fitness,
+            )
+            self._last_id = max(self._last_id, record.id)
+            if record.status in UNFINISHED:
+                self._unfinished.add(record.id)
+            else:
+                self._unfinished.discard(record.id)
+        return self._known.values()

@@ -1,0 +1,279 @@
+"""How an evaluation is dealt out and closed: the statements behind `Storage.claim` and its like.
+
+What a controller calls for every evaluation costs the same whatever the search has grown to: it
+reads by index, and what must be counted is counted as it changes (`islands` and the
+`last_finish_number` of `searches`), under the lock on the search's row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from oialr_search.storage.reading import (
+    COUNTS,
+    EVALUATION_FIELDS,
+    as_individual,
+    has_status,
+    parameter,
+    read_individuals,
+)
+from oialr_search.storage.records import (
+    Claim,
+    EvaluationRecord,
+    Outcome,
+    Proposal,
+    Runner,
+    Status,
+    StorageError,
+    individual_folder,
+    utc_now,
+)
+from oialr_search.storage.schema import (
+    evaluations,
+    individuals,
+    islands,
+    launches,
+    metrics,
+    migrations,
+    observations,
+    rank_updates,
+    searches,
+)
+
+UNFINISHED = (Status.QUEUED, Status.RUNNING)
+INSERTS: Mapping[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+
+
+def _with_id(table: sa.Table, name: str = "id") -> sa.ColumnElement[bool]:
+    return table.c.id == parameter(name)
+
+
+LOCK_SEARCH = (
+    sa.select(searches.c.id)
+    .where(_with_id(searches, "search_id"))
+    .with_for_update(key_share=True)  # who only refers to the search need not wait
+)
+CENSUS = sa.select(
+    sa.func.coalesce(sa.func.sum(sum(COUNTS[1:], COUNTS[0])), 0).label("num_individuals"),
+    sa.func.coalesce(sa.func.sum(islands.c.lost), 0).label("num_lost"),
+    sa.select(evaluations.c.id)
+    .where(
+        evaluations.c.launch_id == parameter("launch_id"),
+        evaluations.c.world_rank == parameter("world_rank"),
+        has_status(evaluations, Status.RUNNING),
+    )
+    .order_by(evaluations.c.id)
+    .limit(1)
+    .scalar_subquery()
+    .label("running_id"),
+    sa.select(sa.func.min(individuals.c.id))
+    .where(individuals.c.search_id == parameter("search_id"), has_status(individuals, Status.LOST))
+    .scalar_subquery()
+    .label("lost_id"),
+    sa.select(sa.func.max(launches.c.id))
+    .where(launches.c.search_id == parameter("search_id"))
+    .scalar_subquery()
+    .label("last_launch_id"),
+).where(islands.c.search_id == parameter("search_id"))
+
+INSERT_INDIVIDUAL = sa.insert(individuals).returning(individuals)
+INSERT_EVALUATION = sa.insert(evaluations).returning(evaluations)
+UPDATE_INDIVIDUAL = sa.update(individuals).where(_with_id(individuals))
+REPEAT_INDIVIDUAL = UPDATE_INDIVIDUAL.returning(individuals)
+UPDATE_EVALUATION = sa.update(evaluations).where(_with_id(evaluations))
+UPDATE_SEARCH = sa.update(searches).where(_with_id(searches))
+CLOSE_EVALUATION = UPDATE_EVALUATION.where(evaluations.c.status == Status.RUNNING)
+RAISE_LAST_EPOCH = UPDATE_EVALUATION.where(
+    sa.or_(evaluations.c.last_epoch.is_(None), evaluations.c.last_epoch < parameter("epoch"))
+)
+ATTEMPTS = (
+    sa.select(*evaluations.c["attempt", "status", "num_threads"])
+    .where(evaluations.c.individual_id == parameter("individual_id"))
+    .order_by(evaluations.c.attempt)
+)
+RUNNING = sa.select(evaluations).where(_with_id(evaluations))
+LOCK_SEARCH_OF_EVALUATION = (
+    sa.select(*individuals.c["id", "search_id", "island"], searches.c.last_finish_number)
+    .select_from(
+        evaluations.join(individuals, individuals.c.id == evaluations.c.individual_id).join(
+            searches, searches.c.id == individuals.c.search_id
+        )
+    )
+    .where(_with_id(evaluations))
+    .with_for_update(of=searches, key_share=True)
+)
+
+
+def _insert_new(dialect: str, table: sa.Table) -> Any:
+    """Return a statement that inserts the rows that are not there yet."""
+    return INSERTS[dialect](table).on_conflict_do_nothing()
+
+
+INSERT_NEW: Mapping[tuple[str, str], Any] = {
+    (dialect, table.name): _insert_new(dialect, table)
+    for dialect in INSERTS
+    for table in (metrics, rank_updates, observations, migrations, islands)
+}
+
+
+def lock_search(connection: sa.Connection, search_id: int) -> None:
+    """Make others wait who are to change the same search; SQLite has only one writer anyway."""
+    if connection.dialect.name != "sqlite":
+        connection.execute(LOCK_SEARCH, {"the_search_id": search_id})
+
+
+def _move(dialect: str, left: Status | None, entered: Status) -> Any:
+    """Return a statement that takes an island's individual from one count to another."""
+    changes = {entered.value: islands.c[entered.value] + 1}
+    if left is not None:
+        changes[left.value] = islands.c[left.value] - 1
+        return (
+            sa.update(islands)
+            .where(
+                islands.c.search_id == parameter("search_id"),
+                islands.c.island == parameter("island"),
+            )
+            .values(changes)
+        )
+    first = {"search_id": parameter("search_id"), "island": parameter("island"), entered.value: 1}
+    insert = INSERTS[dialect](islands).values(first)
+    return insert.on_conflict_do_update(index_elements=["search_id", "island"], set_=changes)
+
+
+MOVES: Mapping[tuple[str, Status | None, Status], Any] = {
+    (dialect, left, entered): _move(dialect, left, entered)
+    for dialect in INSERTS
+    for left, entered in [
+        (None, Status.RUNNING),
+        (Status.LOST, Status.RUNNING),
+        *((Status.RUNNING, status) for status in Status if status not in UNFINISHED),
+    ]
+}
+
+
+def claim(
+    connection: sa.Connection, search_id: int, proposal: Proposal, total: int, runner: Runner
+) -> Claim | None:
+    """See `Storage.claim`."""
+    asked = {
+        "the_search_id": search_id,
+        "the_launch_id": runner.launch_id,
+        "the_world_rank": runner.world_rank,
+    }
+    lock_search(connection, search_id)
+    census = connection.execute(CENSUS, asked).one()
+    if runner.launch_id < (census.last_launch_id or 0):
+        raise StorageError(
+            f"launch {census.last_launch_id} has taken the search over: "
+            f"launch {runner.launch_id} ends"
+        )
+    claimable = max(total - census.num_individuals, 0) + census.num_lost
+    if census.running_id is not None:
+        return _claimed_before(connection, census.running_id, claimable)
+    if not claimable:
+        return None
+    if census.lost_id is not None:
+        again = {"the_id": census.lost_id, "status": Status.RUNNING, "finished_at": None}
+        individual = connection.execute(REPEAT_INDIVIDUAL, again).one()
+        earlier = _attempts_of(connection, individual.id)
+        left: Status | None = Status.LOST
+    else:
+        values = vars(proposal) | {
+            "search_id": search_id,
+            "launch_id": runner.launch_id,
+            "status": Status.RUNNING,
+            "created_at": utc_now(),
+        }
+        individual = connection.execute(INSERT_INDIVIDUAL, values).one()
+        earlier, left = [], None
+    _count(connection, search_id, individual.island, left, Status.RUNNING)
+    evaluation = _start_evaluation(connection, individual.id, earlier, runner)
+    return Claim(
+        individual=as_individual(individual, evaluation),
+        evaluation=evaluation,
+        repeated=left is not None,
+        failures=_failures(earlier),
+        remaining=claimable - 1,
+    )
+
+
+def finish(
+    connection: sa.Connection, evaluation_id: int, outcome: Outcome, *, repeat: bool
+) -> bool:
+    """See `Storage.finish_evaluation`."""
+    assert not (repeat and outcome.status is Status.COMPLETED)
+    status = Status.LOST if repeat else outcome.status
+    found = connection.execute(LOCK_SEARCH_OF_EVALUATION, {"the_id": evaluation_id}).one()
+    number = found.last_finish_number + 1
+    values = {"the_id": evaluation_id, **vars(outcome), "finish_number": number}
+    if not connection.execute(CLOSE_EVALUATION, values).rowcount:
+        return False
+    connection.execute(
+        UPDATE_INDIVIDUAL,
+        {
+            "the_id": found.id,
+            "status": status,
+            "fitness": outcome.fitness,
+            "finished_at": outcome.finished_at,
+        },
+    )
+    connection.execute(UPDATE_SEARCH, {"the_id": found.search_id, "last_finish_number": number})
+    _count(connection, found.search_id, found.island, Status.RUNNING, status)
+    return True
+
+
+def _count(
+    connection: sa.Connection, search_id: int, island: int, left: Status | None, entered: Status
+) -> None:
+    """Count an individual that is new or has another status."""
+    move = MOVES[connection.dialect.name, left, entered]
+    connection.execute(move, {"the_search_id": search_id, "the_island": island})
+
+
+def _start_evaluation(
+    connection: sa.Connection, individual_id: int, earlier: Sequence[Any], runner: Runner
+) -> EvaluationRecord:
+    """Store the next attempt; a repeated one keeps the threads that its sums depend on."""
+    values = vars(runner) | {"individual_id": individual_id}
+    attempt = earlier[-1].attempt + 1 if earlier else 1
+    folder = f"{individual_folder(values.pop('search_folder'), individual_id)}/attempt-{attempt}"
+    if earlier:
+        values["num_threads"] = earlier[-1].num_threads
+    values |= {
+        "attempt": attempt,
+        "status": Status.RUNNING,
+        "started_at": utc_now(),
+        "folder": folder,
+        "log_path": f"{folder}/log.txt",
+        "metrics": {},
+    }
+    row = connection.execute(INSERT_EVALUATION, values).one()
+    return EvaluationRecord(**dict(zip(EVALUATION_FIELDS, row, strict=True)))
+
+
+def _claimed_before(connection: sa.Connection, evaluation_id: int, claimable: int) -> Claim:
+    """Return what a runner had claimed when it was cut off."""
+    evaluation = EvaluationRecord(
+        **connection.execute(RUNNING, {"the_id": evaluation_id}).mappings().one()
+    )
+    [individual] = read_individuals(connection, individuals.c.id == evaluation.individual_id)
+    earlier = _attempts_of(connection, individual.id)[:-1]
+    return Claim(
+        individual=individual,
+        evaluation=evaluation,
+        repeated=bool(earlier),
+        failures=_failures(earlier),
+        remaining=claimable,
+    )
+
+
+def _attempts_of(connection: sa.Connection, individual_id: int) -> Sequence[Any]:
+    return connection.execute(ATTEMPTS, {"the_individual_id": individual_id}).all()
+
+
+def _failures(attempts: Sequence[Any]) -> int:
+    return sum(1 for a in attempts if a.status in (Status.FAILED, Status.TIMED_OUT))

@@ -77,7 +77,8 @@ def build_layer(layer: EligibleLayer, factors: Sequence[Factors]) -> LowRankLaye
         low_rank = StackedLowRankLinear(factors, dense.bias)
     else:
         low_rank = LowRankLinear(factors[0], dense.bias)
-    hand_on(dense, low_rank)
+    if isinstance(dense, nn.Linear):  # the others are made of the dense layer itself
+        hand_on(dense, low_rank)
     for position, weight in enumerate(low_rank.weights):
         weight.sigma.requires_grad_(layer.weights[position // layer.num_blocks].requires_grad)
     return low_rank

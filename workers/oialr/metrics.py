@@ -88,7 +88,7 @@ def distance(upper_old: Tensor, upper_new: Tensor) -> float:
     """√Σ(R_i - R_j)², summed over all entries of two R: (up to m, n); missing rows are zeros."""
     num_rows = max(len(upper_old), len(upper_new))
     old, new = (F.pad(upper, (0, 0, 0, num_rows - len(upper))) for upper in (upper_old, upper_new))
-    return torch.linalg.vector_norm(old - new).item()
+    return float(torch.linalg.vector_norm(old - new))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -510,10 +510,7 @@ def _train_epoch(training: Training, epoch: int, pulse: _Pulse) -> _TrainedEpoch
             if training.oialr:
                 updates += [RankUpdate(**asdict(update)) for update in training.oialr.step()]
             if training.observer:
-                observations += [
-                    Observation(**{"relative_mixing_similarity": o.mixing_similarity, **asdict(o)})
-                    for o in training.observer.step()
-                ]
+                observations += [Observation(**asdict(o)) for o in training.observer.step()]
         lr = training.optimizer.param_groups[0]["lr"]
         training.scheduler.step_update(num_updates)
     return _TrainedEpoch(

@@ -81,11 +81,12 @@ class Weight:
         floor = full_inner_rank * exact(settings.min_inner_rank_fraction)
         while kept < inner_rank and (kept < share or kept < floor):
             kept += 1
+        if settings.cutoff_fraction and largest:
+            near = [abs(s / largest - settings.cutoff_fraction) for s in singular_values]
+            self.toss_up = min(self.toss_up, *near)
         if kept < inner_rank:
-            cutoff = settings.cutoff_fraction * largest
-            near = [abs(singular_value - cutoff) for singular_value in singular_values]
             gap = singular_values[kept - 1] - singular_values[kept]
-            self.toss_up = min(self.toss_up, gap / largest, min(near) / largest)
+            self.toss_up = min(self.toss_up, gap / largest)
         return kept
 
     def turn_moments(self, left: Tensor, right: Tensor) -> None:

@@ -120,7 +120,7 @@ def refuse_unfit(optimizer: Optimizer) -> None:
     A new one of its kind and settings takes a step with a matrix of its own. Where that is not to
     be had, `refuse_unknown_state` decides at conversion.
     """
-    weight = nn.Parameter(torch.ones(128, 256))  # some kinds factorise from a side of 128 on
+    weight = nn.Parameter(torch.ones(32, 48))  # some kinds factorise from a side of 16 on
     accepted = signature(type(optimizer)).parameters
     settings = {name: value for name, value in optimizer.defaults.items() if name in accepted}
     twin = None

@@ -51,7 +51,7 @@ def update_bases(
 
 
 def turn(weight: LowRankWeight, parts: SVD, optimizer: Optimizer, settings: OIALRSettings) -> float:
-    """Turn and cut the bases of one weight by the SVD of its Σ; return the stability."""
+    """Turn and cut the bases of one weight by the SVD of its Σ: (r, r); return the stability."""
     old_basis, old_sigma, old_cobasis = weight.basis, weight.sigma, weight.cobasis
     kept = kept_inner_rank(parts.singular_values, weight.full_inner_rank, settings)
     # cut before multiplying: the products are then fresh tensors, and the old memory goes free

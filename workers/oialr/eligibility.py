@@ -132,7 +132,7 @@ def kept_at_full_rank(
 
 
 def weights_of(module: Candidate) -> tuple[nn.Parameter, ...]:
-    """The weights that U Σ Vᵀ would replace; none where a parametrization computes them."""
+    """The weights: (out, ...) to replace; none where a parametrization computes them."""
     names = PROJECTION_NAMES if isinstance(module, nn.MultiheadAttention) else ("weight",)
     parameters = dict(module.named_parameters(recurse=False))
     return tuple(parameters[name] for name in names if name in parameters)

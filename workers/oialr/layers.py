@@ -291,6 +291,7 @@ class LowRankMultiheadAttention(nn.MultiheadAttention):
             self._built = {}
 
     def _projections(self) -> dict[str, Tensor]:
+        """The weights of the four properties that are not None, by name."""
         if self._built:
             return self._built
         dense = [weight.dense() for weight in self.weights]

@@ -156,7 +156,7 @@ def refuse_unknown_state(optimizer: Optimizer, parameter: nn.Parameter) -> None:
 
 
 def moments(state: State) -> dict[str, Tensor]:
-    """The part of a parameter's state that has its shape."""
+    """The part of a parameter's state that has its shape: (m, n), or (out, in, k...)."""
     return {key: value for key, value in state.items() if is_shaped(value)}
 
 

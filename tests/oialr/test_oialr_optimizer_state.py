@@ -1,12 +1,10 @@
 import copy
 
 import pytest
-import timm.optim
 import torch
 from oialr import OIALR, LowRankLinear, OIALRError, OIALRSettings
 from oialr.basis_update import update_bases
 from oialr.decomposition import decompose
-from timm.optim.kron import Kron
 from torch import Tensor, nn
 
 
@@ -236,6 +234,14 @@ def make_model() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 7), nn.Linear(7, 4)).double()
 
 
+class Preconditioned(torch.optim.SGD):
+    """Keeps a list of matrices for each weight, as timm's Kron does."""
+
+    def step(self, closure: object = None) -> None:  # type: ignore[override]
+        for parameter in self.param_groups[0]["params"]:
+            self.state[parameter] |= {"Q": [torch.eye(side) for side in parameter.shape]}
+
+
 UNFIT = [
     torch.optim.Adadelta,
     torch.optim.Adafactor,
@@ -243,9 +249,7 @@ UNFIT = [
     torch.optim.ASGD,
     torch.optim.LBFGS,
     torch.optim.Rprop,
-    timm.optim.Adafactor,
-    Kron,
-    timm.optim.MADGRAD,
+    Preconditioned,
 ]
 
 
@@ -261,13 +265,20 @@ def test_an_optimizer_whose_state_cannot_follow_is_refused_at_once(kind) -> None
     assert all(type(layer) is nn.Linear for layer in model)
 
 
+class LayerNormalised(torch.optim.SGD):
+    """Keeps one second moment for the whole of a weight, as timm's NvNovoGrad does."""
+
+    def step(self, closure: object = None) -> None:  # type: ignore[override]
+        super().step()
+        for parameter in self.param_groups[0]["params"]:
+            self.state[parameter]["exp_avg_sq"] = parameter.grad.square().sum()
+
+
 FIT = {
     "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.01),
     "nadam": lambda p: torch.optim.NAdam(p, lr=0.01),
     "radam": lambda p: torch.optim.RAdam(p, lr=0.01),
-    "lion": lambda p: timm.optim.Lion(p, lr=0.01),
-    "lamb": lambda p: timm.optim.Lamb(p, lr=0.01),
-    "novograd": lambda p: timm.optim.NvNovoGrad(p, lr=0.01),  # one second moment a layer
+    "layer_normalised": lambda p: LayerNormalised(p, lr=0.01, momentum=0.9),
 }
 
 

@@ -131,7 +131,7 @@ def refuse_unfit(optimizer: Optimizer) -> None:
 
     with (
         torch.random.fork_rng(devices=[]),
-        torch.compiler.set_stance("force_eager"),
+        torch.compiler.set_stance("force_eager"),  # timm's Kron compiles for a minute
         suppress(Exception),  # whatever it says, it is not about the user's optimiser
     ):
         twin = type(optimizer)([weight], **settings)

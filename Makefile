@@ -5,10 +5,13 @@ PYTHON ?= $(shell for python in python3 python3.12 python3.11; do \
 		2>/dev/null && echo $$python && break; done)
 BIN := .venv/bin
 
-# The machine's own MPI where there is one; otherwise the mpich wheel brings one.
-SYSTEM_MPIEXEC := $(shell command -v mpiexec)
-EXTRAS := $(if $(SYSTEM_MPIEXEC),dev,dev$(shell printf ,)mpich)
-MPIEXEC = $(if $(SYSTEM_MPIEXEC),$(SYSTEM_MPIEXEC),$(BIN)/mpiexec)
+# The machine's own MPI where mpi4py finds its library; otherwise the mpich wheel brings one. An
+# mpiexec of a virtual environment is of a library that no other environment finds.
+SYSTEM_MPIEXEC := $(shell path=$$(command -v mpiexec) && \
+	test ! -e "$$(dirname "$$path")/../pyvenv.cfg" && echo "$$path")
+FINDS_MPI := import mpi4py; mpi4py.rc.initialize = False; from mpi4py import MPI
+MPIEXEC = $(or $(shell ls $(BIN)/mpiexec 2>/dev/null),$(SYSTEM_MPIEXEC),$(BIN)/mpiexec)
+INSTALL := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python
 # Open MPI refuses root, and more ranks than cores, unless told otherwise.
 OPEN_MPI = $(shell $(MPIEXEC) --version 2>/dev/null | grep -qE 'Open ?MPI|OpenRTE|PRRTE' && echo yes)
 MPI_FLAGS = $(if $(OPEN_MPI),--oversubscribe $(if $(filter 0,$(shell id -u)),--allow-run-as-root))
@@ -21,7 +24,8 @@ setup: .venv/installed
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 with venv is needed"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -e '.[$(EXTRAS)]'
+	$(INSTALL) -e '.[dev]'
+	@$(if $(SYSTEM_MPIEXEC),$(BIN)/python -c '$(FINDS_MPI)' 2>/dev/null ||) $(INSTALL) -e '.[mpich]'
 	@touch $@
 
 search: setup

@@ -15,8 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from oialr_training.config import load_training
 from oialr_training.protocol import Completed
+from oialr_training.tasks import load_training
 
 from oialr_search.evaluation.devices import (
     WorkerSettings,

@@ -5,7 +5,8 @@ cost nothing (`instant_search.py`), and asks for its leaderboard and status. Bes
 run: Propulate as it comes (`plain_propulate.py`), and Optuna on the same kind of database.
 
     python benchmarks/controller.py [--ranks 8] [--stored 1000 100000] [--evaluations 2000]
-                                    [--db sqlite postgresql] [--without-others] [--json]
+                                    [--db sqlite postgresql] [--engine propulate]
+                                    [--without-others] [--json]
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ from typing import Any
 
 import sqlalchemy as sa
 from instant_search import SEARCH_FILE, distance
-from oialr_training.config import TASKS
 
 from oialr_search.analysis.leaderboard import leaderboard
 from oialr_search.analysis.status import status
@@ -68,6 +68,7 @@ def main() -> None:
     parser.add_argument("--stored", type=int, nargs="+", default=[1_000, 100_000])
     parser.add_argument("--evaluations", type=int, default=2000)
     parser.add_argument("--db", nargs="+", default=["sqlite", "postgresql"])
+    parser.add_argument("--engine", default="propulate", help="what proposes")
     parser.add_argument("--parts", action="store_true", help="time the parts (costs some itself)")
     parser.add_argument("--without-others", action="store_true", help="ours only")
     parser.add_argument("--json", action="store_true")
@@ -124,6 +125,7 @@ def measure(folder: Path, url: str, stored: int, arguments: argparse.Namespace) 
     command = [str(BIN / "mpiexec"), "-n", str(arguments.ranks), sys.executable, "-m", "mpi4py"]
     command += [str(HERE / "instant_search.py"), str(folder), "--db", url]
     command += ["--evaluations", str(stored + arguments.evaluations), "--islands", str(ISLANDS)]
+    command += ["--engine", arguments.engine]
     command += ["--parts"] if arguments.parts else []
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     ranks = [json.loads(path.read_text()) for path in folder.glob("cost-*.json")]
@@ -183,8 +185,8 @@ def fill(url: str, folder: Path, stored: int) -> None:
         task=search_file.training.task,
         metric=search_file.search.metric,
         settings=search_file.as_json(),
-        space=search_file.space.as_json(),
-        metric_names=[*TASKS[search_file.training.task].metrics, "train_loss"],
+        space=search_file.space,
+        metric_names=[*search_file.training.validation_metrics(), "train_loss"],
         seed=0,
         evaluations_total=stored,
         version="0",

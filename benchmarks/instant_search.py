@@ -163,8 +163,9 @@ class InstantWorker(WorkerProcess):
         """Never."""
         return False
 
-    def kill(self) -> None:
+    def kill(self) -> bool:
         """There is nothing to kill."""
+        return True
 
     def release(self) -> None:
         """There is nothing to wait for."""
@@ -185,20 +186,24 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--evaluations", type=int, required=True)
     parser.add_argument("--islands", type=int, default=2)
+    parser.add_argument("--engine", default="propulate", help="what proposes")
     parser.add_argument("--db", help="by default search.db in the folder")
     parser.add_argument("--seconds", type=float, default=0.0, help="how long an evaluation takes")
     parser.add_argument("--parts", action="store_true", help="time the parts of an evaluation")
     arguments = parser.parse_args()
+    stop = StopRequest()
+    stop.listen()
     InstantWorker.seconds = arguments.seconds
     if arguments.parts:
         Cost.time_parts()
-    changed = {"evaluations": arguments.evaluations, "islands": arguments.islands}
+    names = ("evaluations", "islands", "engine")
+    changed = {name: getattr(arguments, name) for name in names}
     settings = LaunchSettings(
         database_url=arguments.db or str(arguments.folder / "search.db"),
         search_dir=arguments.folder,
         data_dir=None,
         new=False,
-        stop=StopRequest(),
+        stop=stop,
         environment=dict(os.environ),
         worker_type=InstantWorker,
     )

@@ -35,9 +35,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from oialr import OIALR, LowRankConv, LowRankLinear, OIALRSettings
 from oialr.decomposition import Factors
 from oialr.layers import low_rank_weights
-from oialr_training.config import MiniViTCIFAR10, load_training
 from oialr_training.models import minivit
 from oialr_training.models.autoformer import Autoformer
+from oialr_training.tasks import load_training
+from oialr_training.tasks.minivit import MiniViTCIFAR10
 
 from benchmarks.autoformer import batch as autoformer_batch
 from benchmarks.autoformer import build as build_autoformer

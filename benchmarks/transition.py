@@ -22,8 +22,8 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from oialr import OIALR, OIALRSettings
-from oialr_training.config import MiniViTDigits, validate_training
-from oialr_training.tasks import task_of
+from oialr_training.tasks import validate_training
+from oialr_training.tasks.minivit import MiniViTDigits
 from oialr_training.training import load_settings
 from oialr_training.yaml_files import read_yaml
 
@@ -65,9 +65,9 @@ def losses(mode: str, seed: int) -> list[float]:
     config = validate_training(content | {"seed": seed, "num_threads": 1}, str(SEARCH_FILE))
     assert isinstance(config, MiniViTDigits)
     torch.manual_seed(seed)
-    task = task_of(config)
-    batches = task.load_data(None)(load_settings(config)).train
-    model = task.build_model()
+    components = config.components()
+    batches = components.load_data(None)(load_settings(config)).train
+    model = components.build_model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.01)
     settings = OIALRSettings(
         delay_steps=DELAY_STEPS,

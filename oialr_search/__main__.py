@@ -10,7 +10,10 @@ from oialr_search.launch.stop_request import StopRequest
 
 def main() -> NoReturn:
     """Run a command."""
-    stop = StopRequest() if sys.argv[1:2] == ["run"] else None
+    stop = None
+    if sys.argv[1:2] == ["run"]:
+        stop = StopRequest()
+        stop.listen()
     from oialr_search import cli
 
     cli.main(stop)

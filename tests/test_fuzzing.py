@@ -19,8 +19,8 @@ import sqlalchemy as sa
 import yaml
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from oialr_training.config import AnyTraining, load_training, validate_training
-from oialr_training.errors import ConfigError
+from oialr_training.config import TrainingConfig
+from oialr_training.errors import ConfigError, ProtocolError
 from oialr_training.protocol import (
     Completed,
     Epoch,
@@ -30,7 +30,6 @@ from oialr_training.protocol import (
     Observation,
     Prepare,
     Progressed,
-    ProtocolError,
     RankUpdate,
     Ready,
     Resources,
@@ -40,6 +39,7 @@ from oialr_training.protocol import (
     decode,
     encode,
 )
+from oialr_training.tasks import load_training, validate_training
 from oialr_training.yaml_files import dump_yaml, parse_yaml
 from pydantic import TypeAdapter
 
@@ -408,7 +408,7 @@ def load_and_check(path: Path, assignments: Sequence[str] = ()) -> None:
         assert_valid(loaded, path.with_name("again.yaml"))
 
 
-def assert_valid(loaded: SearchFile | AnyTraining, again: Path) -> None:
+def assert_valid(loaded: SearchFile | TrainingConfig, again: Path) -> None:
     """It survives YAML and the database; what its space gives can be trained."""
     if not isinstance(loaded, SearchFile):
         again.write_text(dump_yaml(loaded.model_dump(mode="json")))
@@ -596,9 +596,9 @@ def assert_decodes_or_is_refused(line: bytes | str) -> None:
 
 def assert_declared_types(message: object) -> None:
     """Pydantic agrees that each field has its type."""
-    for name, kind in get_type_hints(type(message)).items():
-        value = getattr(message, name)
-        adapter(kind).validate_python(value, strict=True)
+    kinds = get_type_hints(type(message))
+    for name, value in vars(message).items():
+        adapter(kinds[name]).validate_python(value, strict=True)
         for part in value if isinstance(value, list) else ():
             if not isinstance(part, str):
                 assert_declared_types(part)

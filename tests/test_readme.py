@@ -48,6 +48,10 @@ def test_the_launches_name_valid_search_files(line: str) -> None:
     subprocess.run([BIN / "oialr-search", "validate", file], cwd=ROOT, check=True)
 
 
+def test_its_figures_have_no_rounding_noise() -> None:
+    assert not re.findall(r"\d\.\d{7,}", README)
+
+
 def test_the_make_targets_exist() -> None:
     targets = re.findall(r"`?make (\w+)(?:`|   )", README)
     assert {"search", "test", "lint"} <= set(targets)

@@ -20,7 +20,7 @@ def load_study(url: str, name: str | None = None) -> Study:
     """
     import optuna
 
-    from oialr_search.analysis.leaderboard import choose_search
+    from oialr_search.analysis.choosing import choose_search
     from oialr_search.analysis.optuna_view import SearchStorage
     from oialr_search.storage import open_storage
 

@@ -35,6 +35,7 @@ from oialr_search.analysis.distributions import Space
 from oialr_search.analysis.optuna_view import SearchStorage
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import StorageError, StorageUnavailable
+from oialr_search.terminal.values import without_noise
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -198,6 +199,7 @@ class _Page:
     def __init__(self, study_id: int) -> None:
         self._study_id = study_id
         self._trials: Sequence[FrozenTrial] = []
+        self._with_epochs: list[bool] = []  # of trials
         self._distributions: dict[str, dict[str, Any]] = {}
         self.texts: list[bytes] = []  # of trials, as JSON
         self.union: list[tuple[str, Any]] = []
@@ -211,29 +213,29 @@ class _Page:
             return  # another thread has brought what is newer
         self.union = sorted(space.items())
         self._distributions = {n: serialize_distribution(d) for n, d in self.union}
-        known = len(self._trials)
+        known, many = len(self._trials), len(trials) > MANY_TRIALS
+        self.best, with_epochs = None, list[bool]()
         for number, trial in enumerate(trials):
-            if number < known and trial is self._trials[number]:
+            better = trial.state is TrialState.COMPLETE and (
+                self.best is None or trial.values[0] < trials[self.best].values[0]
+            )
+            self.best = number if better else self.best
+            with_epochs.append(better or not many or not trial.state.is_finished())
+            same = number < known and trial is self._trials[number]
+            if same and with_epochs[number] == self._with_epochs[number]:
                 continue
-            self._take_in(trial, trials)
-            said = self._as_json(trial)
-            ended = trial.state.is_finished()
-            if len(trials) > MANY_TRIALS and ended and number != self.best:
-                said["intermediate_values"] = []
+            self._note_attributes(trial)
+            said = self._as_json(trial, with_epochs=with_epochs[number])
             self.texts[number : number + 1] = [json.dumps(said, separators=(",", ":")).encode()]
-        self._trials = trials
+        self._trials, self._with_epochs = trials, with_epochs
 
-    def _take_in(self, trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> None:
+    def _note_attributes(self, trial: FrozenTrial) -> None:
         for name, value in trial.user_attrs.items():
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             self.attributes[name] = self.attributes.get(name, True) and is_number
         self.has_intermediate_values |= bool(trial.intermediate_values)
-        if trial.state is TrialState.COMPLETE and (
-            self.best is None or trial.values[0] < trials[self.best].values[0]
-        ):
-            self.best = trial.number
 
-    def _as_json(self, trial: FrozenTrial) -> dict[str, Any]:
+    def _as_json(self, trial: FrozenTrial, *, with_epochs: bool) -> dict[str, Any]:
         """A trial as optuna-dashboard says it, with a note that leads to the log."""
         individual = trial._trial_id
         note = f"[log](/individuals/{individual}/log) of individual {individual}"
@@ -246,7 +248,7 @@ class _Page:
                 {
                     "name": name,
                     "param_internal_value": trial.distributions[name].to_internal_repr(value),
-                    "param_external_value": str(value),
+                    "param_external_value": value if isinstance(value, str) else _as_text(value),
                     "param_external_pytyp": str(type(value)),
                     "distribution": self._distributions[name],
                 }
@@ -261,12 +263,13 @@ class _Page:
             "artifacts": [],
             "constraints": [],
             "intermediate_values": [
-                {"step": epoch, "value": _finite(value)}
+                {"step": epoch, "value": _figure(value)}
                 for epoch, value in trial.intermediate_values.items()
+                if with_epochs
             ],
         }
         if trial.values is not None:
-            said["values"] = [_finite(value) for value in trial.values]
+            said["values"] = [_figure(value) for value in trial.values]
         if trial.datetime_start is not None:
             said["datetime_start"] = trial.datetime_start.isoformat()
         if trial.datetime_complete is not None:
@@ -275,12 +278,14 @@ class _Page:
 
 
 def _as_text(value: Any) -> str:
+    if isinstance(value, float):
+        value = without_noise(value)
     return str(value) if isinstance(value, numbers.Real) else json.dumps(value)
 
 
-def _finite(value: float) -> float | str:
-    """A number, or what JSON has no number for: "nan", "inf", "-inf"."""
-    return value if value - value == 0 else str(value)
+def _figure(value: float) -> float | str:
+    """A number to be read, or what JSON has no number for: "nan", "inf", "-inf"."""
+    return without_noise(value) if value - value == 0 else str(value)
 
 
 def _joined(texts: Sequence[bytes]) -> Iterator[bytes]:

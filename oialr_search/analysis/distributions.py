@@ -14,24 +14,24 @@ from optuna.distributions import (
     IntDistribution,
 )
 
+from oialr_search.space.hyperparameters import Hyperparameter, SearchSpace
 from oialr_search.storage.records import IndividualRecord
 
 Space = dict[str, BaseDistribution]
 
 
-def space_of(hyperparameters: Sequence[Mapping[str, Any]]) -> Space:
-    """The stored space, by name."""
-    return {str(h["name"]): _distribution(h) for h in hyperparameters}
+def space_of(space: SearchSpace) -> Space:
+    """A search's space by name."""
+    return {h.name: _distribution(h) for h in space.hyperparameters}
 
 
-def _distribution(hyperparameter: Mapping[str, Any]) -> BaseDistribution:
+def _distribution(hyperparameter: Hyperparameter) -> BaseDistribution:
     """A hyperparameter of the search's space as Optuna has it."""
-    if hyperparameter["kind"] in ("bool", "choice"):
-        return CategoricalDistribution(hyperparameter.get("choices") or [False, True])
-    low, high = hyperparameter["low"], hyperparameter["high"]
-    log = hyperparameter.get("scale") == "log"
-    if hyperparameter["kind"] == "int":
-        return IntDistribution(low, high, log=log)
+    if hyperparameter.choices is not None:
+        return CategoricalDistribution(hyperparameter.choices)
+    (low, high), log = hyperparameter.bounds, hyperparameter.scale == "log"
+    if hyperparameter.kind == "int":
+        return IntDistribution(int(low), int(high), log=log)
     return FloatDistribution(low, high, log=log)
 
 

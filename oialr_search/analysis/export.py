@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
-from pathlib import Path
 from typing import Any
 
-from oialr_training.config import AnyTraining, validate_training
+from oialr_training.config import TrainingConfig
+from oialr_training.tasks import validate_training
 from oialr_training.yaml_files import dump_yaml, parse_yaml
 
 from oialr_search.space.hyperparameters import with_hyperparameters
@@ -36,9 +35,9 @@ def export(storage: Storage, search: SearchRecord, individual: IndividualRecord)
     evaluation = individual.evaluation
     if evaluation is None:
         raise StorageError(f"individual {individual.id} was never evaluated")
-    recipe = search.settings["training"]
-    launch = next(x for x in storage.launches(search.id) if x.id == individual.launch_id)
-    content: dict[str, Any] = with_hyperparameters(recipe, individual.hyperparameters)  # type: ignore[arg-type]
+    recipe = search.training().model_dump(mode="json")
+    launch = next(x for x in storage.launches(search.id) if x.id == evaluation.launch_id)
+    content: dict[str, Any] = with_hyperparameters(recipe, individual.hyperparameters)
     # Sums over threads depend on their number: without it the fitness differs in the last digits.
     content["num_threads"] = evaluation.num_threads
     del content["provenance"]  # so that it comes last
@@ -58,13 +57,6 @@ def export(storage: Storage, search: SearchRecord, individual: IndividualRecord)
         "git_revision": launch.git_revision,
     }
     text = dump_yaml(content)
-    again: AnyTraining = validate_training(parse_yaml(text, "export"), "export")
+    again: TrainingConfig = validate_training(parse_yaml(text, "export"), "export")
     assert again.model_dump(mode="json") == content, "the exported YAML reads back differently"
     return text
-
-
-def write_aside(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)

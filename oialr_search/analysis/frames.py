@@ -8,14 +8,17 @@ in seconds. What is unknown is `<NA>` (`NaT`), never 0; a number that is none (N
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from types import TracebackType
 from typing import Any
 
 import pandas as pd
+from oialr_training.protocol import Resources
 
-from oialr_search.analysis.leaderboard import all_columns, choose_search
+from oialr_search.analysis.choosing import choose_search
 from oialr_search.storage import open_storage
 from oialr_search.storage.database import Storage
+from oialr_search.storage.leaderboard import all_columns
 from oialr_search.storage.queries import TableName
 from oialr_search.storage.records import SearchRecord
 from oialr_search.storage.selection import Column
@@ -50,11 +53,7 @@ INDIVIDUALS = {
     "exit_signal": "Int64",
     "trainable_percent": "Float64",
     "compression_percent": "Float64",
-    "gpu_energy_j": "Float64",
-    "cpu_energy_j": "Float64",
-    "peak_host_memory_bytes": "Int64",
-    "peak_gpu_memory_bytes": "Int64",
-    "samples_per_s": "Float64",
+    **{f.name: "Int64" if f.type == "int | None" else "Float64" for f in fields(Resources)},
 }
 OF_EVALUATION = {
     "individual_id": "int64",
@@ -80,6 +79,7 @@ OBSERVATIONS = OF_EVALUATION | {
     "layer": "category",
     "stability": "Float64",
     "mixing_similarity": "Float64",
+    "relative_mixing_similarity": "Float64",
 }
 LINEAGE = {
     "individual_id": "int64",
@@ -156,7 +156,11 @@ class Search:
         return self._table("rank_updates", RANK_UPDATES)
 
     def observations(self) -> pd.DataFrame:
-        """How far bases (Eq. 4) and mixings (Eq. 5) have come from `earlier_step` to `step`."""
+        """How far bases (Eq. 4) and mixings (Eq. 5) have come from `earlier_step` to `step`.
+
+        `relative_mixing_similarity` is Eq. (5) relative to the mixings' norms; of searches that
+        version 0.1.0 observed it is the only one.
+        """
         return self._table("observations", OBSERVATIONS)
 
     def lineage(self) -> pd.DataFrame:

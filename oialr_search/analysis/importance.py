@@ -11,12 +11,12 @@ import random
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any
 
 import optuna
 from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator
 
 from oialr_search.analysis.distributions import params_of, space_of, widened
+from oialr_search.space.hyperparameters import SearchSpace
 from oialr_search.storage.records import IndividualRecord
 
 PED_ANOVA, FANOVA = "PED-ANOVA", "fANOVA"
@@ -28,9 +28,7 @@ A_HYPERPARAMETER = 10
 Importances = Mapping[str, Mapping[str, float]]
 
 
-def importances(
-    individuals: Sequence[IndividualRecord], space: Sequence[Mapping[str, Any]]
-) -> Importances:
+def importances(individuals: Sequence[IndividualRecord], space: SearchSpace) -> Importances:
     """Method → hyperparameter → its part; without a method that finds nothing to divide."""
     chosen = sample(individuals)
     study = as_study(chosen, space)
@@ -55,9 +53,7 @@ def sample(individuals: Sequence[IndividualRecord]) -> Sequence[IndividualRecord
     return random.Random(0).sample(individuals, AT_MOST)
 
 
-def as_study(
-    individuals: Sequence[IndividualRecord], space: Sequence[Mapping[str, Any]]
-) -> optuna.Study:
+def as_study(individuals: Sequence[IndividualRecord], space: SearchSpace) -> optuna.Study:
     """Individuals as what optuna calls a study, in memory."""
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -1,4 +1,4 @@
-"""One individual's story: where it comes from, what it was, how it trained, why it failed."""
+"""One individual: where it comes from, what its values are, how it trained, why it failed."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import os
 import re
 import shlex
 import signal
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from oialr_training.config import TASKS
-from oialr_training.protocol import Resources
+from oialr_training.tasks import metric_of
 
+from oialr_search.analysis.choosing import find_individual
 from oialr_search.analysis.leaderboard import finite
+from oialr_search.space.hyperparameters import Hyperparameter
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import (
     EpochRecord,
@@ -26,30 +27,16 @@ from oialr_search.storage.records import (
 
 Row = dict[str, Any]
 
-DATA_DIR = re.compile(r"--data-dir[= ](\S+)")
 NATURAL = re.compile(r"(\d+)")
 
 
-def find_individual(storage: Storage, individual_id: int) -> IndividualRecord:
-    """The individual of that number.
-
-    Raises:
-        StorageError: when there is none.
-    """
-    individual = storage.individual(individual_id)
-    if individual is None:
-        raise StorageError(f"no individual {individual_id} in the database")
-    return individual
-
-
-def story(storage: Storage, individual_id: int, database_options: Sequence[str] = ()) -> Row:
+def describe(storage: Storage, individual_id: int, database_options: Sequence[str] = ()) -> Row:
     """All that is known of one individual; `database_options` go into the commands it tells.
 
     Raises:
         StorageError: when there is none of that number.
     """
-    individual = find_individual(storage, individual_id)
-    search = next(s for s in storage.searches() if s.id == individual.search_id)
+    individual, search = find_individual(storage, individual_id)
     evaluations = storage.evaluations(individual.id)
     parents = [_parent(storage, individual, number) for number in individual.parents]
     return {
@@ -68,8 +55,8 @@ def story(storage: Storage, individual_id: int, database_options: Sequence[str] 
         "parents": parents,
         "new_values": _new_values(individual, parents),
         "hyperparameters": dict(individual.hyperparameters),
-        "search_file": _of_search_file(search, individual.hyperparameters),
-        "space": {str(spec["name"]): _limits(spec) for spec in search.space},
+        "search_file": {n: search.of_search_file(n) for n in individual.hyperparameters},
+        "space": {h.name: _limits(h) for h in search.space.hyperparameters},
         "evaluations": [_evaluation(storage, search, each) for each in evaluations],
         "train_again": _commands(storage, individual, evaluations, database_options),
     }
@@ -81,7 +68,7 @@ def log_of(storage: Storage, individual_id: int, attempt: int | None) -> Evaluat
     Raises:
         StorageError: when there is no such individual or attempt.
     """
-    individual = find_individual(storage, individual_id)
+    individual, _ = find_individual(storage, individual_id)
     for evaluation in reversed(storage.evaluations(individual.id)):
         if attempt in (None, evaluation.attempt):
             return evaluation
@@ -121,19 +108,9 @@ def _new_values(individual: IndividualRecord, parents: Sequence[Row]) -> list[st
     return [name for name in individual.hyperparameters if all(name in d for d in known)]
 
 
-def _of_search_file(search: SearchRecord, names: Mapping[str, Any]) -> Row:
-    """What the search file trains with where it does not search."""
-    values = {}
-    for path in names:
-        found: Any = search.settings.get("training")
-        for key in path.split("."):
-            found = found.get(key) if isinstance(found, Mapping) else None
-        values[path] = found
-    return values
-
-
-def _limits(spec: Mapping[str, Any]) -> Row:
-    return {key: value for key, value in spec.items() if key != "name" and value is not None}
+def _limits(hyperparameter: Hyperparameter) -> Row:
+    known = vars(hyperparameter).items()
+    return {key: value for key, value in known if key != "name" and value is not None}
 
 
 def _evaluation(storage: Storage, search: SearchRecord, evaluation: EvaluationRecord) -> Row:
@@ -164,7 +141,7 @@ def _evaluation(storage: Storage, search: SearchRecord, evaluation: EvaluationRe
         "trainable_percent": evaluation.trainable_percent,
         "compression_percent": evaluation.compression_percent,
         "metrics": {name: finite(value) for name, value in evaluation.metrics.items()},
-        "resources": {field.name: getattr(evaluation, field.name) for field in fields(Resources)},
+        "resources": vars(evaluation.resources),
         "course": _course(search, storage.epochs(evaluation.id)),
         "inner_ranks": {layer: inner_ranks[layer] for layer in sorted(inner_ranks, key=natural)},
         "folder": evaluation.folder,
@@ -176,11 +153,11 @@ def _evaluation(storage: Storage, search: SearchRecord, evaluation: EvaluationRe
 
 def _course(search: SearchRecord, epochs: Sequence[EpochRecord]) -> dict[str, Row]:
     """Each metric's first, best and last value over the epochs."""
-    task = TASKS.get(search.task)
     course = {}
     for name in dict.fromkeys(name for epoch in epochs for name in epoch.metrics):
         values = [(e.epoch, finite(e.metrics[name])) for e in epochs if name in e.metrics]
-        sign = -1 if task is not None and task.metrics.get(name) == "higher" else 1
+        metric = metric_of(search.task, name)
+        sign = -1 if metric is not None and metric.better == "higher" else 1
         known = [(sign * value, epoch, value) for epoch, value in values if value is not None]
         _, best_epoch, best = min(known, default=(None, None, None))
         course[name] = {
@@ -212,17 +189,29 @@ def _commands(
     if not evaluations:
         return []
     file = f"individual-{individual.id}.yaml"
-    line = next(
-        (x.command_line for x in storage.launches(individual.search_id)
-         if x.id == individual.launch_id), "",
-    )  # fmt: skip
-    found = DATA_DIR.search(line)
-    data_dir = ["--data-dir", found[1]] if found else []
+    launches = storage.launches(individual.search_id)
+    line = next(x.command_line for x in launches if x.id == evaluations[-1].launch_id)
+    given = _option("--data-dir", line)
+    data_dir = ["--data-dir", given] if given else []
     export = ["oialr-search", "export", "--individual", str(individual.id), "-o", file]
     return [
         shlex.join([*export, *database_options]),
         shlex.join(["oialr-search", "train", file, *data_dir]),
     ]
+
+
+def _option(name: str, line: str) -> str | None:
+    """The value of an option in a stored command line."""
+    try:
+        words = shlex.split(line)
+    except ValueError:  # version 0.1.0 did not quote
+        words = line.split()
+    for word, following in pairwise([*words, ""]):
+        if word == name:
+            return following
+        if word.startswith(f"{name}="):
+            return word.removeprefix(f"{name}=")
+    return None
 
 
 def readable_log(evaluation: EvaluationRecord) -> Path | None:

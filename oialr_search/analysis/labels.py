@@ -4,39 +4,24 @@ from __future__ import annotations
 
 from html import escape
 
-from oialr_training.config import TASKS
+from oialr_training.tasks import metric_of
 
 from oialr_search.storage.records import IndividualRecord, SearchRecord, Status
 
-METRICS = {
-    "loss": "loss",
-    "top1": "top-1 (%)",
-    "top5": "top-5 (%)",
-    "mse": "MSE",
-    "mae": "MAE",
-}
-OTHERS = {
-    "train_loss": "training loss",
-    "lr": "learning rate",
-    "trainable_percent": "trainable parameters (% of full rank)",
-    "compression_percent": "compression (% of full rank)",
-}
 
-
-def metric_label(name: str) -> str:
+def metric_label(name: str, task: str) -> str:
     """A metric with its unit: validation_top1 → validation top-1 (%)."""
-    part, _, metric = name.partition("_")
-    if part in ("validation", "test") and metric in METRICS:
-        return f"{part} {METRICS[metric]}"
-    return OTHERS.get(name, name)
+    metric = metric_of(task, name)
+    if metric is None:
+        return name
+    part = name.removesuffix(metric.name).rstrip("_")
+    return f"{part} {metric.label}".strip()
 
 
 def fitness_label(search: SearchRecord) -> str:
     """What the fitness is made of."""
-    task = TASKS.get(search.task)
-    if task is not None and task.metrics.get(search.metric) == "higher":
-        return f"fitness: 100 − {metric_label(search.metric)}"
-    return f"fitness: {metric_label(search.metric)}"
+    metric, label = metric_of(search.task, search.metric), metric_label(search.metric, search.task)
+    return f"fitness: {metric.fitness_label(label) if metric else label}"
 
 
 def describe_search(search: SearchRecord, individuals: list[IndividualRecord]) -> str:
@@ -49,11 +34,6 @@ def describe_search(search: SearchRecord, individuals: list[IndividualRecord]) -
 def status_label(status: Status) -> str:
     """A status as it is read."""
     return status.value.replace("_", " ")
-
-
-def number(value: float) -> str:
-    """A number in three digits, a large one without a power of ten."""
-    return f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
 def plain(text: object) -> str:

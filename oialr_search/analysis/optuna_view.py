@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NoReturn
 
+from oialr_training.tasks import metric_of
 from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
@@ -219,8 +220,8 @@ def _attributes_of_search(search: SearchRecord) -> dict[str, Any]:
 
 
 def _names_of_fitness(search: SearchRecord) -> dict[str, Any]:
-    turned = fitness_of({search.metric: 0.0}, search.metric, search.task) != 0.0
-    metric = f"100 − {search.metric}" if turned else search.metric
+    known = metric_of(search.task, search.metric)
+    metric = known.fitness_label(search.metric) if known else search.metric
     return {METRIC_NAMES: [f"fitness ({metric})"]}
 
 

@@ -13,17 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from oialr_training.config import TASKS
-from oialr_training.errors import ConfigError
-from oialr_training.protocol import RESULT_FILE, Completed, ProtocolError, decode
+from oialr_training.errors import ConfigError, ProtocolError
+from oialr_training.protocol import RESULT_FILE, Completed, decode
+from oialr_training.tasks import TASKS, metric_of
 from oialr_training.yaml_files import dump_yaml
 from plotly.offline import get_plotlyjs
 
 from oialr_search.analysis import leaderboard, status
-from oialr_search.analysis.labels import fitness_label, metric_label, number, status_label
+from oialr_search.analysis.export import best_individual, export
+from oialr_search.analysis.labels import fitness_label, metric_label, status_label
 from oialr_search.analysis.plots.catalogue import Source, draw
 from oialr_search.analysis.plots.names import PlotName
 from oialr_search.analysis.plots.writing import IN_PAGE
+from oialr_search.space.hyperparameters import Hyperparameter
+from oialr_search.storage.database import Storage
 from oialr_search.storage.records import (
     EvaluationRecord,
     IndividualRecord,
@@ -32,6 +35,7 @@ from oialr_search.storage.records import (
     Status,
     StorageError,
 )
+from oialr_search.terminal.values import number, shown
 
 TOP = 10  # of the leaderboard
 MANY_FAILURES = 20  # kinds of them
@@ -109,6 +113,17 @@ def progress_of(state: Mapping[str, Any]) -> str:
     return f"{text}; launch {launch['launch']} ended with exit code {launch['exit_code']}"
 
 
+def best_yaml(source: Source) -> str:
+    """The best individual's configuration, why there is none, or nothing while nobody is best."""
+    storage, search = source.storage, source.search
+    try:
+        return export(storage, search, best_individual(storage, search))
+    except StorageError:
+        return ""
+    except (ConfigError, KeyError) as error:
+        return f"# cannot be exported by this version: {error}"
+
+
 def report(source: Source, contenders: Sequence[Contender], best_yaml: str, at: datetime) -> str:
     """The page; `best_yaml` is the best individual's configuration, empty while there is none."""
     storage, search = source.storage, source.search
@@ -129,11 +144,11 @@ def report(source: Source, contenders: Sequence[Contender], best_yaml: str, at: 
         progress=progress_of(status.status(storage, search, at)),
         best=best,
         key_figures=key_figures(source.individuals, evaluations, best, search),
-        results=results([*contenders, *_best_row(best)], search),
+        results=results([*contenders, *_best_row(best, storage)], search),
         compared=bool(contenders),
         configuration=configuration(search, best),
         best_yaml=best_yaml,
-        leaderboard=leaders(leaderboard.leaderboard(storage, search, TOP)),
+        leaderboard=leaders(leaderboard.leaderboard(storage, search, TOP), search.task),
         figures=[_figure(name, source) for name in FIGURES],
         failures=failure_kinds(evaluations),
         many_failures=MANY_FAILURES,
@@ -207,7 +222,7 @@ def results(contenders: Sequence[Contender], search: SearchRecord) -> Table:
             )
         rows.append([contender.name, *cells, str(len(contender.runs))])
     return Table(
-        columns=["", *(_heading(name, unit) for name in columns), "seeds"],
+        columns=["", *(_heading(name, search.task, unit) for name in columns), "seeds"],
         rows=rows,
         best=_best_cells(values, metrics, len(contenders), search),
     )
@@ -239,10 +254,10 @@ def key_figures(
     ]
     if best is not None and best.evaluation is not None:
         figures.append(
-            ("best", f"individual {best.id}, {fitness_label(search)} = {best.fitness:.5g}")
+            ("best", f"individual {best.id}, {fitness_label(search)} = {shown(best.fitness)}")
         )
         figures += [
-            (metric_label(name), f"{value:.5g}")
+            (metric_label(name, search.task), number(value))
             for name in (search.metric, "trainable_percent", "compression_percent")
             if (value := _figure_of(best.evaluation, name)) is not None
         ]
@@ -253,29 +268,30 @@ def key_figures(
 
 def configuration(search: SearchRecord, best: IndividualRecord | None) -> Table:
     """Each hyperparameter: where it was searched, and what came out."""
-    recipe = search.settings.get("training")
     rows = []
-    for entry in search.space:
-        name = str(entry["name"])
+    for hyperparameter in search.space.hyperparameters:
+        name = hyperparameter.name
         rows.append(
             [
                 name,
-                _shown(best.hyperparameters.get(name)) if best else "–",
-                _shown(_at(recipe, name)),
-                _range(entry),
+                shown(best.hyperparameters.get(name), "–") if best else "–",
+                shown(search.of_search_file(name), "–"),
+                _range(hyperparameter),
             ]
         )
     heading = f"individual {best.id}" if best else "best"
     return Table(columns=["hyperparameter", heading, "search file", "searched"], rows=rows)
 
 
-def leaders(rows: Sequence[Mapping[str, Any]]) -> Table:
+def leaders(rows: Sequence[Mapping[str, Any]], task: str) -> Table:
     """The leaderboard, turned: a column an individual, as a row would be too long to print."""
     left_out = ("place", "individual", "island", "generation", "duration_s")
     names = [name for name in dict.fromkeys(n for row in rows for n in row) if name not in left_out]
     return Table(
         columns=["individual", *(str(row["individual"]) for row in rows)],
-        rows=[[_heading(name), *(_shown(row.get(name)) for row in rows)] for name in names],
+        rows=[
+            [_heading(name, task), *(shown(row.get(name), "–") for row in rows)] for name in names
+        ],
     )
 
 
@@ -328,13 +344,14 @@ def costs(evaluations: Sequence[EvaluationRecord]) -> list[Table]:
 def _cost(evaluations: Sequence[EvaluationRecord]) -> list[str]:
     on_cpu = [e for e in evaluations if e.device in (None, "cpu")]
     on_gpu = [e for e in evaluations if e.device not in (None, "cpu")]
-    rates = [e.samples_per_s for e in evaluations if e.samples_per_s is not None]
+    used = [e.resources for e in evaluations]
+    rates = [r.samples_per_s for r in used if r.samples_per_s is not None]
     return [
         f"{len(evaluations):,}",
         f"{_hours(on_gpu):,.2f}",
         f"{_hours(on_cpu):,.2f}",
-        _most_memory(e.peak_host_memory_bytes for e in evaluations),
-        _most_memory(e.peak_gpu_memory_bytes for e in evaluations),
+        _most_memory(r.peak_host_memory_bytes for r in used),
+        _most_memory(r.peak_gpu_memory_bytes for r in used),
         f"{statistics.median(rates):,.4g}" if rates else NOT_MEASURED,
         _energy(evaluations),
     ]
@@ -351,10 +368,10 @@ def _hours(evaluations: Iterable[EvaluationRecord]) -> float:
 
 def _energy(evaluations: Sequence[EvaluationRecord]) -> str:
     """Sums of what was measured, and of how many evaluations it was."""
-    texts = []
+    texts, used = [], [e.resources for e in evaluations]
     for kind, joules in (
-        ("GPU", [e.gpu_energy_j for e in evaluations if e.gpu_energy_j is not None]),
-        ("CPU", [e.cpu_energy_j for e in evaluations if e.cpu_energy_j is not None]),
+        ("GPU", [r.gpu_energy_j for r in used if r.gpu_energy_j is not None]),
+        ("CPU", [r.cpu_energy_j for r in used if r.cpu_energy_j is not None]),
     ):
         if joules:
             of = (
@@ -366,13 +383,19 @@ def _energy(evaluations: Sequence[EvaluationRecord]) -> str:
     return ", ".join(texts) or NOT_MEASURED
 
 
-def _best_row(best: IndividualRecord | None) -> list[Contender]:
+def _best_row(best: IndividualRecord | None, storage: Storage) -> list[Contender]:
     if best is None or best.evaluation is None:
         return []
     evaluation = best.evaluation
     run = dict(evaluation.metrics)
-    for name in ("duration_s", "trainable_percent", "compression_percent"):
-        value = getattr(evaluation, name)
+    # As a worker counts: with the epochs of earlier attempts that this one took over.
+    epochs_s = [epoch.metrics.get("epoch_s", math.nan) for epoch in storage.epochs(evaluation.id)]
+    seconds = sum(epochs_s) if epochs_s else math.nan
+    for name, value in (
+        ("duration_s", seconds if math.isfinite(seconds) else None),
+        ("trainable_percent", evaluation.trainable_percent),
+        ("compression_percent", evaluation.compression_percent),
+    ):
         if value is not None:
             run[name] = value
     return [Contender(name=f"best of the search (individual {best.id})", runs=[run])]
@@ -380,7 +403,7 @@ def _best_row(best: IndividualRecord | None) -> list[Contender]:
 
 def _metric_names(search: SearchRecord) -> list[str]:
     task = TASKS.get(search.task)
-    names = list(task.metrics) if task else list(search.metric_names)
+    names = task.validation_metrics() if task else list(search.metric_names)
     return [*names, *(n.replace("validation_", "test_") for n in names if "validation_" in n)]
 
 
@@ -391,7 +414,6 @@ def _best_cells(
     search: SearchRecord,
 ) -> frozenset[tuple[int, int]]:
     """Where a column of metrics has its best mean; nowhere if there is one row only."""
-    task = TASKS.get(search.task)
     cells = set()
     for column, name in enumerate(metrics, start=1):
         means = {
@@ -399,9 +421,9 @@ def _best_cells(
             for row in range(num_rows)
             if values[row, column] and all(map(math.isfinite, values[row, column]))
         }
-        way = task.metrics.get(name.replace("test_", "validation_")) if task else None
-        if len(means) > 1 and way:
-            best = (min if way == "lower" else max)(means.values())
+        metric = metric_of(search.task, name)
+        if len(means) > 1 and metric:
+            best = min(means.values(), key=metric.fitness)
             cells |= {(row, column) for row, mean in means.items() if mean == best}
     return frozenset(cells)
 
@@ -413,13 +435,13 @@ def _figure_of(evaluation: EvaluationRecord, name: str) -> float | None:
     return evaluation.metrics.get(name)
 
 
-def _heading(name: str, time_unit: str = "s") -> str:
+def _heading(name: str, task: str, time_unit: str = "s") -> str:
     short = {
         "duration_s": f"time ({time_unit})",
         "compression_percent": "compression (%)",
         "trainable_percent": "trainable (%)",
     }
-    return short.get(name) or metric_label(name)
+    return short.get(name) or metric_label(name, task)
 
 
 def _digits(name: str) -> int:
@@ -481,31 +503,12 @@ def _launches(launches: Sequence[LaunchRecord]) -> Table:
     )
 
 
-def _range(entry: Mapping[str, Any]) -> str:
-    if choices := entry.get("choices"):
-        return ", ".join(map(_shown, choices))
-    if entry.get("low") is None:
-        return "no, yes"
-    scale = ", logarithmic" if entry.get("scale") == "log" else ""
-    return f"{number(entry['low'])} to {number(entry['high'])}{scale}"
-
-
-def _at(section: Any, path: str) -> Any:
-    for key in path.split("."):
-        section = section.get(key) if isinstance(section, Mapping) else None
-    return section
-
-
-def _shown(value: Any) -> str:
-    match value:
-        case None:
-            return "–"
-        case bool():
-            return "yes" if value else "no"
-        case float():
-            return f"{value:.4g}"
-        case _:
-            return str(value)
+def _range(hyperparameter: Hyperparameter) -> str:
+    if hyperparameter.choices is not None:
+        return ", ".join(map(shown, hyperparameter.choices))
+    low, high = hyperparameter.bounds
+    scale = ", logarithmic" if hyperparameter.scale == "log" else ""
+    return f"{number(low)} to {number(high)}{scale}"
 
 
 def _printable(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ def status(storage: Storage, search: SearchRecord, now: datetime | None = None) 
     launches = storage.launches(search.id)
     launch = launches[-1] if launches else None
     pace = _pace(storage, launch, now)
+    running = {each: _epochs(storage, search, each.individual_id) for each in progress.running}
     ended = sum(progress.counts[status] for status in ENDED)
     remaining = max(progress.total - ended, 0)
     best = None
@@ -62,7 +64,7 @@ def status(storage: Storage, search: SearchRecord, now: datetime | None = None) 
         "per_hour": pace.per_hour,
         "per_hour_over_s": pace.over_s,
         "last_finished_at": _iso(pace.last_finish_at),
-        "expected_end": _iso(_expected_end(launch, pace, remaining, now)),
+        "expected_end": _iso(_expected_end(launch, pace, running, remaining, now)),
         "best": best
         and {
             "individual": best.id,
@@ -82,7 +84,7 @@ def status(storage: Storage, search: SearchRecord, now: datetime | None = None) 
             }
             for island in islands
         ],
-        "ranks": [_running(storage, search, running, now) for running in progress.running],
+        "ranks": [_running(each, epochs, now) for each, epochs in running.items()],
         "failures": group_failures(storage.failures(search.id)),
     }
 
@@ -136,15 +138,39 @@ def _pace(storage: Storage, launch: LaunchRecord | None, now: datetime) -> Pace:
 
 
 def _expected_end(
-    launch: LaunchRecord | None, pace: Pace, remaining: int, now: datetime
+    launch: LaunchRecord | None,
+    pace: Pace,
+    running: Mapping[RunningEvaluation, int | None],
+    remaining: int,
+    now: datetime,
 ) -> datetime | None:
     """When the last evaluation will have ended, if all goes on like this; None: nobody knows."""
-    if launch is None or launch.ended_at or not pace.per_hour or not remaining:
+    if launch is None or launch.ended_at or not remaining:
         return None
+    if pace.per_hour:
+        seconds: float | None = 3600 * remaining / pace.per_hour
+    else:
+        seconds = _seconds_by_epochs(running, remaining, now)
     try:
-        return now + timedelta(hours=remaining / pace.per_hour)
+        return None if seconds is None else now + timedelta(seconds=seconds)
     except OverflowError:  # not in the lifetime of a calendar
         return None
+
+
+def _seconds_by_epochs(
+    running: Mapping[RunningEvaluation, int | None], remaining: int, now: datetime
+) -> float | None:
+    """How long all will take, as far as the epochs of what runs tell; None: they tell nothing."""
+    left = float(remaining)  # evaluations, less the parts of those that run
+    paces = []  # evaluations a second
+    for evaluation, epochs in running.items():
+        done = evaluation.last_epoch or 0
+        own = done - (evaluation.resumed_epoch or 0)  # the others are an earlier attempt's
+        seconds = (now - (evaluation.training_started_at or evaluation.started_at)).total_seconds()
+        if epochs and own > 0 and seconds > 0:
+            left -= done / epochs
+            paces.append(own / epochs / seconds)
+    return left / (statistics.fmean(paces) * len(running)) if paces else None
 
 
 def _launch(launch: LaunchRecord, number: int) -> Row:
@@ -160,16 +186,14 @@ def _launch(launch: LaunchRecord, number: int) -> Row:
     }
 
 
-def _running(
-    storage: Storage, search: SearchRecord, running: RunningEvaluation, now: datetime
-) -> Row:
+def _running(running: RunningEvaluation, epochs: int | None, now: datetime) -> Row:
     return {
         "world_rank": running.world_rank,
         "island": running.island,
         "individual": running.individual_id,
         "attempt": running.attempt,
         "epoch": running.last_epoch or 0,
-        "epochs": _epochs(storage, search, running.individual_id),
+        "epochs": epochs,
         "hostname": running.hostname,
         "device": running.device,
         "started_at": _iso(running.started_at),
@@ -192,12 +216,11 @@ def _seconds(since: datetime | None, now: datetime) -> float | None:
 
 def _epochs(storage: Storage, search: SearchRecord, individual_id: int) -> int | None:
     """How many epochs a training has at most."""
-    if any(spec["name"] == "epochs" for spec in search.space):
+    if any(h.name == "epochs" for h in search.space.hyperparameters):
         individual = storage.individual(individual_id)
         found = individual and individual.hyperparameters.get("epochs")
     else:
-        training = search.settings.get("training")
-        found = training.get("epochs") if isinstance(training, Mapping) else None
+        found = search.of_search_file("epochs")
     return found if isinstance(found, int) else None
 
 

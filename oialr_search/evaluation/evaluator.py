@@ -29,6 +29,7 @@ from oialr_training.protocol import (
     Started,
     Stop,
     Stopped,
+    StopReason,
 )
 
 from oialr_search.evaluation.devices import WorkerSettings, with_num_threads
@@ -38,12 +39,12 @@ from oialr_search.evaluation.files import (
     STATE_FILE,
     Ending,
     epoch_records,
-    read_ending,
+    read_result,
     write_claim,
     write_record,
 )
 from oialr_search.evaluation.outbox import Outbox
-from oialr_search.evaluation.outcomes import outcome_of
+from oialr_search.evaluation.outcomes import is_of_machine, is_repeated, outcome_of, pruned_outcome
 from oialr_search.evaluation.worker_process import (
     WorkerDied,
     WorkerProcess,
@@ -56,7 +57,7 @@ from oialr_search.space.search_file import SearchFile
 from oialr_search.storage.records import Claim, Outcome, Runner, Status
 
 PREPARE_POLL_S = 0.1
-PREPARATION_LIMIT_S = 600.0
+PREPARATIONS = 3
 LOG_LOOK_S = 1.0
 WRITE_AGAIN_S = 1.0
 LONGEST_PAUSE_S = 30.0
@@ -83,15 +84,29 @@ class _End:
 
 
 @dataclass(kw_only=True)
+class _Spare:
+    """A worker that waits for an evaluation."""
+
+    worker: WorkerProcess
+    since: float
+    ready: bool = False
+
+
+@dataclass(kw_only=True)
 class _Running:
     claim: Claim
+    since: float
+    heard: float
+    log_seen: float
     worker: WorkerProcess | None = None
-    since: float = field(default_factory=time.monotonic)
-    heard: float = field(default_factory=time.monotonic)
-    log_seen: float = field(default_factory=time.monotonic)
     ready: bool = False
     training_since: float | None = None
+    """The first training step, as if earlier attempts had ended just before."""
+    last_epoch: Epoch | None = None
     asked_to_stop: bool = False
+    launch_stops: bool = False
+    not_worth: str = ""
+    """Why it is not worth going on with; empty while it is."""
     oom_kills: int | None = field(default_factory=oom_kills)
     end: _End | None = None
 
@@ -108,7 +123,7 @@ class Evaluator:
         worker_settings: WorkerSettings,
         world_rank: int,
         notify: Callable[[str], None],
-        worker_type: type[WorkerProcess] = WorkerProcess,
+        worker_type: Callable[[WorkerSettings, Path], WorkerProcess] = WorkerProcess,
     ) -> None:
         self._worker_type = worker_type
         self._search = search_file.search
@@ -120,9 +135,12 @@ class Evaluator:
         self._data_dir = data_dir
         self._worker_settings = worker_settings
         self._world_rank = world_rank
+        gpu = worker_settings.gpu
+        self._device = f"cuda:{gpu}" if gpu else "cpu"  # until a worker says what it really is
         self._notify = notify
         self._worker_numbers = itertools.count(1)
-        self._spare: WorkerProcess | None = None
+        self._spare: _Spare | None = None
+        self._preparations_left = PREPARATIONS
         self._running: _Running | None = None
         self._failures_in_a_row = 0
         self._unwritten: list[tuple[Path, Ending]] = []
@@ -131,23 +149,34 @@ class Evaluator:
         """Start nothing before this time: what failed, a full disk perhaps, would fail again."""
         self._outbox: Outbox
 
-    def prepare(self) -> Callable[[], bool]:
-        """Start the first worker, anew if it has died; the function returned tells if it is ready.
+    def prepare(self) -> bool:
+        """Start the first worker; called again until it is ready. One that is killed gets others.
 
-        That function raises `ConfigError` when the configuration or the data are wrong, and
-        `WorkerDied` when the worker cannot start.
+        Raises:
+            ConfigError: when the configuration or the data are wrong, or it takes too long.
+            WorkerDied: when the worker cannot start.
+            OSError: likewise.
         """
-        self.stop_spare()
-        worker = self._spare = self._start_worker()
-
-        def ready() -> bool:
-            for event in worker.receive(PREPARE_POLL_S):
+        if self._spare is None:
+            self._spare = self._start_worker()
+        spare, limit_s = self._spare, self._search.preparation_limit_s
+        try:
+            for event in spare.worker.receive(PREPARE_POLL_S):
                 if isinstance(event, Failed):
                     raise ConfigError(event.reason)
-                return isinstance(event, Ready)
+                spare.ready |= isinstance(event, Ready)
+        except WorkerDied as death:
+            self._preparations_left -= 1
+            if death.exit_signal is None or not self._preparations_left:
+                raise
+            self.stop_spare()
             return False
-
-        return ready
+        if not spare.ready and time.monotonic() - spare.since > limit_s:
+            raise ConfigError(
+                f"world rank {self._world_rank} on {socket.gethostname()} has no worker that is "
+                f"ready after `search.preparation_limit_s`, {limit_s:g} s"
+            )
+        return spare.ready
 
     def open(self, outbox: Outbox) -> None:
         """From now on outcomes are stored there."""
@@ -155,12 +184,11 @@ class Evaluator:
 
     def runner(self, launch_id: int) -> Runner:
         """Who evaluates here, for the database."""
-        gpu = self._worker_settings.gpu
         return Runner(
             launch_id=launch_id,
             world_rank=self._world_rank,
             hostname=socket.gethostname(),
-            device=f"cuda:{gpu}" if gpu else "cpu",
+            device=self._device,
             seed=int(self._training["seed"]),
             num_threads=int(self._training["num_threads"]),
             search_folder=str(self._folder.absolute()),
@@ -179,19 +207,21 @@ class Evaluator:
     def start(self, claim: Claim) -> None:
         """Begin the evaluation of a claimed individual; what goes wrong is told by `poll`."""
         assert self._running is None
-        self._running = running = _Running(claim=claim)
+        now = time.monotonic()
+        self._running = running = _Running(claim=claim, since=now, heard=now, log_seen=now)
         evaluation = claim.evaluation
         folder = Path(evaluation.folder)
         training = self._training | {"num_threads": evaluation.num_threads}
         request = Evaluate(
-            config=with_hyperparameters(training, claim.individual.hyperparameters),  # type: ignore[arg-type]
+            config=with_hyperparameters(training, claim.individual.hyperparameters),
             folder=evaluation.folder,
             state_file=str(folder.parent / STATE_FILE),
         )
         try:
             write_claim(claim)
             (folder / REQUEST_FILE).write_text(json.dumps(request.config, indent=1))
-            running.worker = self._take_spare()
+            spare = self._take_spare()
+            running.worker, running.ready = spare.worker, spare.ready
             running.worker.move_log(Path(evaluation.log_path))
             running.worker.send(request)
         except OSError as error:  # nothing was tried: it counts as no failure of the individual
@@ -211,10 +241,22 @@ class Evaluator:
     def ask_to_stop(self) -> None:
         """Have the worker end after its epoch; the individual is `lost` then, to be repeated."""
         self.stop_spare()
-        running = self._running
-        if running is not None and running.worker is not None and not running.asked_to_stop:
+        if self._running is not None:
+            self._running.launch_stops = True
+            self._send_stop(self._running, "launch_stops")
+
+    def prune(self, reason: str) -> None:
+        """Have the worker end after its epoch, as it is not worth going on; not to be repeated."""
+        assert self._running is not None
+        self._running.not_worth = reason
+        self._send_stop(self._running, "pruned")
+
+    @staticmethod
+    def _send_stop(running: _Running, reason: StopReason) -> None:
+        """The worker ends for the first reason that it is given."""
+        if running.worker is not None and not running.asked_to_stop:
             running.asked_to_stop = True
-            running.worker.send(Stop())
+            running.worker.send(Stop(reason=reason))
 
     def write_outcomes(self, *, now: bool = False) -> None:
         """Write the outcomes for which the disk had no room, tried once a second unless `now`."""
@@ -238,16 +280,17 @@ class Evaluator:
         kill_ending_workers()
 
     def stop_spare(self) -> None:
-        """Kill the worker that waits for an evaluation."""
-        self._discard(self._spare)
-        self._spare = None
+        """Kill the worker that waits for an evaluation; its log tells nobody anything."""
+        if self._spare is not None:
+            self._kill(self._spare.worker)
+            self._spare.worker.log_path.unlink(missing_ok=True)
+            self._spare = None
 
-    def _take_spare(self) -> WorkerProcess:
-        worker, self._spare = self._spare, None
-        if worker is None or worker.dead():
-            self._discard(worker)
-            worker = self._start_worker()
-        return worker
+    def _take_spare(self) -> _Spare:
+        if self._spare is not None and self._spare.worker.dead():
+            self.stop_spare()
+        spare, self._spare = self._spare or self._start_worker(), None
+        return spare
 
     def _follow(self, running: _Running, timeout_s: float) -> _End | None:
         assert running.worker is not None
@@ -268,17 +311,21 @@ class Evaluator:
             case Ready():
                 running.ready = True
             case Started():
-                running.training_since = time.monotonic()
-                at, resumed = datetime.fromtimestamp(event.at, UTC), event.resumed_epoch
-                self._outbox.put(lambda s: s.mark_training_started(evaluation_id, at, resumed))
+                running.training_since = time.monotonic() - event.trained_s
+                self._device = event.device or self._device
+                started = datetime.fromtimestamp(event.at, UTC), event.resumed_epoch, event.device
+                self._outbox.put(lambda s: s.mark_training_started(evaluation_id, *started))
                 for warning in event.warnings:
                     self._notify(warning)
             case Epoch():
+                running.last_epoch = event
                 records = epoch_records(event)
                 self._outbox.put(lambda s: s.add_epoch(evaluation_id, *records))
-            case Stopped():
+            case Stopped(reason="launch_stops"):
                 lost = _lost(f"the search was stopped after epoch {event.epoch}")
-                return _End(outcome=replace(lost, **vars(event.resources)))
+                return _End(outcome=replace(lost, resources=event.resources))
+            case Stopped(reason="pruned"):
+                return _End(outcome=pruned_outcome(event, running.last_epoch, running.not_worth))
             case Completed() | Failed():
                 outcome = outcome_of(event, self._search.metric, self._task)
                 # What could be prepared when the launch began fails now: not the configuration.
@@ -291,10 +338,11 @@ class Evaluator:
     def _of_death(self, death: WorkerDied, running: _Running) -> _End:
         """What a dead worker leaves: its result, if it has still written that."""
         folder, search = Path(running.claim.evaluation.folder), self._search
-        ending = read_ending(folder, search.metric, self._task, may_repeat=True)
-        if ending is not None:
-            return _End(outcome=ending.outcome, machine=ending.repeat)
-        if running.asked_to_stop:
+        result = read_result(folder)
+        if result is not None:
+            outcome = outcome_of(result, search.metric, self._task)
+            return _End(outcome=outcome, machine=is_of_machine(result))
+        if running.launch_stops:
             return _End(outcome=_lost("the search was stopped"))
         reason = str(death)
         if death.exit_signal == signal.SIGKILL and running.oom_kills != oom_kills():
@@ -317,8 +365,8 @@ class Evaluator:
                 reason = f"a log of more than {search.log_limit_mib} MiB"
                 return _End(outcome=Outcome(status=Status.FAILED, reason=reason))
         if running.training_since is None:
-            if now - running.since > PREPARATION_LIMIT_S:
-                return _timed_out(f"not ready after {PREPARATION_LIMIT_S:g} s", machine=True)
+            if now - running.since > search.preparation_limit_s:
+                return _timed_out(f"not ready after {search.preparation_limit_s:g} s", machine=True)
             return None
         limit = search.evaluation_time_limit_s
         if limit is not None and now - running.training_since > limit:
@@ -336,10 +384,13 @@ class Evaluator:
             if outcome.status is Status.COMPLETED:
                 running.worker.release()
             else:
-                running.worker.kill()
+                self._kill(running.worker)
                 outcome = replace(outcome, log_tail=running.worker.log_tail())
-        repeat = outcome.status is Status.LOST or (
-            end.machine and claim.failures < self._search.retries
+        repeat = is_repeated(
+            outcome,
+            machine=end.machine,
+            failures=claim.failures,
+            retries=self._search.retries,
         )
         folder = Path(claim.evaluation.folder)
         ending = Ending(outcome=outcome, repeat=repeat)
@@ -369,19 +420,18 @@ class Evaluator:
             )
             self.stop_spare()
 
-    def _start_worker(self) -> WorkerProcess:
+    def _start_worker(self) -> _Spare:
         name = f"worker-{socket.gethostname()}-{self._world_rank}-{next(self._worker_numbers)}.log"
         worker = self._worker_type(self._worker_settings, self._folder / name)
         worker.send(Prepare(config=self._training, data_dir=self._data_dir))
-        return worker
+        return _Spare(worker=worker, since=time.monotonic())
 
-    @staticmethod
-    def _discard(worker: WorkerProcess | None) -> None:
-        """Kill a worker that never had an evaluation; its log tells nobody anything."""
-        if worker is not None:
-            worker.kill()
-            with contextlib.suppress(FileNotFoundError):
-                worker.log_path.unlink()
+    def _kill(self, worker: WorkerProcess) -> None:
+        if not worker.kill():
+            self._notify(
+                f"worker {worker.pid} on {socket.gethostname()} is killed and does not end: it "
+                "waits for a device or a disk, and holds its memory until then"
+            )
 
 
 def _lost(reason: str) -> Outcome:

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from oialr_training.errors import ConfigError, KnownError, ProtocolError
 from oialr_training.protocol import (
     EVENTS_FILE,
     RESULT_FILE,
@@ -30,14 +30,16 @@ from oialr_training.protocol import (
     EventReader,
     Failed,
     Observation,
-    ProtocolError,
     RankUpdate,
+    Resources,
     Started,
     decode,
 )
+from oialr_training.whole_files import written_whole
 from pydantic import TypeAdapter, ValidationError
 
-from oialr_search.evaluation.outcomes import outcome_of
+from oialr_search.evaluation.outcomes import is_of_machine, is_repeated, outcome_of
+from oialr_search.space.hyperparameters import SearchSpace
 from oialr_search.storage.records import (
     Claim,
     EpochRecord,
@@ -51,6 +53,7 @@ from oialr_search.storage.records import (
     SearchRecord,
     Status,
     individual_folder,
+    num_failures,
 )
 
 if TYPE_CHECKING:
@@ -66,8 +69,10 @@ STATE_FILE = "state.pt"
 R = TypeVar("R")
 
 
-class FolderError(Exception):
+class FolderError(KnownError):
     """A search's folder that cannot be read; its text is one line for the user."""
+
+    cause = "configuration"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,12 +85,8 @@ class Ending:
 
 def write_record(path: Path, record: DataclassInstance) -> None:
     """Write a record as JSON, whole or not at all."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with written_whole(path) as aside:
         aside.write_text(json.dumps(vars(record), default=_as_json, indent=1), encoding="utf-8")
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def read_record(path: Path, kind: type[R]) -> R:
@@ -95,7 +96,7 @@ def read_record(path: Path, kind: type[R]) -> R:
         FolderError: when the file is missing, cut off, or holds something else.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), object_hook=_in_todays_form)
         record: R = _validator(kind).validate_python(content)  # type: ignore[arg-type]
     except OSError as error:
         raise FolderError(f"cannot read {path}: {error.strerror}") from None
@@ -103,9 +104,22 @@ def read_record(path: Path, kind: type[R]) -> R:
         mistake = error.errors()[0]
         key = ".".join(map(str, mistake["loc"]))
         raise FolderError(f"{path} is damaged: `{key}`: {mistake['msg']}") from None
-    except (ValueError, RecursionError) as error:
+    except (ConfigError, ValueError, RecursionError) as error:
         raise FolderError(f"{path} is damaged: {error}") from None
     return record
+
+
+def _in_todays_form(content: dict[str, Any]) -> dict[str, Any]:
+    """Make of a JSON object what today's records have in it.
+
+    Version 0.1.0 wrote the resources of an evaluation among its other fields.
+    """
+    if isinstance(content.get("space"), list):
+        return {**content, "space": SearchSpace.from_json(content["space"], SEARCH_FILE)}
+    if "status" not in content:
+        return content
+    used = {f.name: content.pop(f.name) for f in fields(Resources) if f.name in content}
+    return {**content, "resources": used} if used else content
 
 
 @cache
@@ -115,6 +129,8 @@ def _validator(kind: type[Any]) -> TypeAdapter[Any]:
 
 
 def _as_json(value: object) -> object:
+    if isinstance(value, SearchSpace):
+        return value.as_json()
     return vars(value) if is_dataclass(value) else str(value)
 
 
@@ -128,21 +144,31 @@ def write_claim(claim: Claim) -> None:
     write_record(folder / EVALUATION_FILE, claim.evaluation)
 
 
-def read_ending(folder: Path, metric: str, task: str, *, may_repeat: bool) -> Ending | None:
+def read_ending(
+    folder: Path, metric: str, task: str, *, failures: int, retries: int
+) -> Ending | None:
     """How an evaluation ended, from its files; None when they do not say.
 
-    `may_repeat` tells whether what may be the machine's fault is to be tried again.
+    `failures` earlier attempts have failed; see `is_repeated`.
     """
     with contextlib.suppress(FolderError):
         return read_record(folder / OUTCOME_FILE, Ending)
+    result = read_result(folder)
+    if result is None:
+        return None
+    outcome = outcome_of(result, metric, task)
+    machine = is_of_machine(result)
+    repeat = is_repeated(outcome, machine=machine, failures=failures, retries=retries)
+    return Ending(outcome=outcome, repeat=repeat)
+
+
+def read_result(folder: Path) -> Completed | Failed | None:
+    """What the worker of an evaluation came to; None when it has not said so."""
     try:
         result = decode((folder / RESULT_FILE).read_bytes())
     except (OSError, ProtocolError):
         return None
-    if not isinstance(result, Completed | Failed):
-        return None
-    machine = isinstance(result, Failed) and result.cause == "machine"
-    return Ending(outcome=outcome_of(result, metric, task), repeat=machine and may_repeat)
+    return result if isinstance(result, Completed | Failed) else None
 
 
 def read_events(folder: Path) -> Iterator[Event]:
@@ -214,23 +240,34 @@ def read_migrations(folder: Path, search_id: int) -> Iterator[NewMigration | str
 
 def read_histories(folder: Path, search: SearchRecord) -> Iterator[IndividualHistory | str]:
     """All individuals of a search's folder, and a line for what cannot be read of them."""
+    retries = search.search_settings().retries
     for path in sorted(folder.glob("individual-*")):
         try:
-            yield from _read_history(path, search)
+            yield from _read_history(path, search, retries)
         except FolderError as error:
             yield str(error)
 
 
-def _read_history(folder: Path, search: SearchRecord) -> Iterator[IndividualHistory | str]:
+def _read_history(
+    folder: Path, search: SearchRecord, retries: int
+) -> Iterator[IndividualHistory | str]:
     individual = read_record(folder / INDIVIDUAL_FILE, IndividualRecord)
-    if (individual.search_id, folder) != (search.id, _folder_of(folder.parent, individual.id)):
+    belongs = Path(individual_folder(str(folder.parent), individual.id))
+    if (individual.search_id, folder) != (search.id, belongs):
         raise FolderError(f"{folder} is not where individual {individual.id} belongs")
     attempts = sorted(folder.glob("attempt-*"), key=lambda path: (len(path.name), path.name))
-    evaluations, repeat = [], True
+    evaluations, repeat = list[EvaluationHistory](), True
     for path in attempts:
         try:
-            history, repeat = _read_evaluation(path, individual, search)
-            evaluations.append(history)
+            failures = num_failures(history.evaluation for history in evaluations)
+            ending = read_ending(
+                path, search.metric, search.task, failures=failures, retries=retries
+            )
+            if ending is None:
+                lost = Outcome(status=Status.LOST, reason="no result in its folder")
+                ending = Ending(outcome=lost, repeat=True)
+            evaluations.append(_read_evaluation(path, individual, ending.outcome))
+            repeat = ending.repeat
         except FolderError as error:  # its rank may have been killed before it had written that
             yield str(error)
             repeat = True
@@ -250,21 +287,14 @@ def _read_history(folder: Path, search: SearchRecord) -> Iterator[IndividualHist
     yield IndividualHistory(individual=individual, evaluations=evaluations)
 
 
-def _folder_of(search_folder: Path, individual_id: int) -> Path:
-    return Path(individual_folder(str(search_folder), individual_id))
-
-
 def _read_evaluation(
-    folder: Path, individual: IndividualRecord, search: SearchRecord
-) -> tuple[EvaluationHistory, bool]:
-    """An evaluation, and whether its individual is to be evaluated again."""
+    folder: Path, individual: IndividualRecord, outcome: Outcome
+) -> EvaluationHistory:
+    """An evaluation that came to this outcome."""
     stored = read_record(folder / EVALUATION_FILE, EvaluationRecord)
     place = (individual.id, f"attempt-{stored.attempt}")
     if (stored.individual_id, folder.name) != place:
         raise FolderError(f"{folder} is not where evaluation {stored.id} belongs")
-    lost = Outcome(status=Status.LOST, reason="no result in its folder")
-    ending = read_ending(folder, search.metric, search.task, may_repeat=True)
-    ending = ending or Ending(outcome=lost, repeat=True)
     epochs, updates, observations = list[EpochRecord](), list[RankUpdate](), list[Observation]()
     started: Started | None = None
     for event in read_events(folder):
@@ -281,13 +311,13 @@ def _read_evaluation(
         log_path=str(folder.absolute() / Path(stored.log_path).name),
         training_started_at=datetime.fromtimestamp(started.at, UTC) if started else None,
         resumed_epoch=started.resumed_epoch if started else None,
+        device=(started and started.device) or stored.device,
         last_epoch=max((epoch.epoch for epoch in epochs), default=None),
-        **vars(ending.outcome),
+        **vars(outcome),
     )
-    history = EvaluationHistory(
+    return EvaluationHistory(
         evaluation=evaluation, epochs=epochs, rank_updates=updates, observations=observations
     )
-    return history, ending.repeat
 
 
 def search_folders(folder: Path) -> list[Path]:

@@ -1,10 +1,10 @@
-"""What a worker came to → the outcome that is stored."""
+"""What a worker came to → the outcome that is stored, and whether another attempt follows."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from oialr_training.protocol import Completed, Failed
+from oialr_training.protocol import Completed, Epoch, Failed, Stopped
 
 from oialr_search.space.fitness import fitness_of
 from oialr_search.storage.records import Outcome, Status
@@ -15,13 +15,13 @@ def outcome_of(result: Completed | Failed, metric: str, task: str) -> Outcome:
     at = datetime.fromtimestamp(result.at, UTC)
     if isinstance(result, Failed):
         return Outcome(
-            status=Status.FAILED, reason=result.reason, finished_at=at, **vars(result.resources)
+            status=Status.FAILED, reason=result.reason, finished_at=at, resources=result.resources
         )
     fitness = fitness_of(result.metrics, metric, task)
     if fitness is None:
         reason = f"{metric} is {result.metrics.get(metric)}"
         return Outcome(
-            status=Status.FAILED, reason=reason, finished_at=at, **vars(result.resources)
+            status=Status.FAILED, reason=reason, finished_at=at, resources=result.resources
         )
     return Outcome(
         status=Status.COMPLETED,
@@ -30,5 +30,32 @@ def outcome_of(result: Completed | Failed, metric: str, task: str) -> Outcome:
         trainable_percent=result.trainable_percent,
         compression_percent=result.compression_percent,
         finished_at=at,
-        **vars(result.resources),
+        resources=result.resources,
     )
+
+
+def pruned_outcome(stopped: Stopped, last_epoch: Epoch | None, reason: str) -> Outcome:
+    """How an evaluation ended that was not worth going on with: what it had come to is kept."""
+    metrics = {"epoch": float(last_epoch.epoch), **last_epoch.metrics} if last_epoch else {}
+    return Outcome(
+        status=Status.PRUNED,
+        reason=f"stopped after epoch {stopped.epoch}: {reason}",
+        metrics=metrics,
+        trainable_percent=metrics.get("trainable_percent"),
+        compression_percent=metrics.get("compression_percent"),
+        resources=stopped.resources,
+    )
+
+
+def is_of_machine(result: Completed | Failed) -> bool:
+    """Does the worker itself hold the machine responsible?"""
+    return isinstance(result, Failed) and result.cause == "machine"
+
+
+def is_repeated(outcome: Outcome, *, machine: bool, failures: int, retries: int) -> bool:
+    """Is the individual to be evaluated again?
+
+    A lost evaluation always is. What may be the machine's fault is when fewer than `retries`
+    earlier attempts have failed or timed out; what is the configuration's or the training's never.
+    """
+    return outcome.status is Status.LOST or (machine and failures < retries)

@@ -12,8 +12,8 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from oialr_training.config import AnyTraining
-from oialr_training.errors import ConfigError
+from oialr_training.config import TrainingConfig
+from oialr_training.errors import ConfigError, KnownError, ProtocolError
 from oialr_training.protocol import (
     EVENTS_FILE,
     RESULT_FILE,
@@ -23,7 +23,6 @@ from oialr_training.protocol import (
     Event,
     Failed,
     Prepare,
-    ProtocolError,
     decode,
 )
 
@@ -34,17 +33,20 @@ METRICS_FILE = "metrics.jsonl"
 POLL_S = 0.5
 
 
-class TrainingFailed(Exception):  # noqa: N818  (an outcome)
+class TrainingFailed(KnownError):  # noqa: N818  (an outcome)
     """A training did not reach its end."""
+
+    cause = "training"
 
 
 def train(
-    config: AnyTraining,
+    config: TrainingConfig,
     *,
     folder: Path,
     data_dir: str | None,
     settings: WorkerSettings,
     report: Callable[[Event], None],
+    worker_type: Callable[[WorkerSettings, Path], WorkerProcess] = WorkerProcess,
 ) -> Completed:
     """Train once; writes log, metrics an epoch, result and checkpoint into `folder`.
 
@@ -56,7 +58,7 @@ def train(
     made = _make(folder)
     for name in (RESULT_FILE, EVENTS_FILE):
         (folder / name).unlink(missing_ok=True)
-    worker = WorkerProcess(settings, folder / "log.txt")
+    worker = worker_type(settings, folder / "log.txt")
     try:
         worker.send(Prepare(config=request, data_dir=data_dir))
         worker.send(

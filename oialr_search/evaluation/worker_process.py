@@ -12,7 +12,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from oialr_training.protocol import Event, EventReader, Message, ProtocolError, encode
+from oialr_training.errors import KnownError, ProtocolError
+from oialr_training.protocol import Event, EventReader, Message, encode
 
 from oialr_search.evaluation.devices import WorkerSettings
 
@@ -27,11 +28,14 @@ MAX_LINE_BYTES = 1 << 24
 LOG_READ_BYTES = 1 << 14
 LOG_TAIL_LENGTH = 4096
 END_GRACE_S = 2.0
+KILL_LIMIT_S = 5.0
 ENDING_LIMIT_S = 60.0
 
 
-class WorkerDied(Exception):  # noqa: N818  (an event of the worker's life, not a mistake of ours)
+class WorkerDied(KnownError):  # noqa: N818  (an event of the worker's life, not a mistake of ours)
     """The worker process ended, or spoke nonsense, without a result."""
+
+    cause = "machine"
 
     def __init__(self, reason: str, exit_code: int | None = None) -> None:
         super().__init__(reason)
@@ -109,11 +113,10 @@ class WorkerProcess:
 
     def _wait_or_kill(self) -> int:
         """The exit code of a process that has closed its pipe and so is about to end."""
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             return self._process.wait(END_GRACE_S)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            return self._process.wait()
+        self.kill()
+        return -signal.SIGKILL if self._process.returncode is None else self._process.returncode
 
     def dead(self) -> bool:
         """Has the process ended?"""
@@ -123,12 +126,18 @@ class WorkerProcess:
         """Give the log, into which the process goes on writing, its place."""
         self.log_path = self.log_path.rename(path)
 
-    def kill(self) -> None:
-        """Kill the process and its children at once; harmless when they are dead."""
+    def kill(self) -> bool:
+        """Kill the process and its children at once; harmless when they are dead.
+
+        False when it has not ended yet: nothing ends a process while it waits in the kernel for a
+        device or a disk. It will end after that.
+        """
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
         self._close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(KILL_LIMIT_S)
+        return self.dead()
 
     def release(self) -> None:
         """Let a worker that has sent its result end in its own time."""

@@ -76,9 +76,9 @@ class Controller:
         self._stop = stop
         self._display = display
         self._warnings = warnings
-        size = self._search.population_size or 2 * place.world_size
+        size = engine.population_size(place.world_size)
         self._population = Population(size)
-        self._all_individuals = AllIndividuals(search_id)
+        self._all_individuals = AllIndividuals(search_id, self._space.hyperparameters)
         for individual in storage.breeders(search_id, place.island, place.num_islands, size):
             self._population.add(member_of(individual))
         self._generation = storage.next_generation(search_id, place.island, place.island_rank)
@@ -133,12 +133,15 @@ class Controller:
         Raises:
             StorageUnavailable: when the engine must ask the database, and that is away.
         """
-        everyone = self._engine.needs_all_individuals
+        everyone = self._all_individuals
+        asks = self._engine.needs_all_individuals
         knowledge = Knowledge(
             island=self._place.island,
             population=self._population.members,
             population_size=self._population.size,
-            individuals=self._outbox.ask(self._all_individuals.look) if everyone else (),
+            individuals=self._outbox.ask(everyone.look) if asks else everyone.known,
+            number=self._generation * self._place.world_size + self._place.world_rank,
+            num_ranks=self._place.world_size,
         )
         offspring = self._engine.propose(knowledge, self._random_numbers("breeding"))
         return Proposal(

@@ -11,9 +11,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from mpi4py import MPI
-
 from oialr_search.launch.engines import Member
+from oialr_search.launch.mpi import MPI
 
 POLL_S = 0.02
 STOP = "stop"

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import fnmatch
-import os
-import socket
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO
 
-from mpi4py import MPI
 from oialr_training.errors import ConfigError
 from rich.console import Console
 
@@ -27,12 +19,15 @@ from oialr_search.evaluation.devices import (
     threads_per_rank,
     visible_gpus,
 )
-from oialr_search.evaluation.evaluator import WORKER_LOGS, Evaluator
+from oialr_search.evaluation.evaluator import Evaluator
 from oialr_search.evaluation.outbox import Outbox
-from oialr_search.evaluation.worker_process import WorkerDied, WorkerProcess
+from oialr_search.evaluation.worker_process import WorkerProcess
+from oialr_search.launch.agreement import LaunchError, agree, code_of
 from oialr_search.launch.controller import Controller
 from oialr_search.launch.engines import engine_for
-from oialr_search.launch.islands import Exchange, Place, wait
+from oialr_search.launch.islands import Exchange, Place
+from oialr_search.launch.mpi import MPI
+from oialr_search.launch.preparation import prepare
 from oialr_search.launch.progress import ProgressDisplay
 from oialr_search.launch.resuming import (
     ended_individuals,
@@ -42,6 +37,7 @@ from oialr_search.launch.resuming import (
     refuse_unknown,
     start_search,
 )
+from oialr_search.launch.search_folder import search_folder
 from oialr_search.launch.stop_request import StopRequest
 from oialr_search.space.search_file import SearchFile
 from oialr_search.storage import database_exists, open_storage
@@ -50,17 +46,6 @@ from oialr_search.storage.records import StorageError, StorageUnavailable
 
 # The size of the launch as the launchers announce it, whatever MPI mpi4py has loaded.
 WORLD_SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
-LOCK_FILE = ".lock"
-PREPARATIONS = 3
-PASSING_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-
-
-class LaunchError(Exception):
-    """This launch cannot begin; every rank ends with the same exit code."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,16 +59,17 @@ class LaunchSettings:
     """Begin another search when there is one of this name."""
     stop: StopRequest
     environment: dict[str, str] = field(repr=False)
-    worker_type: type[WorkerProcess] = WorkerProcess
+    worker_type: Callable[[WorkerSettings, Path], WorkerProcess] = WorkerProcess
     """What evaluates; a benchmark has one that answers at once."""
 
 
-def run(load: Callable[[], SearchFile], settings: LaunchSettings) -> int:
+def run(
+    load: Callable[[], SearchFile], settings: LaunchSettings, comm: MPI.Comm = MPI.COMM_WORLD
+) -> int:
     """Run one rank to the end of the search; returns the exit code, the same on every rank.
 
     `load` reads the search file; only rank 0 calls it, so that all ranks have the same.
     """
-    comm = MPI.COMM_WORLD
     logs = [settings.search_dir]
     try:
         return _run(comm, load, settings, logs)
@@ -131,9 +117,10 @@ def _run(
     if _already_complete(comm, search_file, settings):
         return exit_codes.FINISHED
     worker_settings = _worker_settings(comm, search_file, settings)
-    engine = engine_for(search_file.space.hyperparameters, search)
+    place = Place(world_rank=comm.rank, world_size=comm.size, num_islands=search.islands)
+    engine = engine_for(search_file.space.hyperparameters, search, place.island)
     warnings: list[str] = []
-    with _search_folder(comm, settings.search_dir / search.name) as folder:
+    with search_folder(comm, settings.search_dir / search.name) as folder:
         logs.append(folder)
         evaluator = Evaluator(
             search_file=search_file,
@@ -145,7 +132,7 @@ def _run(
             worker_type=settings.worker_type,
         )
         try:
-            _prepare(comm, evaluator, settings.stop)
+            prepare(comm, evaluator, settings.stop)
             storage, search_id, launch_id = _open(comm, search_file, settings, folder)
         except LaunchError:
             evaluator.stop_spare()
@@ -153,7 +140,10 @@ def _run(
         with storage:
             outbox = Outbox(storage, warnings.append)
             evaluator.open(outbox)
-            place = Place(world_rank=comm.rank, world_size=comm.size, num_islands=search.islands)
+            display = None
+            if comm.rank == 0:
+                console = _console(settings.environment)
+                display = ProgressDisplay(storage, search_id, search.metric, console)
             controller = Controller(
                 place=place,
                 search_file=search_file,
@@ -166,7 +156,7 @@ def _run(
                 evaluator=evaluator,
                 exchange=Exchange(comm, place),
                 stop=settings.stop,
-                display=_display(storage, search_id, search.metric) if comm.rank == 0 else None,
+                display=display,
                 warnings=warnings,
             )
             complete = controller.run()
@@ -209,9 +199,14 @@ def _load(comm: MPI.Comm, load: Callable[[], SearchFile], settings: LaunchSettin
                 search_file = _renamed(search_file, settings)
             for name in search_file.pinned:
                 print(f"`{name}` is set, and no longer searched", flush=True)
+            for name in search_file.without_effect:
+                print(
+                    f"warning: `search.{name}` has no effect without the engine `propulate`",
+                    file=sys.stderr,
+                )
         except (ConfigError, StorageError) as error:
             mistake = str(error)
-    _agree(comm, mistake, exit_codes.CONFIG)
+    agree(comm, mistake, exit_codes.CONFIG)
     shared: SearchFile = comm.bcast(search_file)
     return shared
 
@@ -227,11 +222,10 @@ def _renamed(search_file: SearchFile, settings: LaunchSettings) -> SearchFile:
     return replace(search_file, search=search_file.search.model_copy(update={"name": name}))
 
 
-def _display(storage: Storage, search_id: int, metric: str) -> ProgressDisplay:
+def _console(environment: Mapping[str, str]) -> Console:
     # A launcher's terminal is none: Open MPI gives ranks one even in a pipe.
-    launched = any(name in os.environ for name in WORLD_SIZE_VARIABLES)
-    console = Console(highlight=False, force_terminal=False if launched else None)
-    return ProgressDisplay(storage, search_id, metric, console)
+    launched = any(name in environment for name in WORLD_SIZE_VARIABLES)
+    return Console(highlight=False, force_terminal=False if launched else None)
 
 
 def _already_complete(comm: MPI.Comm, search_file: SearchFile, settings: LaunchSettings) -> bool:
@@ -250,8 +244,8 @@ def _already_complete(comm: MPI.Comm, search_file: SearchFile, settings: LaunchS
             if stored is None:
                 refuse_unknown(settings.search_dir / search.name)
         except (StorageError, ConfigError) as error:
-            mistake, exit_code = str(error), _code_of(error)
-    _agree(comm, mistake, exit_code)
+            mistake, exit_code = str(error), code_of(error)
+    agree(comm, mistake, exit_code)
     if complete and comm.rank == 0:
         print(f"search {search.name!r} is complete: {search.evaluations} evaluations are stored")
     return bool(comm.bcast(complete))
@@ -271,108 +265,8 @@ def _worker_settings(
         gpu = choose_gpu(search_file.training.device, gpus, local_rank)
     except LookupError as error:
         mistake = f"{error} ({search_file.source})"
-    _agree(comm, mistake, exit_codes.CONFIG)
+    agree(comm, mistake, exit_codes.CONFIG)
     return WorkerSettings(gpu=gpu, num_threads=threads_per_rank(affinity(), on_node))
-
-
-@contextmanager
-def _search_folder(comm: MPI.Comm, folder: Path) -> Iterator[Path]:
-    """The search's folder, made and locked by rank 0; a launch that cannot begin leaves no trace.
-
-    The lock keeps a second launch of the same search away; it ends with the process that holds it.
-    """
-    mistake, exit_code, made, lock = None, exit_codes.CONFIG, list[Path](), None
-    if comm.rank == 0:
-        try:
-            made = [path for path in (folder, *folder.parents) if not path.exists()]
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = _lock(folder / LOCK_FILE)
-            _remove_worker_logs(folder)
-        except BlockingIOError:
-            owner = (folder / LOCK_FILE).read_text().strip()
-            mistake = f"this search is being run already, by {owner}: lock {folder / LOCK_FILE}"
-        except OSError as error:
-            mistake = f"cannot write to the search folder {folder}: {error.strerror}"
-            exit_code = _code_of(error)
-    try:
-        _agree(comm, mistake, exit_code)
-        yield folder
-    except LaunchError:
-        wait(comm)  # until the other ranks' workers and their logs are gone
-        with suppress(OSError):
-            if lock is not None:
-                (folder / LOCK_FILE).unlink()
-            for path in made:
-                path.rmdir()
-        raise
-    finally:
-        if lock is not None:
-            lock.close()
-
-
-def _remove_worker_logs(folder: Path) -> None:
-    """Remove those of workers that were killed while they waited."""
-    with os.scandir(folder) as entries:  # there may be as many as individuals
-        for entry in entries:
-            if fnmatch.fnmatch(entry.name, WORKER_LOGS):
-                Path(entry).unlink(missing_ok=True)
-
-
-def _lock(path: Path) -> IO[str]:
-    file = path.open("a")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        raise
-    # A launch that could not begin removes its file, perhaps between these lines.
-    if not path.exists() or not os.path.samestat(path.stat(), os.fstat(file.fileno())):
-        file.close()
-        return _lock(path)
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    file.flush()
-    return file
-
-
-def _prepare(comm: MPI.Comm, evaluator: Evaluator, stop: StopRequest) -> None:
-    """Have the first worker load everything: the earliest moment at which data can be missed."""
-    mistake, exit_code = None, exit_codes.CONFIG
-    if comm.rank == 0:
-        print(f"preparing {comm.size} worker(s): imports and data ...", flush=True)
-    try:
-        if not _prepare_worker(evaluator, stop):
-            mistake, exit_code = "stopped before the first evaluation", exit_codes.STOPPED
-    except ConfigError as error:
-        mistake = str(error)
-    except WorkerDied as error:
-        mistake, exit_code = str(error), exit_codes.INTERNAL
-    except OSError as error:
-        mistake, exit_code = f"cannot start a worker: {error}", _code_of(error)
-    _agree(comm, mistake, exit_code)
-
-
-def _prepare_worker(evaluator: Evaluator, stop: StopRequest) -> bool:
-    """Wait until the first worker is ready; one that was killed gets successors. False: stopped."""
-    for attempts_left in reversed(range(PREPARATIONS)):
-        ready = evaluator.prepare()
-        try:
-            while not ready():
-                if stop.requested():
-                    return False
-            return True
-        except WorkerDied as death:
-            if death.exit_signal is None or not attempts_left:
-                raise
-    raise AssertionError
-
-
-def _code_of(error: Exception) -> int:
-    """Where the database comes back, and the disk has space again, the same command goes on."""
-    passes = isinstance(error, StorageUnavailable) or (
-        isinstance(error, OSError) and error.errno in PASSING_ERRORS
-    )
-    return exit_codes.STOPPED if passes else exit_codes.CONFIG
 
 
 def _open(
@@ -385,18 +279,18 @@ def _open(
             storage = open_storage(settings.database_url, create=True)
             ids = start_search(storage, search_file, comm.size, folder)
         except (StorageError, ConfigError) as error:
-            mistake, exit_code = str(error), _code_of(error)
+            mistake, exit_code = str(error), code_of(error)
         except OSError as error:
             mistake = f"cannot write to the search folder {folder}: {error.strerror}"
-            exit_code = _code_of(error)
-    _agree(comm, mistake, exit_code)
+            exit_code = code_of(error)
+    agree(comm, mistake, exit_code)
     search_id, launch_id = comm.bcast(ids)
     try:
         storage = storage or open_storage(settings.database_url)
     except StorageError as error:
-        mistake, exit_code = f"{error} (on {MPI.Get_processor_name()})", _code_of(error)
+        mistake, exit_code = f"{error} (on {MPI.Get_processor_name()})", code_of(error)
     try:
-        _agree(comm, mistake, exit_code)
+        agree(comm, mistake, exit_code)
     except LaunchError as error:
         if storage is not None:
             if comm.rank == 0:
@@ -405,12 +299,3 @@ def _open(
         raise
     assert storage is not None
     return storage, search_id, launch_id
-
-
-def _agree(comm: MPI.Comm, mistake: str | None, exit_code: int) -> None:
-    """Go on when no rank has a mistake; else all ranks raise the first one's."""
-    wait(comm)
-    mistakes = comm.allgather((mistake, exit_code))
-    for text, code in mistakes:
-        if text is not None:
-            raise LaunchError(text, code)

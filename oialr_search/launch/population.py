@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
-from oialr_search.launch.engines import Known, Member
+import numpy as np
+
+from oialr_search.launch.engines import Individuals, Member
+from oialr_search.space.hyperparameters import Hyperparameter
 from oialr_search.storage.database import Storage
-from oialr_search.storage.records import Status
-
-UNFINISHED = (Status.QUEUED, Status.RUNNING, Status.LOST)
 
 
 class Population:
@@ -48,29 +48,18 @@ class Population:
 class AllIndividuals:
     """The individuals of all islands; each look reads what is new and what had not ended."""
 
-    def __init__(self, search_id: int) -> None:
+    def __init__(self, search_id: int, hyperparameters: Sequence[Hyperparameter]) -> None:
         self._search_id = search_id
-        self._known: dict[int, Known] = {}
-        self._unfinished: set[int] = set()
-        self._last_id = 0
+        self.known = Individuals(hyperparameters)
 
-    def look(self, storage: Storage) -> Collection[Known]:
-        """All of them, by id.
+    def look(self, storage: Storage) -> Individuals:
+        """All of them.
 
         Raises:
             StorageUnavailable: when the database is away; the next look reads the same.
         """
-        for record in storage.individuals_after(self._search_id, self._last_id, self._unfinished):
-            self._known[record.id] = Known(
-                individual_id=record.id,
-                island=record.island,
-                status=record.status,
-                genes=dict(record.genes),
-                fitness=record.fitness,
-            )
-            self._last_id = max(self._last_id, record.id)
-            if record.status in UNFINISHED:
-                self._unfinished.add(record.id)
-            else:
-                self._unfinished.discard(record.id)
-        return self._known.values()
+        known = self.known
+        last_id = int(known.ids[-1]) if len(known) else 0
+        unfinished = set(known.ids[np.isnan(known.fitness)].tolist())
+        known.take(storage.known_after(self._search_id, last_id, unfinished))
+        return known

@@ -98,7 +98,8 @@ class ProgressDisplay:
         self._bar.stop()
 
     def _tell(self, evaluation: EvaluationRecord, total: int) -> None:
-        elapsed = time.strftime("%H:%M:%S", time.gmtime(time.monotonic() - self._started))
+        minutes, seconds = divmod(int(time.monotonic() - self._started), 60)
+        elapsed = f"{minutes // 60:02}:{minutes % 60:02}:{seconds:02}"
         self._ended += self._has_ended(evaluation)
         head = f"{elapsed} [{self._ended}/{total}] {evaluation.individual_id:>5}"
         if evaluation.fitness is None:

@@ -1,22 +1,17 @@
-"""A search in the database: made new or taken up again, and the populations rebuilt from it."""
+"""A search at the beginning of a launch: made new, or taken up again where others left it."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import itertools
 import json
-import platform
+import shlex
 import socket
-import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
-from operator import attrgetter
 from pathlib import Path
-from typing import Any
 
-from oialr_training.config import TASKS
 from oialr_training.errors import ConfigError
 from oialr_training.protocol import Epoch, Started
 
@@ -27,28 +22,23 @@ from oialr_search.evaluation.files import (
     holds_individuals,
     read_ending,
     read_events,
-    read_histories,
-    read_launches,
-    read_migrations,
-    read_search,
     write_launch,
     write_record,
 )
+from oialr_search.launch.provenance import git_revision, versions
 from oialr_search.space.search_file import SearchFile
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import (
-    IndividualHistory,
-    LaunchRecord,
     NewLaunch,
-    NewMigration,
     NewSearch,
     SearchRecord,
     Status,
+    individual_folder,
+    num_failures,
 )
 
 # Where a search runs may change from launch to launch, what it searches may not.
 MACHINE_SETTINGS = ("device", "num_threads", "data.num_loader_processes", "observation")
-REPORTED_PACKAGES = ("oialr-search", "torch", "timm", "propulate", "mpi4py", "numpy", "sqlalchemy")
 
 
 def find_stored(storage: Storage, search_file: SearchFile) -> SearchRecord | None:
@@ -61,12 +51,13 @@ def find_stored(storage: Storage, search_file: SearchFile) -> SearchRecord | Non
     stored = storage.find_search(name)
     if stored is None:
         return None
-    old = {"metric": stored.metric, "space": stored.space, "training": stored.settings["training"]}
-    new = {
-        "metric": search_file.search.metric,
-        "space": search_file.space.as_json(),
-        "training": search_file.as_json()["training"],
-    }
+    old, new = (
+        {"metric": metric, "space": space.as_json(), "training": training.model_dump(mode="json")}
+        for metric, space, training in (
+            (stored.metric, stored.space, stored.training()),
+            (search_file.search.metric, search_file.space, search_file.training),
+        )
+    )
     # Through JSON, where there are no tuples.
     before, now = (_flat(json.loads(json.dumps(settings))) for settings in (old, new))
     for path in dict.fromkeys((*before, *now)):
@@ -125,32 +116,30 @@ def start_search(
     """
     search = search_file.search
     stored = find_stored(storage, search_file)
+    given = NewSearch(
+        name=search.name,
+        task=search_file.training.task,
+        metric=search.metric,
+        settings=search_file.as_json(),
+        space=search_file.space,
+        metric_names=[*search_file.training.validation_metrics(), "train_loss"],
+        seed=search.seed,
+        evaluations_total=search.evaluations,
+        version=importlib.metadata.version("oialr-search"),
+    )
     if stored is None:
-        search_id = storage.create_search(
-            NewSearch(
-                name=search.name,
-                task=search_file.training.task,
-                metric=search.metric,
-                settings=search_file.as_json(),
-                space=search_file.space.as_json(),
-                metric_names=[*TASKS[search_file.training.task].metrics, "train_loss"],
-                seed=search.seed,
-                evaluations_total=search.evaluations,
-                version=importlib.metadata.version("oialr-search"),
-            )
-        )
+        search_id = storage.create_search(given)
     else:
         search_id = stored.id
-        if search.evaluations != stored.evaluations_total:
-            storage.set_evaluations_total(search_id, search.evaluations)
-        take_in_results(storage, search_id, search_file)
+        storage.change_search(search_id, given)
+        take_in_results(storage, search_id, search_file, folder)
     launch_id = storage.start_launch(
         NewLaunch(
             search_id=search_id,
             world_size=world_size,
             num_islands=search.islands,
             hostname=socket.gethostname(),
-            command_line=" ".join(sys.argv),
+            command_line=shlex.join(sys.argv),
             versions=versions(),
             git_revision=git_revision(),
         )
@@ -163,128 +152,35 @@ def start_search(
     return search_id, launch_id
 
 
-def take_in_results(storage: Storage, search_id: int, search_file: SearchFile) -> None:
-    """Store what earlier launches left in the folders of their evaluations and nowhere else."""
+def take_in_results(
+    storage: Storage, search_id: int, search_file: SearchFile, search_folder: Path
+) -> None:
+    """Store what earlier launches left in the folders of their evaluations and nowhere else.
+
+    The search's folder may have been moved since.
+    """
     search, task = search_file.search, search_file.training.task
     for evaluation in storage.unfinished(search_id):
-        folder = Path(evaluation.folder)
-        for event in read_events(folder):
-            if isinstance(event, Started):
-                at = datetime.fromtimestamp(event.at, UTC)
-                storage.mark_training_started(evaluation.id, at, event.resumed_epoch)
-            if isinstance(event, Epoch):
-                storage.add_epoch(evaluation.id, *epoch_records(event))
-        failures = sum(
-            attempt.status in (Status.FAILED, Status.TIMED_OUT)
-            for attempt in storage.evaluations(evaluation.individual_id)
+        attempts = storage.evaluations(evaluation.individual_id)
+        moved = Path(individual_folder(str(search_folder), evaluation.individual_id))
+        folder = moved / Path(evaluation.folder).name
+        ending = read_ending(
+            folder, search.metric, task, failures=num_failures(attempts), retries=search.retries
         )
-        may_repeat = failures < search.retries
-        ending = read_ending(folder, search.metric, task, may_repeat=may_repeat)
         if ending is not None:
             write_record(folder / OUTCOME_FILE, ending)
-            storage.finish_evaluation(evaluation.id, ending.outcome, repeat=ending.repeat)
+        with storage.together():
+            for event in read_events(folder):
+                if isinstance(event, Started):
+                    at, resumed = datetime.fromtimestamp(event.at, UTC), event.resumed_epoch
+                    storage.mark_training_started(evaluation.id, at, resumed, event.device)
+                if isinstance(event, Epoch):
+                    storage.add_epoch(evaluation.id, *epoch_records(event))
+            if ending is not None:
+                storage.finish_evaluation(evaluation.id, ending.outcome, repeat=ending.repeat)
 
 
 def free_name(name: str, stored: Sequence[str], search_dir: Path) -> str:
     """The first of NAME, NAME-2, NAME-3, ... that is neither stored nor a folder's."""
     names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
     return next(x for x in names if x not in stored and not (search_dir / x).exists())
-
-
-def import_search(storage: Storage, folder: Path) -> tuple[SearchRecord, int, list[str]]:
-    """Store a search from its folder; returns it, its individuals, and what could not be read.
-
-    Raises:
-        FolderError: when the folder holds no search.
-        StorageError: when the database has it already.
-    """
-    search = read_search(folder)
-    launches, histories = list[LaunchRecord](), list[IndividualHistory]()
-    migrations, mistakes = list[NewMigration](), list[str]()
-    kept: dict[type, list[Any]] = {
-        LaunchRecord: launches,
-        IndividualHistory: histories,
-        NewMigration: migrations,
-        str: mistakes,
-    }
-    for found in itertools.chain(
-        read_launches(folder), read_histories(folder, search), read_migrations(folder, search.id)
-    ):
-        kept[type(found)].append(found)
-    launches += lost_launches(search, launches, histories)
-    launches.sort(key=attrgetter("id"))
-    completed = {h.individual.id for h in histories if h.individual.fitness is not None}
-    with storage.together():
-        storage.restore(search, launches, numbered(histories))
-        for migration in migrations:
-            if migration.individual_id in completed:
-                storage.record_migration(migration)
-    return search, len(histories), mistakes
-
-
-def lost_launches(
-    search: SearchRecord, known: Sequence[LaunchRecord], histories: Sequence[IndividualHistory]
-) -> list[LaunchRecord]:
-    """What individuals and evaluations tell of launches whose files are lost."""
-    individuals = [history.individual for history in histories]
-    evaluations = [h.evaluation for history in histories for h in history.evaluations]
-    told = {i.launch_id for i in individuals} | {e.launch_id for e in evaluations}
-    launches = []
-    for launch_id in sorted(told - {launch.id for launch in known}):
-        bred = [i for i in individuals if i.launch_id == launch_id]
-        evaluated = [e for e in evaluations if e.launch_id == launch_id]
-        launches.append(
-            LaunchRecord(
-                id=launch_id,
-                search_id=search.id,
-                world_size=1 + max((e.world_rank for e in evaluated), default=0),
-                num_islands=1 + max((i.island for i in bred), default=0),
-                hostname=evaluated[0].hostname if evaluated else "unknown",
-                command_line="unknown: its file is lost",
-                versions={},
-                git_revision=None,
-                started_at=min([i.created_at for i in bred] + [e.started_at for e in evaluated]),
-                ended_at=None,
-                exit_code=None,
-            )
-        )
-    return launches
-
-
-def numbered(histories: Sequence[IndividualHistory]) -> list[IndividualHistory]:
-    """The same, their evaluations numbered in the order in which they finished."""
-    finished = [
-        (h.evaluation.finished_at, h.evaluation.id)
-        for history in histories
-        for h in history.evaluations
-        if h.evaluation.finished_at is not None
-    ]
-    numbers = {evaluation_id: n for n, (_, evaluation_id) in enumerate(sorted(finished), start=1)}
-    return [
-        replace(
-            history,
-            evaluations=[
-                replace(h, evaluation=replace(h.evaluation, finish_number=numbers[h.evaluation.id]))
-                for h in history.evaluations
-            ],
-        )
-        for history in histories
-    ]
-
-
-def versions() -> dict[str, str]:
-    """What this search ran with."""
-    packages = {name: importlib.metadata.version(name) for name in REPORTED_PACKAGES}
-    return {"python": platform.python_version(), **packages}
-
-
-def git_revision() -> str | None:
-    """The commit of the source tree, marked when it has changes; None outside a checkout."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        result = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return result.stdout.strip() or None

@@ -26,6 +26,9 @@ class StopRequest:
         self._at_once = False
         self._deadline: float | None = None
         self._grace_s = 0.0
+
+    def listen(self) -> None:
+        """From now on signals are wishes."""
         for number in STOP_SIGNALS:
             signal.signal(number, self._on_signal)
 

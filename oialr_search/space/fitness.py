@@ -5,15 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from oialr_training.config import TASKS
+from oialr_training.errors import ConfigError
+from oialr_training.tasks import metric_of
 
 
 def fitness_of(metrics: Mapping[str, float], metric: str, task: str) -> float | None:
-    """The metric itself, or 100 − metric for a percentage that should be high.
+    """See `Metric.fitness`; the less, the better.
 
     None when the metric is missing or no finite number: then the evaluation has failed.
+
+    Raises:
+        ConfigError: when the task is unknown here, or has no such metric.
     """
+    known = metric_of(task, metric)
+    if known is None:
+        raise ConfigError(f"no metric {metric!r:.80} of a task {task!r:.80} is known")
     value = metrics.get(metric, math.nan)
-    if not math.isfinite(value):
-        return None
-    return value if TASKS[task].metrics[metric] == "lower" else 100.0 - value
+    return known.fitness(value) if math.isfinite(value) else None

@@ -11,11 +11,14 @@ import random
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
-from oialr_training.config import AnyTraining, Config, validate, validate_training
 from oialr_training.errors import ConfigError, mistakes, nearest
-from pydantic import BaseModel, PlainValidator
+from oialr_training.validation import Config, validate
+from pydantic import BaseModel, ConfigDict, PlainValidator, TypeAdapter, ValidationError
+
+if TYPE_CHECKING:
+    from oialr_training.config import TrainingConfig
 
 Value = float | int | bool | str
 Kind = Literal["float", "int", "bool", "choice"]
@@ -55,6 +58,8 @@ RANGE_KEYS = frozenset(_Range.model_fields)
 class Hyperparameter:
     """One searched value of the training configuration."""
 
+    __pydantic_config__ = ConfigDict(extra="forbid")  # when it is read back
+
     name: str
     """Dotted path into the training configuration."""
     kind: Kind
@@ -63,17 +68,40 @@ class Hyperparameter:
     scale: Literal["linear", "log"] = "linear"
     choices: tuple[Value, ...] | None = None
 
+    @property
+    def bounds(self) -> tuple[float | int, float | int]:
+        """Lowest and highest value, where there are no choices."""
+        assert self.low is not None
+        assert self.high is not None
+        return self.low, self.high
+
     def decode(self, gene: float) -> Value:
         """The value of a gene in [0, 1]; each integer and each choice has an equal share."""
         if self.choices is not None:
             return self.choices[min(int(gene * len(self.choices)), len(self.choices) - 1)]
-        assert self.low is not None
-        assert self.high is not None
+        low, high = self.bounds
         if self.kind == "int":
             # Half a unit beyond both ends, so that rounding treats all integers alike.
-            value = self._interpolate(gene, self.low - 0.5, self.high + 0.5)
-            return min(max(round(value), int(self.low)), int(self.high))
-        return min(max(self._interpolate(gene, self.low, self.high), self.low), self.high)
+            value = self._interpolate(gene, low - 0.5, high + 0.5)
+            return min(max(round(value), int(low)), int(high))
+        return min(max(self._interpolate(gene, low, high), low), high)
+
+    def encode(self, value: Value) -> float:
+        """The gene of a value: of an integer or a choice, the middle of its share."""
+        if self.choices is not None:
+            return (self.choices.index(value) + 0.5) / len(self.choices)
+        low, high = self.bounds
+        assert isinstance(value, int | float)
+        if self.kind == "int":
+            low, high = low - 0.5, high + 0.5
+            ends = (self._position(end, low, high) for end in (value - 0.5, value + 0.5))
+            return sum(ends) / 2
+        return self._position(value, low, high)
+
+    def _position(self, value: float, low: float, high: float) -> float:
+        if self.scale == "log":
+            return (math.log(value) - math.log(low)) / (math.log(high) - math.log(low))
+        return (value - low) / (high - low)
 
     def _interpolate(self, gene: float, low: float, high: float) -> float:
         if self.scale == "log":
@@ -95,15 +123,34 @@ class SearchSpace:
         """What the database keeps of the space."""
         return [asdict(h) for h in self.hyperparameters]
 
+    @classmethod
+    def from_json(cls, content: Any, source: str) -> SearchSpace:
+        """Read what `as_json` gave, in this version or an earlier one.
+
+        Raises:
+            ConfigError: when this version does not know all of it.
+        """
+        try:
+            return cls(_STORED.validate_python(content))
+        except ValidationError as error:
+            key = ".".join(map(str, ("space", *error.errors()[0]["loc"])))
+            raise ConfigError(f"`{key}`: {error.errors()[0]['msg']} ({source})") from None
+
+
+_STORED = TypeAdapter(tuple[Hyperparameter, ...])
+
 
 def parse_space(
-    content: Any, task: type[AnyTraining], training: Mapping[str, Any], source: str
+    content: Any, task: type[TrainingConfig], training: Mapping[str, Any], source: str
 ) -> SearchSpace:
     """Build the space over the training configuration `training` of class `task`.
 
     Raises:
         ConfigError: with a line for each wrong entry; also when a bound is no valid value.
     """
+    # Not above: who reads a stored space needs no tasks, whose configurations take long to build.
+    from oialr_training.tasks import validate_training
+
     if not isinstance(content, dict) or not content:
         raise ConfigError(f"`space` maps paths to ranges, got {content!r:.60} ({source})")
     hyperparameters, lines = [], []
@@ -144,7 +191,7 @@ def with_hyperparameters(
 
 
 def _parse_hyperparameter(
-    name: str, entry: Any, task: type[AnyTraining], source: str
+    name: str, entry: Any, task: type[TrainingConfig], source: str
 ) -> Hyperparameter:
     kind = _kind_of(name, task, source)
     if kind == "bool" and entry is None:
@@ -175,14 +222,14 @@ def _parse_hyperparameter(
     return Hyperparameter(name=name, kind=kind, low=given.low, high=given.high, scale=given.scale)
 
 
-def _kind_of(name: str, task: type[AnyTraining], source: str) -> Kind:
+def _kind_of(name: str, task: type[TrainingConfig], source: str) -> Kind:
     """The kind of the training configuration's field at a dotted path."""
     model: type[BaseModel] = task
     keys = name.split(".")
     for position, key in enumerate(keys):
         field = model.model_fields.get(key)
-        if field is None or (position == 0 and key not in _SEARCHED):
-            searchable = [k for k in model.model_fields if position > 0 or k in _SEARCHED]
+        if field is None or (position == 0 and key not in task.searched):
+            searchable = [k for k in model.model_fields if position > 0 or k in task.searched]
             if field is not None:
                 raise ConfigError(
                     f"`space.{name}`: `{name}` is set, not searched; "
@@ -203,12 +250,6 @@ def _kind_of(name: str, task: type[AnyTraining], source: str) -> Kind:
     # bool before int: Python's bool is an int.
     kinds: tuple[tuple[type, Kind], ...] = ((bool, "bool"), (float, "float"), (int, "int"))
     return next((kind for type_, kind in kinds if type_ in options), "choice")
-
-
-# The others would change what the metric means, or where the training runs.
-_SEARCHED = frozenset(
-    {"epochs", "batch_size", "model", "data", "optimizer", "scheduler", "criterion", "oialr"}
-)
 
 
 def _options(annotation: Any) -> list[Any]:
@@ -234,6 +275,8 @@ def _samples(hyperparameter: Hyperparameter) -> Sequence[Value]:
 
 def _refuse_contradictions(space: SearchSpace, training: Mapping[str, Any], source: str) -> None:
     """Refuse values that are valid one by one but not together, as far as a sample tells."""
+    from oialr_training.tasks import validate_training
+
     draw = random.Random(0).random
     for _ in range(MAX_VALUES_TRIED):
         drawn = space.decode({h.name: draw() for h in space.hyperparameters})

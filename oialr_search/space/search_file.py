@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from oialr_training.config import TASKS, AnyTraining, Config, Fraction, validate, validate_training
+from oialr_training.config import TrainingConfig
 from oialr_training.errors import ConfigError, nearest
+from oialr_training.tasks import TASKS, validate_training
+from oialr_training.validation import Config, Fraction, validate
 from oialr_training.yaml_files import apply_override, in_one_line, parse_assignment, read_yaml
 from pydantic import Field
 
@@ -16,9 +18,22 @@ from oialr_search.space.hyperparameters import RANGE_KEYS, SearchSpace, parse_sp
 
 ENGINES = {
     "propulate": "oialr_search.launch.engines.propulate:PropulateEngine",
+    "screened": "oialr_search.launch.engines.screened:ScreenedEngine",
     "random": "oialr_search.launch.engines.random_search:RandomSearch",
+    "sobol": "oialr_search.launch.engines.sobol:SobolSequence",
+    "tpe": "oialr_search.launch.engines.optuna_samplers:TPE",
+    "cmaes": "oialr_search.launch.engines.cmaes:CMAES",
 }
 """Engine → its class, which is imported where it is chosen."""
+
+OF_PROPULATE = (
+    "crossover_probability", "mutation_probability", "mutation_sigma", "random_init_probability",
+)  # fmt: skip
+
+
+STORED_FORMAT = 1
+"""Of settings and space as they are stored; it goes up when older ones need to be translated.
+Version 0.1.0 said none, and what it stored needs no translation."""
 
 
 class SearchSettings(Config):
@@ -31,12 +46,15 @@ class SearchSettings(Config):
     evaluations: Annotated[int, Field(ge=1)]
     """Individuals of the whole search, over all ranks."""
     islands: Annotated[int, Field(ge=1)]
-    engine: str = "propulate"
-    """What proposes the next individual of an island."""
+    engine: str = "screened"
+    """What proposes the next individual: one of ENGINES."""
+    engines: list[str] | None = None
+    """An engine for each island, in place of `engine`."""
     population_size: Annotated[int, Field(ge=2)] | None = None
-    """Individuals that an island breeds from (its best); until it has so many, individuals are
-    random. null: twice the number of ranks, as the authors did."""
+    """Individuals that an island breeds from (its best); with `propulate`, individuals are random
+    until it has so many. null: twice the number of ranks, as the authors did."""
     crossover_probability: Fraction = 0.7
+    """Of `propulate`, as what follows."""
     mutation_probability: Fraction = 0.4
     """Probability that one hyperparameter is drawn anew; besides, each child has one moved."""
     mutation_sigma: Annotated[float, Field(gt=0.0, le=1.0)] = 0.05
@@ -51,6 +69,8 @@ class SearchSettings(Config):
     """An evaluation that takes longer is stopped and counts as `timed_out`; null: no limit."""
     no_progress_limit_s: Annotated[float, Field(gt=0.0)] = 600.0
     """So is one whose worker has neither trained nor measured a batch for so long."""
+    preparation_limit_s: Annotated[float, Field(gt=0.0)] = 600.0
+    """So long may a worker take until it trains: imports, data and a first step."""
     log_limit_mib: Annotated[int, Field(ge=1)] = 64
     """An evaluation that writes a longer log has failed."""
     retries: Annotated[int, Field(ge=0)] = 1
@@ -67,17 +87,49 @@ class SearchFile:
 
     search: SearchSettings
     space: SearchSpace
-    training: AnyTraining
+    training: TrainingConfig
     pinned: tuple[str, ...]
     """Hyperparameters that an override took out of the space."""
     source: str
 
+    @property
+    def without_effect(self) -> list[str]:
+        """Settings of the engine `propulate` that are given while no island has it."""
+        if "propulate" in (self.search.engines or [self.search.engine]):
+            return []
+        return [name for name in OF_PROPULATE if name in self.search.model_fields_set]
+
     def as_json(self) -> dict[str, Any]:
-        """What the database keeps of the file."""
+        """What the database keeps of the file, beside its space; see `stored_training`."""
         return {
+            "format": STORED_FORMAT,
             "search": self.search.model_dump(mode="json"),
             "training": self.training.model_dump(mode="json"),
         }
+
+
+def stored_training(settings: Mapping[str, Any], source: str) -> TrainingConfig:
+    """The training configuration of stored settings; fields newer than these have their defaults.
+
+    Raises:
+        ConfigError: when a newer version stored them, or this one does not know all of it.
+    """
+    _refuse_newer(settings, source)
+    return validate_training(settings["training"], source)
+
+
+def stored_search_settings(settings: Mapping[str, Any], source: str) -> SearchSettings:
+    """The `search:` settings of stored ones, as `stored_training` does it."""
+    _refuse_newer(settings, source)
+    return validate(SearchSettings, settings["search"], source, prefix="search.")
+
+
+def _refuse_newer(settings: Mapping[str, Any], source: str) -> None:
+    if settings.get("format", 0) > STORED_FORMAT:
+        raise ConfigError(
+            f"a newer oialr-search wrote these settings ({source}): "
+            "run `pip install --upgrade oialr-search`"
+        )
 
 
 def _set_in_space(space: dict[str, Any], key: str, value: Any) -> None:
@@ -123,16 +175,22 @@ def load_search(
     training_content = {k: v for k, v in content.items() if k not in ("search", "space")}
     search = validate(SearchSettings, content["search"], source, prefix="search.")
     training = validate_training(training_content, source)
-    if search.engine not in ENGINES:
+    for engine in {search.engine, *(search.engines or ())} - ENGINES.keys():
+        key = "engine" if engine == search.engine else "engines"
         raise ConfigError(
-            f"unknown engine {search.engine!r:.80} for `search.engine`"
-            f"{nearest(search.engine, ENGINES)} ({source})"
+            f"unknown engine {engine!r:.80} for `search.{key}`{nearest(engine, ENGINES)} ({source})"
+        )
+    if search.engines is not None and len(search.engines) != search.islands:
+        raise ConfigError(
+            f"`search.engines` names one for each of `search.islands` = {search.islands}, "
+            f"got {len(search.engines)} ({source})"
         )
     task = TASKS[training.task]
-    if search.metric not in task.metrics:
+    metrics = task.validation_metrics()
+    if search.metric not in metrics:
         raise ConfigError(
             f"unknown metric {search.metric!r:.80} for `search.metric`"
-            f"{nearest(search.metric, task.metrics)} ({source})"
+            f"{nearest(search.metric, metrics)} ({source})"
         )
     return SearchFile(
         search=search,

@@ -15,8 +15,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from oialr_search.storage.reading import (
     COUNTS,
-    EVALUATION_FIELDS,
-    as_individual,
+    as_evaluation,
     has_status,
     parameter,
     read_individuals,
@@ -24,12 +23,14 @@ from oialr_search.storage.reading import (
 from oialr_search.storage.records import (
     Claim,
     EvaluationRecord,
+    IndividualRecord,
     Outcome,
     Proposal,
     Runner,
     Status,
     StorageError,
     individual_folder,
+    num_failures,
     utc_now,
 )
 from oialr_search.storage.schema import (
@@ -41,6 +42,7 @@ from oialr_search.storage.schema import (
     migrations,
     observations,
     rank_updates,
+    row_of,
     searches,
 )
 
@@ -193,10 +195,10 @@ def claim(
     _count(connection, search_id, individual.island, left, Status.RUNNING)
     evaluation = _start_evaluation(connection, individual.id, earlier, runner)
     return Claim(
-        individual=as_individual(individual, evaluation),
+        individual=IndividualRecord(**individual._mapping, evaluation=evaluation),
         evaluation=evaluation,
         repeated=left is not None,
-        failures=_failures(earlier),
+        failures=num_failures(earlier),
         remaining=claimable - 1,
     )
 
@@ -209,7 +211,7 @@ def finish(
     status = Status.LOST if repeat else outcome.status
     found = connection.execute(LOCK_SEARCH_OF_EVALUATION, {"the_id": evaluation_id}).one()
     number = found.last_finish_number + 1
-    values = {"the_id": evaluation_id, **vars(outcome), "finish_number": number}
+    values = {"the_id": evaluation_id, **row_of(outcome), "finish_number": number}
     if not connection.execute(CLOSE_EVALUATION, values).rowcount:
         return False
     connection.execute(
@@ -252,28 +254,22 @@ def _start_evaluation(
         "metrics": {},
     }
     row = connection.execute(INSERT_EVALUATION, values).one()
-    return EvaluationRecord(**dict(zip(EVALUATION_FIELDS, row, strict=True)))
+    return as_evaluation(row)
 
 
 def _claimed_before(connection: sa.Connection, evaluation_id: int, claimable: int) -> Claim:
     """Return what a runner had claimed when it was cut off."""
-    evaluation = EvaluationRecord(
-        **connection.execute(RUNNING, {"the_id": evaluation_id}).mappings().one()
-    )
+    evaluation = as_evaluation(connection.execute(RUNNING, {"the_id": evaluation_id}).one())
     [individual] = read_individuals(connection, individuals.c.id == evaluation.individual_id)
     earlier = _attempts_of(connection, individual.id)[:-1]
     return Claim(
         individual=individual,
         evaluation=evaluation,
         repeated=bool(earlier),
-        failures=_failures(earlier),
+        failures=num_failures(earlier),
         remaining=claimable,
     )
 
 
 def _attempts_of(connection: sa.Connection, individual_id: int) -> Sequence[Any]:
     return connection.execute(ATTEMPTS, {"the_individual_id": individual_id}).all()
-
-
-def _failures(attempts: Sequence[Any]) -> int:
-    return sum(1 for a in attempts if a.status in (Status.FAILED, Status.TIMED_OUT))

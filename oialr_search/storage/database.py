@@ -79,7 +79,7 @@ class Storage(StorageReader):
 
     def create_search(self, search: NewSearch) -> int:
         """Store a search, give the leaderboard its columns and return the search's id."""
-        values = vars(search) | {"settings": json.loads(_blank(json.dumps(search.settings)))}
+        values = vars(search) | _blanked(search) | {"space": search.space.as_json()}
         with self._writing() as connection:
             lock_schema(connection)
             try:
@@ -91,11 +91,12 @@ class Storage(StorageReader):
             renew_leaderboard(connection)
         return search_id
 
-    def set_evaluations_total(self, search_id: int, total: int) -> None:
-        """Change how many individuals a search will have: a resumed search may ask for more."""
+    def change_search(self, search_id: int, search: NewSearch) -> None:
+        """Store what a launch may change of a search: settings, seed, individuals in total."""
+        changed = {"seed": search.seed, "evaluations_total": search.evaluations_total}
         with self._writing() as connection:
             connection.execute(
-                claims.UPDATE_SEARCH, {"the_id": search_id, "evaluations_total": total}
+                claims.UPDATE_SEARCH, {"the_id": search_id, **changed, **_blanked(search)}
             )
 
     def start_launch(self, launch: NewLaunch) -> int:
@@ -150,9 +151,15 @@ class Storage(StorageReader):
         with self._writing() as connection:
             return claims.claim(connection, search_id, proposal, total, runner)
 
-    def mark_training_started(self, evaluation_id: int, at: datetime, resumed_epoch: int) -> None:
-        """Note the time of the first training step, and the epochs taken over."""
+    def mark_training_started(
+        self, evaluation_id: int, at: datetime, resumed_epoch: int, device: str | None = None
+    ) -> None:
+        """Note the time of the first training step, the epochs taken over, and the device if known.
+
+        Until then the device is what the worker was to use.
+        """
         values = {"training_started_at": at, "resumed_epoch": resumed_epoch}
+        values |= {"device": device} if device else {}
         with self._writing() as connection:
             connection.execute(claims.UPDATE_EVALUATION, {"the_id": evaluation_id, **values})
 
@@ -222,6 +229,11 @@ class Storage(StorageReader):
             lock_schema(connection)
             restoring.restore(connection, search, launches, histories)
             renew_leaderboard(connection)
+
+
+def _blanked(search: NewSearch) -> dict[str, Any]:
+    """Return the settings without passwords."""
+    return {"settings": json.loads(_blank(json.dumps(search.settings)))}
 
 
 def _blank(text: str) -> str:

@@ -23,7 +23,7 @@ from sqlalchemy.engine import URL, make_url
 
 from oialr_search.storage.errors import display_name, storage_errors
 from oialr_search.storage.records import StorageError
-from oialr_search.storage.schema import REVISION, REVISION_TABLE
+from oialr_search.storage.schema import FIRST_REVISION, REVISION, REVISION_TABLE
 from oialr_search.storage.views import create_views, drop_views
 
 BUSY_TIMEOUT_S = 15  # a controller that waits longer looks after its worker, and tries again
@@ -116,6 +116,11 @@ def upgrade(text: str) -> None:
         revision = _revision(connection)
         if revision is None or revision > REVISION:
             _check(revision, url)
+        if revision and revision < FIRST_REVISION:
+            raise StorageError(
+                f"{display_name(url)}, of revision {revision}, is no longer read: "
+                "start anew with another --db"
+            )
         _upgrade(connection)
 
 

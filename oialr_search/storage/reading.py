@@ -4,30 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import fields
 from datetime import datetime
 from itertools import groupby
 from types import TracebackType
 from typing import Any, Literal, Self
 
 import sqlalchemy as sa
-from oialr_training.protocol import Observation, RankUpdate
+from oialr_training.errors import ConfigError
+from oialr_training.protocol import Observation, RankUpdate, Resources
 
+from oialr_search.space.hyperparameters import SearchSpace
 from oialr_search.storage import queries
 from oialr_search.storage.errors import storage_errors
+from oialr_search.storage.leaderboard import INDIVIDUAL, leaderboard
 from oialr_search.storage.records import (
     EpochRecord,
     EvaluationRecord,
     IndividualRecord,
     IslandSummary,
+    Known,
     LaunchRecord,
     MigrationRecord,
     Progress,
     RunningEvaluation,
     SearchRecord,
     Status,
+    StorageError,
     StorageUnavailable,
 )
 from oialr_search.storage.schema import (
+    RESOURCES,
     evaluations,
     individuals,
     islands,
@@ -176,7 +183,8 @@ class StorageReader(AbstractContextManager["StorageReader"]):
             sa.select(
                 evaluations.c.id.label("evaluation_id"),
                 *evaluations.c["individual_id", "attempt", "world_rank", "hostname", "device"],
-                *evaluations.c["started_at", "last_epoch", "folder"],
+                *evaluations.c["started_at", "training_started_at", "resumed_epoch"],
+                *evaluations.c["last_epoch", "folder"],
                 *individuals.c["island", "island_rank"],
             )
             .join_from(individuals, evaluations)
@@ -290,18 +298,25 @@ class StorageReader(AbstractContextManager["StorageReader"]):
         Who has read a search before needs no more: its ids only grow, and an individual that
         neither runs nor waits changes no more.
         """
-        newer = (
-            individuals.c.search_id == search_id,
-            individuals.c.status.in_(list(Status)),  # the index has them by status, then id
-            individuals.c.id > individual_id,
-        )
         with self._reading() as connection:
-            known = [
+            return [
                 record
-                for ids in _batches(sorted(again))
-                for record in read_individuals(connection, individuals.c.id.in_(ids))
+                for conditions in _after(search_id, individual_id, again)
+                for record in read_individuals(connection, *conditions)
             ]
-            return known + read_individuals(connection, *newer)
+
+    def known_after(
+        self, search_id: int, individual_id: int, again: Collection[int] = ()
+    ) -> list[Known]:
+        """Return the same individuals as engines know them: a quarter of the memory and time."""
+        c = individuals.c
+        query = sa.select(c.id.label("individual_id"), c.island, c.status, c.genes, c.fitness)
+        with self._reading() as connection:
+            return [
+                Known(**row._mapping)
+                for conditions in _after(search_id, individual_id, again)
+                for row in connection.execute(query.where(*conditions).order_by(c.id))
+            ]
 
     def individual(self, individual_id: int) -> IndividualRecord | None:
         """Return one individual."""
@@ -348,7 +363,7 @@ class StorageReader(AbstractContextManager["StorageReader"]):
 
     def rank_updates(self, evaluation_id: int) -> list[RankUpdate]:
         """Return an evaluation's inner ranks by step and layer."""
-        columns = rank_updates.c["step", "layer", "inner_rank", "full_inner_rank", "stability"]
+        columns = rank_updates.c[*(field.name for field in fields(RankUpdate))]
         query = (
             sa.select(*columns)
             .where(rank_updates.c.evaluation_id == evaluation_id)
@@ -359,19 +374,19 @@ class StorageReader(AbstractContextManager["StorageReader"]):
 
     def observations(self, evaluation_id: int) -> list[Observation]:
         """Return an evaluation's observations by step, earlier step and layer."""
-        names = ("step", "earlier_step", "layer", "stability", "mixing_similarity")
+        columns = observations.c[*(field.name for field in fields(Observation))]
         query = (
-            sa.select(*(observations.c[name] for name in names))
+            sa.select(*columns)
             .where(observations.c.evaluation_id == evaluation_id)
-            .order_by(*(observations.c[name] for name in names[:3]))
+            .order_by(*observations.c["step", "earlier_step", "layer"])
         )
         with self._reading() as connection:
             return [Observation(**row) for row in connection.execute(query).mappings()]
 
     def migrations(self, search_id: int) -> list[MigrationRecord]:
         """Return a search's accepted migrations, oldest first."""
-        fields = [column for column in migrations.c if column.name != "fitness"]
-        query = sa.select(*fields).where(migrations.c.search_id == search_id).order_by("id")
+        columns = [column for column in migrations.c if column.name != "fitness"]
+        query = sa.select(*columns).where(migrations.c.search_id == search_id).order_by("id")
         with self._reading() as connection:
             return [MigrationRecord(**row) for row in connection.execute(query).mappings()]
 
@@ -399,30 +414,28 @@ class StorageReader(AbstractContextManager["StorageReader"]):
         self, search_id: int, selection: Selection, limit: int | None = None
     ) -> list[Placed]:
         """Return the individuals of a selection, best first, those without a fitness last."""
-        split = len(INDIVIDUAL_FIELDS)
-        records = []
+        query = leaderboard(None, selection, search_id, self._engine.dialect.name)
         with self._reading() as connection:
-            found = queries.select(connection, search_id, selection, limit=limit)
-            for number, found_row in enumerate(found, start=1):
-                place, row = found_row[0], found_row[1:]
-                latest = dict(zip(EVALUATION_FIELDS, row[split:], strict=True))
-                individual = as_individual(
-                    row[:split], EvaluationRecord(**latest) if latest["id"] else None
+            found = connection.execute(query.limit(limit))
+            return [
+                Placed(
+                    place=number if selection == Selection() else row[0],
+                    individual=as_individual(row[1:]),
                 )
-                place = number if selection.is_leaderboard else place
-                records.append(Placed(place=place, individual=individual))
-        return records
+                for number, row in enumerate(found, start=1)
+            ]
 
     def values(
         self, search_id: int, selection: Selection, columns: Sequence[Column]
     ) -> list[tuple[Any, ...]]:
         """Return the id of each individual of a selection, in any order, and its values."""
+        asked, dialect = [INDIVIDUAL, *columns], self._engine.dialect.name
+        query = leaderboard(asked, selection, search_id, dialect)
         with self._reading() as connection:
-            found = queries.select(connection, search_id, selection, wanted=columns)
-            return [tuple(row) for row in found]
+            return [tuple(row) for row in connection.execute(query)]
 
     def last_finishes(self, launch_id: int, limit: int) -> Sequence[tuple[datetime, int]]:
-        """Return when a launch's latest evaluations ended and on which islands, latest first."""
+        """Return when a launch's latest evaluations ended and where, latest first; not the lost."""
         with self._reading() as connection:
             return queries.last_finishes(connection, launch_id, limit)
 
@@ -463,20 +476,45 @@ def read_searches(
         .where(launches.c.search_id == searches.c.id)
         .scalar_subquery()
     )
-    fields = [column for column in searches.c if column.name != "last_finish_number"]
+    columns = [column for column in searches.c if column.name != "last_finish_number"]
     query = (
-        sa.select(*fields, last_launch_at.label("last_launch_at"))
+        sa.select(*columns, last_launch_at.label("last_launch_at"))
         .where(*conditions)
         .order_by(last_launch_at.desc().nulls_last(), searches.c.id.desc())
     )
-    return [SearchRecord(**row) for row in connection.execute(query).mappings()]
+    return [
+        SearchRecord(**{**row, "space": read_space(row["name"], row["space"])})
+        for row in connection.execute(query).mappings()
+    ]
+
+
+def read_space(search: str, content: Any) -> SearchSpace:
+    """Return a search's space.
+
+    Raises:
+        StorageError: when this version does not know all of it.
+    """
+    try:
+        return SearchSpace.from_json(content, f"search {search!r} as it is stored")
+    except ConfigError as error:
+        raise StorageError(str(error)) from None
 
 
 def read_evaluations(connection: sa.Connection, query: sa.Select[Any]) -> list[EvaluationRecord]:
     """Return the evaluations of a query for all their columns."""
-    return [
-        EvaluationRecord(**dict(zip(EVALUATION_FIELDS, row, strict=True)))
-        for row in connection.execute(query)
+    return [as_evaluation(row) for row in connection.execute(query)]
+
+
+def _after(
+    search_id: int, individual_id: int, again: Collection[int]
+) -> Iterator[Sequence[sa.ColumnElement[bool]]]:
+    """Yield the conditions of individuals named `again`, then those of the higher ids."""
+    for ids in _batches(sorted(again)):
+        yield [individuals.c.id.in_(ids)]
+    yield [
+        individuals.c.search_id == search_id,
+        individuals.c.status.in_(list(Status)),  # the index has them by status, then id
+        individuals.c.id > individual_id,
     ]
 
 
@@ -488,17 +526,18 @@ def read_individuals(
 ) -> list[IndividualRecord]:
     """Return individuals with their latest evaluations."""
     query = INDIVIDUALS.where(*conditions).order_by(*order, individuals.c.id).limit(limit)
+    return [as_individual(row) for row in connection.execute(query)]
+
+
+def as_individual(row: Sequence[Any]) -> IndividualRecord:
+    """Make a record of a row of `individuals` joined to one of `evaluations`, if there is one."""
     split = len(INDIVIDUAL_FIELDS)
-    records = []
-    for row in connection.execute(query):
-        latest = dict(zip(EVALUATION_FIELDS, row[split:], strict=True))
-        records.append(
-            as_individual(row[:split], EvaluationRecord(**latest) if latest["id"] else None)
-        )
-    return records
+    values, latest = dict(zip(INDIVIDUAL_FIELDS, row[:split], strict=True)), row[split:]
+    return IndividualRecord(**values, evaluation=as_evaluation(latest) if latest[0] else None)
 
 
-def as_individual(row: Sequence[Any], evaluation: EvaluationRecord | None) -> IndividualRecord:
-    """Make a record of a row of `individuals`."""
-    fields = dict(zip(INDIVIDUAL_FIELDS, row, strict=True))
-    return IndividualRecord(**fields, evaluation=evaluation)
+def as_evaluation(row: Sequence[Any]) -> EvaluationRecord:
+    """Make a record of a row of `evaluations`."""
+    values = dict(zip(EVALUATION_FIELDS, row, strict=True))
+    resources = Resources(**{name: values.pop(name) for name in RESOURCES})
+    return EvaluationRecord(**values, resources=resources)

@@ -6,41 +6,33 @@ whatever goes wrong in a database arrives as one `StorageError` without a passwo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from oialr_training.protocol import Observation, RankUpdate
-from typing_extensions import TypeAliasType
+from oialr_training.errors import Cause, KnownError
+from oialr_training.protocol import Observation, RankUpdate, Resources
+
+from oialr_search.space.hyperparameters import SearchSpace, Value
+from oialr_search.storage.status import Status as Status
 
 if TYPE_CHECKING:
-    pass
+    from oialr_training.config import TrainingConfig
 
-JsonValue = TypeAliasType(
-    "JsonValue", "bool | int | float | str | Sequence[JsonValue] | Mapping[str, JsonValue] | None"
-)
+    from oialr_search.space.search_file import SearchSettings
 
 
-class StorageError(Exception):
+class StorageError(KnownError):
     """A database that cannot be used as asked; its text is one line for the user."""
+
+    cause: Cause = "configuration"
 
 
 class StorageUnavailable(StorageError):  # noqa: N818  (a state of the database, not a mistake)
     """The database cannot be reached, is locked or full just now: the same call may work later."""
 
-
-class Status(StrEnum):
-    """How far an individual or one of its evaluations has come."""
-
-    QUEUED = "queued"
-    RUNNING = "running"
-    COMPLETED = "completed"
-    PRUNED = "pruned"
-    FAILED = "failed"
-    TIMED_OUT = "timed_out"
-    LOST = "lost"
+    cause = "machine"
 
 
 def utc_now() -> datetime:
@@ -55,8 +47,8 @@ class NewSearch:
     name: str
     task: str
     metric: str  # the validation metric that the fitness is made of
-    settings: Mapping[str, JsonValue]  # the complete search file after overrides
-    space: Sequence[Mapping[str, JsonValue]]  # {"name", "kind": float|int|bool|choice, ...} each
+    settings: Mapping[str, Any]  # the complete search file after overrides, as it is stored
+    space: SearchSpace
     metric_names: Sequence[str]  # final metrics to show in the leaderboard
     seed: int
     evaluations_total: int  # individuals the search will have in the end
@@ -70,6 +62,33 @@ class SearchRecord(NewSearch):
     id: int
     created_at: datetime
     last_launch_at: datetime | None  # None before the first launch
+
+    def training(self) -> TrainingConfig:
+        """Return the training configuration of the search file, complete for this version.
+
+        Raises:
+            ConfigError: when it has something that this version does not know.
+        """
+        from oialr_search.space.search_file import stored_training
+
+        return stored_training(self.settings, f"search {self.name!r} as it is stored")
+
+    def search_settings(self) -> SearchSettings:
+        """Return how the space was searched by the latest launch, complete for this version.
+
+        Raises:
+            ConfigError: when it has something that this version does not know.
+        """
+        from oialr_search.space.search_file import stored_search_settings
+
+        return stored_search_settings(self.settings, f"search {self.name!r} as it is stored")
+
+    def of_search_file(self, path: str) -> Any:
+        """Return what stands at a dotted path of the stored training configuration, else None."""
+        found: Any = self.settings.get("training")
+        for key in path.split("."):
+            found = found.get(key) if isinstance(found, Mapping) else None
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +124,7 @@ class Proposal:
     parents: Sequence[int]  # ids of individuals
     origin: str  # how it came about: "random", "bred"
     genes: Mapping[str, float]  # each in [0, 1]
-    hyperparameters: Mapping[str, JsonValue]  # decoded
+    hyperparameters: Mapping[str, Value]  # decoded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,11 +158,7 @@ class Outcome:
     trainable_percent: float | None = None  # of the full-rank model's parameters
     compression_percent: float | None = None  # total parameters, same reference
     log_tail: str | None = None  # the end of the worker's log, where it did not complete
-    gpu_energy_j: float | None = None  # of the whole GPU, while the attempt trained
-    cpu_energy_j: float | None = None  # of all CPU packages of the machine meanwhile
-    peak_host_memory_bytes: int | None = None  # of the worker and its loader processes
-    peak_gpu_memory_bytes: int | None = None  # of all tensors
-    samples_per_s: float | None = None  # trained; validation left out
+    resources: Resources = field(default_factory=Resources)
     finished_at: datetime = field(default_factory=utc_now)
 
 
@@ -177,11 +192,7 @@ class EvaluationRecord:
     trainable_percent: float | None
     compression_percent: float | None
     log_tail: str | None
-    gpu_energy_j: float | None = None  # these five as in `Outcome`
-    cpu_energy_j: float | None = None
-    peak_host_memory_bytes: int | None = None
-    peak_gpu_memory_bytes: int | None = None
-    samples_per_s: float | None = None
+    resources: Resources = field(default_factory=Resources)
 
     @property
     def duration_s(self) -> float | None:
@@ -189,6 +200,22 @@ class EvaluationRecord:
         if self.finished_at is None:
             return None
         return (self.finished_at - self.started_at).total_seconds()
+
+
+def num_failures(attempts: Iterable[EvaluationRecord]) -> int:
+    """Count the attempts that failed or timed out, whoever's fault it was."""
+    return sum(attempt.status in (Status.FAILED, Status.TIMED_OUT) for attempt in attempts)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Known:
+    """What an engine knows of an individual, of whichever island and whatever became of it."""
+
+    individual_id: int
+    island: int
+    status: Status
+    genes: Mapping[str, float]
+    fitness: float | None  # None unless completed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,6 +301,8 @@ class RunningEvaluation:
     hostname: str
     device: str | None
     started_at: datetime
+    training_started_at: datetime | None
+    resumed_epoch: int | None
     last_epoch: int | None
     folder: str
 

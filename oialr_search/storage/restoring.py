@@ -12,6 +12,7 @@ from oialr_training.protocol import Observation, RankUpdate
 
 from oialr_search.storage.records import (
     EpochRecord,
+    EvaluationRecord,
     IndividualHistory,
     LaunchRecord,
     SearchRecord,
@@ -26,6 +27,7 @@ from oialr_search.storage.schema import (
     metrics,
     observations,
     rank_updates,
+    row_of,
     searches,
 )
 
@@ -48,7 +50,8 @@ def restore(
     census: Counter[tuple[int, Status]] = Counter()
     last_finish_number = 0
     try:
-        connection.execute(sa.insert(searches), [_fields(search, searches)])
+        fields = _fields(search, searches) | {"space": search.space.as_json()}
+        connection.execute(sa.insert(searches), [fields])
         _insert(connection, launches, [_fields(launch, launches) for launch in launch_records])
         remaining = iter(histories)
         while batch := list(islice(remaining, BATCH)):
@@ -108,7 +111,7 @@ def epoch_rows(
 
 
 def _fields(record: Any, table: sa.Table) -> dict[str, Any]:
-    fields = vars(record)
+    fields = row_of(record) if isinstance(record, EvaluationRecord) else vars(record)
     return {column.name: fields[column.name] for column in table.c if column.name in fields}
 
 

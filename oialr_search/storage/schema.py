@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
+from oialr_training.protocol import Resources
 from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeDecorator
 
-from oialr_search.storage.records import Status
+from oialr_search.storage.records import EvaluationRecord, Outcome, Status
 
-REVISION = "0002"
+FIRST_REVISION, REVISION = "0002", "0003"  # what can be brought up to date, and to what
 REVISION_TABLE = "oialr_search_revision"
 
 METADATA = sa.MetaData(
@@ -122,6 +124,14 @@ def _counter(name: str, *, comment: str) -> sa.Column[Any]:
     return _column(name, sa.Integer, server_default=sa.text("0"), comment=comment)
 
 
+RESOURCES = {
+    "gpu_energy_j": "of the whole GPU, whoever uses it",
+    "cpu_energy_j": "of all CPUs of the node, whoever uses them",
+    "peak_host_memory_bytes": "with loader processes",
+    "peak_gpu_memory_bytes": "of all tensors",
+    "samples_per_s": "images or windows trained",
+}
+
 searches = sa.Table(
     "searches",
     METADATA,
@@ -221,15 +231,15 @@ evaluations = sa.Table(
     _column("trainable_percent", Number, nullable=True, comment="of full rank's parameters"),
     _column("compression_percent", Number, nullable=True, comment="total parameters likewise"),
     _column("log_tail", FreeText, nullable=True, comment="end of the log if it did not complete"),
-    _column("gpu_energy_j", Number, nullable=True, comment="of the whole GPU, whoever uses it"),
-    _column(
-        "cpu_energy_j", Number, nullable=True, comment="of all CPUs of the node, whoever uses them"
+    *(
+        _column(
+            resource.name,
+            sa.BigInteger if resource.type == "int | None" else Number,
+            nullable=True,
+            comment=RESOURCES[resource.name],
+        )
+        for resource in fields(Resources)
     ),
-    _column(
-        "peak_host_memory_bytes", sa.BigInteger, nullable=True, comment="with loader processes"
-    ),
-    _column("peak_gpu_memory_bytes", sa.BigInteger, nullable=True, comment="of all tensors"),
-    _column("samples_per_s", Number, nullable=True, comment="images or windows trained"),
     sa.UniqueConstraint("individual_id", "attempt"),
     _fitness_is_for_completed(),
     sa.Index(None, "launch_id", "finish_number"),
@@ -281,6 +291,12 @@ observations = sa.Table(
     _column("layer", sa.Text, primary_key=True, comment="which layer"),
     _column("stability", MetricValue, nullable=True, comment="of the basis, Eq. (4)"),
     _column("mixing_similarity", MetricValue, nullable=True, comment="of the mixings, Eq. (5)"),
+    _column(
+        "relative_mixing_similarity",
+        MetricValue,
+        nullable=True,
+        comment="the same, relative to the mixings' norms",
+    ),
     comment="how far bases and mixings have come between two instants",
 )
 
@@ -298,3 +314,10 @@ migrations = sa.Table(
     sa.Index(None, "search_id", "target_island", "fitness", "individual_id"),
     comment="individuals accepted by other islands",
 )
+
+
+def row_of(record: Outcome | EvaluationRecord) -> dict[str, Any]:
+    """Return a record's values by column; each of the resources has one of its own."""
+    values = vars(record) | vars(record.resources)
+    del values["resources"]
+    return values

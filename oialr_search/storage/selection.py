@@ -9,7 +9,7 @@ from typing import Literal
 from oialr_search.storage.records import IndividualRecord, Status
 
 Kind = Literal["int", "float", "bool", "text"]
-Source = Literal["individual", "evaluation", "hyperparameters", "metrics", "computed"]
+Source = Literal["search", "individual", "evaluation", "hyperparameters", "metrics", "computed"]
 Operator = Literal["=", "!=", "<", "<=", ">", ">="]
 
 
@@ -78,11 +78,6 @@ class Selection:
     statuses: Sequence[Status] = (Status.COMPLETED,)
     islands: Sequence[int] = ()  # empty: all
     where: Condition | None = None
-
-    @property
-    def is_leaderboard(self) -> bool:
-        """Is it all that completed?"""
-        return self == Selection()
 
 
 @dataclass(frozen=True, kw_only=True)

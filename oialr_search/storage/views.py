@@ -6,59 +6,38 @@ The leaderboard's columns depend on the searches in the database: it is made ane
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
 import sqlalchemy as sa
 
+from oialr_search.space.hyperparameters import SearchSpace
+from oialr_search.storage.leaderboard import (
+    COMPRESSION,
+    DURATION,
+    FITNESS,
+    GENERATION,
+    INDIVIDUAL,
+    ISLAND,
+    ISLAND_RANK,
+    PLACE,
+    SEARCH,
+    TRAINABLE,
+    leaderboard,
+    of_hyperparameters,
+    of_metrics,
+)
 from oialr_search.storage.records import StorageError
 from oialr_search.storage.schema import searches
+from oialr_search.storage.selection import Column, Selection
 
 DOTTED_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
 MAX_COLUMN_LENGTH = 63  # PostgreSQL cuts longer names silently
 
-FIXED_COLUMNS = {
-    "search": "s.name",
-    "place": "p.place",
-    "individual_id": "i.id",
-    "fitness": "i.fitness",
-    "trainable_percent": "e.trainable_percent",
-    "compression_percent": "e.compression_percent",
-    "island": "i.island",
-    "island_rank": "i.island_rank",
-    "generation": "i.generation",
-}
-# Read from the index alone, and in order before the wide rows are looked up one by one: with a
-# LIMIT, PostgreSQL then decodes the JSON of so many rows only.
-PLACES = (
-    "SELECT id, search_id, "
-    "ROW_NUMBER() OVER (PARTITION BY search_id ORDER BY fitness, id) AS place "
-    "FROM individuals WHERE fitness IS NOT NULL ORDER BY search_id DESC, place"
-)
-SQL_TYPES = {
-    frozenset({"float"}): "REAL",
-    frozenset({"float", "int"}): "REAL",
-    frozenset({"int"}): "INTEGER",
-    frozenset({"bool"}): "BOOLEAN",
-}
-DURATION_S = {
-    "sqlite": "ROUND((julianday(e.finished_at) - julianday(e.started_at)) * 86400, 3)",
-    "postgresql": "CAST(EXTRACT(EPOCH FROM e.finished_at - e.started_at) AS DOUBLE PRECISION)",
-}
-EXTRACTS = {
-    "sqlite": {
-        sql_type: f"""CAST(json_extract({{json}}, '$."{{name}}"') AS {sql_type})"""
-        for sql_type in ("REAL", "INTEGER", "BOOLEAN", "TEXT")
-    },
-    "postgresql": {
-        "REAL": "CAST({json} ->> '{name}' AS DOUBLE PRECISION)",
-        "INTEGER": "CAST(CAST({json} ->> '{name}' AS NUMERIC) AS BIGINT)",
-        "BOOLEAN": "CAST({json} ->> '{name}' AS BOOLEAN)",
-        "TEXT": "{json} ->> '{name}'",
-    },
-}
-
-
+FIXED_COLUMNS = (
+    SEARCH, PLACE, replace(INDIVIDUAL, name="individual_id"), FITNESS, TRAINABLE, COMPRESSION,
+    ISLAND, ISLAND_RANK, GENERATION, DURATION,
+)  # fmt: skip
 # An individual's own parents as rows (number, id); no two databases take a JSON list apart alike.
 PARENTS = {
     "sqlite": "json_each(c.parents) x",
@@ -88,60 +67,40 @@ def renew_leaderboard(connection: sa.Connection) -> None:
 def _create_leaderboard(connection: sa.Connection) -> None:
     """Make the view with the columns of all searches in the database."""
     stored = connection.execute(
-        sa.select(searches.c.space, searches.c.metric_names).order_by(searches.c.id)
+        sa.select(*searches.c["name", "space", "metric_names"]).order_by(searches.c.id)
     ).all()
-    kinds: dict[str, set[str]] = {}
-    for row in stored:
-        for spec in row.space:
-            kinds.setdefault(spec["name"], set()).update(_kinds(spec))
-    hyperparameters = {name: SQL_TYPES.get(frozenset(k), "TEXT") for name, k in kinds.items()}
-    metrics = dict.fromkeys((name for row in stored for name in row.metric_names), "REAL")
-
-    dialect = connection.dialect.name
-    columns = FIXED_COLUMNS | {"duration_s": DURATION_S[dialect]}
-    _add_columns(columns, hyperparameters, "i.hyperparameters", EXTRACTS[dialect])
-    _add_columns(columns, metrics, "e.metrics", EXTRACTS[dialect], prefix="metric_")
-
-    selected = ",\n  ".join(f'{value} AS "{column}"' for column, value in columns.items())
-    connection.exec_driver_sql(
-        f"CREATE VIEW leaderboard AS\nSELECT\n  {selected}\n"
-        f"FROM ({PLACES}) p\n"
-        "JOIN individuals i ON i.id = p.id\n"
-        "JOIN searches s ON s.id = p.search_id\n"
-        "JOIN evaluations e ON e.individual_id = p.id AND e.status = 'completed'\n"
-        "ORDER BY p.search_id DESC, p.place"
-    )
+    hyperparameters = of_hyperparameters(SearchSpace.from_json(s.space, s.name) for s in stored)
+    metrics = of_metrics(name for search in stored for name in search.metric_names)
+    columns = _named([*FIXED_COLUMNS], hyperparameters)
+    columns = _named(columns, metrics, prefix="metric_")
+    query = leaderboard(columns, Selection(), None, connection.dialect.name)
+    text = query.compile(connection, compile_kwargs={"literal_binds": True})
+    connection.exec_driver_sql(f"CREATE VIEW leaderboard AS\n{text}")
 
 
-def _add_columns(
-    columns: dict[str, str],
-    types: Mapping[str, str],
-    json: str,
-    extracts: Mapping[str, str],
-    prefix: str = "",
-) -> None:
-    """Add a column for each key of a JSON object, with a prefix where its name is taken."""
-    taken = {column.lower() for column in columns}
-    for name, sql_type in types.items():
-        if not DOTTED_NAME.fullmatch(name):
-            raise StorageError(f"`{name}` is no name for a column: use letters, digits, _ and .")
-        column = name.replace(".", "_")
-        if column.lower() in taken:
-            column = prefix + column
-        if column.lower() in map(str.lower, columns):
+def _named(known: Sequence[Column], added: Sequence[Column], prefix: str = "") -> list[Column]:
+    """Give columns names that SQL can have, with a prefix where one is known already."""
+    taken = {column.name.lower() for column in known}
+    columns = {column.name.lower(): column for column in known}
+    for column in added:
+        if not DOTTED_NAME.fullmatch(column.name):
             raise StorageError(
-                f"`{name}` would share the leaderboard column `{column}` with another: rename one"
+                f"`{column.name}` is no name for a column: use letters, digits, _ and ."
             )
-        if len(column) > MAX_COLUMN_LENGTH:
-            raise StorageError(f"`{name}` is too long for a column: {MAX_COLUMN_LENGTH} at most")
-        columns[column] = extracts[sql_type].format(json=json, name=name)
-
-
-def _kinds(spec: Mapping[str, Any]) -> set[str]:
-    """Return the kinds of value a hyperparameter may have."""
-    if spec["kind"] != "choice":
-        return {spec["kind"]}
-    return {type(choice).__name__ for choice in spec.get("choices", ()) if choice is not None}
+        name = column.name.replace(".", "_")
+        if name.lower() in taken:
+            name = prefix + name
+        if name.lower() in columns:
+            raise StorageError(
+                f"`{column.name}` would share the leaderboard column `{name}` with another: "
+                "rename one"
+            )
+        if len(name) > MAX_COLUMN_LENGTH:
+            raise StorageError(
+                f"`{column.name}` is too long for a column: {MAX_COLUMN_LENGTH} at most"
+            )
+        columns[name.lower()] = replace(column, name=name)
+    return list(columns.values())
 
 
 def _create_lineage(connection: sa.Connection) -> None:

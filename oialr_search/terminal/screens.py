@@ -1,4 +1,4 @@
-"""What `status` and `show` look like on a terminal, and how a screen is drawn again and again."""
+"""What commands look like on a terminal, and how a screen is drawn again and again."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from oialr_search.storage.records import StorageUnavailable
-from oialr_search.terminal.tables import cell, fitting_table, make_console, printable
+from oialr_search.terminal.tables import fitting_table, make_console
+from oialr_search.terminal.values import number, printable, shown
 
 Row = Mapping[str, Any]
 Draw = Callable[[Console], RenderableType]
@@ -58,6 +59,16 @@ def _pictures(draw: Draw, console: Console, every_s: float) -> Any:
         time.sleep(every_s)
 
 
+def leaderboard_screen(
+    title: str, rows: Sequence[Row], objectives: Sequence[str], console: Console
+) -> RenderableType:
+    """The rows of a leaderboard; with objectives, how many of them are on the Pareto front."""
+    if objectives:
+        front = sum(row["pareto"] for row in rows)
+        title += f"; {front} on the Pareto front of {', '.join(objectives)}"
+    return fitting_table(rows, title, console) if rows else f"{title}: no such individual"
+
+
 def status_screen(status: Row, console: Console, now: datetime) -> RenderableType:
     """Where a search stands."""
     parts: list[RenderableType] = [_pairs(_status_lines(status, now))]
@@ -85,24 +96,25 @@ def _status_lines(status: Row, now: datetime) -> list[tuple[str, str]]:
     ]  # fmt: skip
     if best := status["best"]:
         trainable = best["trainable_percent"]
-        share = "" if trainable is None else f", {trainable:.4g} % trainable"
+        share = "" if trainable is None else f", {number(trainable)} % trainable"
         lines.append(
-            ("best", f"individual {best['individual']}, fitness {best['fitness']:.4g}{share}")
+            ("best", f"individual {best['individual']}, fitness {number(best['fitness'])}{share}")
         )
     if launch := status["launch"]:
         lines.append(("launch", _launch(launch, now)))
         if status["per_hour"]:
             span = duration(status["per_hour_over_s"])
-            lines.append(("pace", f"{status['per_hour']:.3g} evaluations an hour, over {span}"))
+            pace = number(status["per_hour"], 3)
+            lines.append(("pace", f"{pace} evaluations an hour, over {span}"))
         if last := status["last_finished_at"]:
             lines.append(("last ended", f"{_ago(last, now)} ago"))
     end = status["expected_end"]
     if not status["remaining"]:
         lines.append(("expected end", "complete"))
     elif end is None:
-        over = launch and launch["ended_at"]
-        going_on = "stopped: the same command goes on" if over else "unknown: nothing has ended yet"
-        lines.append(("expected end", going_on))
+        stopped = launch and launch["ended_at"]
+        why = "stopped: the same command goes on" if stopped else "unknown: no epoch has ended yet"
+        lines.append(("expected end", why))
     else:
         left = duration((datetime.fromisoformat(end) - now).total_seconds())
         lines.append(("expected end", f"{_local(end)}, in {left}, if it goes on like this"))
@@ -111,8 +123,8 @@ def _status_lines(status: Row, now: datetime) -> list[tuple[str, str]]:
 
 def _launch(launch: Row, now: datetime) -> str:
     text = (
-        f"{launch['launch']} of {launch['world_size']} rank(s) on {launch['num_islands']} "
-        f"island(s), from {launch['hostname']}"
+        f"{launch['launch']}: {launch['world_size']} rank(s) on {launch['num_islands']} island(s), "
+        f"from {launch['hostname']}"
     )
     if launch["ended_at"] is None:
         since = _ago(launch["started_at"], now)
@@ -147,56 +159,62 @@ def _failures(rows: Sequence[Row]) -> Sequence[Row]:
     ]
 
 
-def story_screen(story: Row, console: Console) -> RenderableType:
+def individual_screen(individual: Row, console: Console) -> RenderableType:
     """One individual, from its parents to the command that trains it again."""
-    fitness = "" if story["fitness"] is None else f", fitness {story['fitness']:.6g}"
+    head = f"individual {individual['individual']}: {individual['status']}"
+    if individual["fitness"] is not None:
+        head += f", fitness {number(individual['fitness'], 6)}"
     parts: list[RenderableType] = [
-        Text(f"individual {story['individual']}: {story['status']}{fitness}", style="bold"),
+        Text(head, style="bold"),
         _pairs(
             [
-                ("search", f"{story['search']}: {story['task']}, {story['metric']}"),
-                ("origin", f"{story['origin']}, island {story['island']}, rank "
-                 f"{story['island_rank']} there, generation {story['generation']}"),
-                *(("parent", _parent(parent)) for parent in story["parents"]),
+                ("search", f"{individual['search']}: {individual['task']}, {individual['metric']}"),
+                ("origin", f"{individual['origin']}, island {individual['island']}, rank "
+                 f"{individual['island_rank']} there, generation {individual['generation']}"),
+                *(("parent", _parent(parent)) for parent in individual["parents"]),
             ]
         ),
-        fitting_table(_values(story), "hyperparameters", console),
+        fitting_table(_values(individual), "hyperparameters", console),
     ]  # fmt: skip
-    for evaluation in story["evaluations"]:
+    for evaluation in individual["evaluations"]:
         parts += _evaluation(evaluation, console)
-    if story["train_again"]:
+    if individual["train_again"]:
         parts.append(Text("to train it again", style="italic"))
-        parts += [Text(f"  {printable(line)}", overflow="fold") for line in story["train_again"]]
+        parts += [
+            Text(f"  {printable(line)}", overflow="fold") for line in individual["train_again"]
+        ]
     return Group(*parts)
 
 
 def _parent(parent: Row) -> str:
     if "status" not in parent:
         return f"{parent['individual']}, which is not in the database"
-    fitness = parent["status"] if parent["fitness"] is None else f"fitness {parent['fitness']:.6g}"
+    fitness = parent["status"]
+    if parent["fitness"] is not None:
+        fitness = f"fitness {number(parent['fitness'], 6)}"
     where = f"island {parent['island']}, generation {parent['generation']}"
-    number = len(parent["differences"])
-    return f"{parent['individual']}: {fitness}, {where}; {number} value(s) differ"
+    differing = len(parent["differences"])
+    return f"{parent['individual']}: {fitness}, {where}; {differing} value(s) differ"
 
 
-def _values(story: Row) -> Sequence[Row]:
+def _values(individual: Row) -> Sequence[Row]:
     """A line for each hyperparameter: its value, the parents' where they differ, the file's."""
     rows = []
-    for name, value in story["hyperparameters"].items():
-        row: dict[str, Any] = {"hyperparameter": name, "value": cell(value)}
-        for parent in story["parents"]:
+    for name, value in individual["hyperparameters"].items():
+        row: dict[str, Any] = {"hyperparameter": name, "value": shown(value)}
+        for parent in individual["parents"]:
             if "differences" in parent:
                 other = parent["differences"].get(name)
                 row[f"parent {parent['individual']}"] = (
-                    cell(other) if name in parent["differences"] else "same"
+                    shown(other) if name in parent["differences"] else "same"
                 )
-        row["search file"] = cell(story["search_file"][name])
-        limits = story["space"].get(name, {})
+        row["search file"] = shown(individual["search_file"][name])
+        limits = individual["space"].get(name, {})
         if "low" in limits:
             scale = ", log" if limits.get("scale") == "log" else ""
-            row["searched"] = f"{limits['low']:.4g} to {limits['high']:.4g}{scale}"
+            row["searched"] = f"{number(limits['low'])} to {number(limits['high'])}{scale}"
         elif "choices" in limits:
-            row["searched"] = " | ".join(map(cell, limits["choices"]))
+            row["searched"] = " | ".join(map(shown, limits["choices"]))
         rows.append(row)
     return rows
 
@@ -221,12 +239,12 @@ def _evaluation(evaluation: Row, console: Console) -> list[RenderableType]:
     lines.append(("epochs", f"{evaluation['epochs'] or 0}{went_on}"))
     if evaluation["trainable_percent"] is not None:
         lines.append(
-            ("parameters", f"{evaluation['trainable_percent']:.4g} % trainable, "
-             f"{cell(evaluation['compression_percent'])} % of the full-rank network's in all")
+            ("parameters", f"{shown(evaluation['trainable_percent'])} % trainable, "
+             f"{shown(evaluation['compression_percent'])} % of the full-rank network's in all")
         )  # fmt: skip
     used = {name: value for name, value in evaluation["resources"].items() if value is not None}
     if used:
-        lines.append(("used", ", ".join(f"{name} {cell(value)}" for name, value in used.items())))
+        lines.append(("used", ", ".join(f"{name} {shown(value)}" for name, value in used.items())))
     gone = "" if evaluation["files"] is not None else " (not on this machine)"
     lines += [("folder", f"{evaluation['folder']}{gone}"), ("log", evaluation["log"])]
     parts: list[RenderableType] = [Text(f"\n{title}", style="bold"), _pairs(lines)]

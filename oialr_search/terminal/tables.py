@@ -5,23 +5,28 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from oialr_training.errors import ConfigError
+from oialr_training.whole_files import written_whole
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from oialr_search.terminal.values import shown
+
+if TYPE_CHECKING:
+    from oialr_search.storage.selection import Column
+
 PLAIN_WIDTH = 10_000
+PARQUET_TYPES = {"int": "int64", "float": "double", "bool": "bool", "text": "string"}
 COLUMN_GAP = 2
-UNPRINTABLE = "\N{REPLACEMENT CHARACTER}"
 
 
 class Format(StrEnum):
@@ -77,7 +82,7 @@ def as_text(
     output: Format | FileFormat,
     *,
     rows: Sequence[Mapping[str, Any]] | None = None,
-    columns: Iterable[str] = (),
+    columns: Iterable[Column] = (),
 ) -> str:
     """JSON or YAML of any content; CSV of rows, those of the content by default."""
     match output:
@@ -87,7 +92,7 @@ def as_text(
             return yaml.dump(content, None, _Dumper, sort_keys=False, allow_unicode=True)
         case "csv":
             rows = content if rows is None else rows
-            names = list(columns) or list(dict.fromkeys(name for row in rows for name in row))
+            names = [column.name for column in columns] or _names(rows)
             file = io.StringIO()
             writer = csv.DictWriter(file, names, lineterminator="\n")
             writer.writeheader()
@@ -99,8 +104,23 @@ def as_text(
     return file.getvalue()
 
 
-def as_parquet(rows: Sequence[Mapping[str, Any]], types: Mapping[str, str]) -> bytes:
-    """A Parquet file of rows, their columns being of pyarrow's types of those names.
+def format_of(file: Path | None) -> FileFormat:
+    """The format that a file's name ends with; a table where it is none."""
+    suffix = "" if file is None else file.suffix.removeprefix(".").lower()
+    return next((f for f in FileFormat if f.value == suffix), FileFormat.TABLE)
+
+
+def as_bytes(
+    rows: Sequence[Mapping[str, Any]], output: FileFormat, columns: Sequence[Column]
+) -> bytes:
+    """Rows as a file of that format."""
+    if output is FileFormat.PARQUET:
+        return as_parquet(rows, columns)
+    return as_text(rows, output, columns=columns).encode()
+
+
+def as_parquet(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> bytes:
+    """A Parquet file of rows.
 
     Raises:
         ConfigError: when pyarrow is not installed.
@@ -112,12 +132,15 @@ def as_parquet(rows: Sequence[Mapping[str, Any]], types: Mapping[str, str]) -> b
         raise ConfigError(
             f"Parquet needs pyarrow ({error}): run pip install 'oialr-search[parquet]'"
         ) from None
-    columns = {
-        name: pyarrow.array([row.get(name) for row in rows], pyarrow.type_for_alias(kind))
-        for name, kind in types.items()
+    arrays = {
+        column.name: pyarrow.array(
+            [row.get(column.name) for row in rows],
+            pyarrow.type_for_alias(PARQUET_TYPES[column.kind]),
+        )
+        for column in columns
     }
     file = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.table(columns), file)
+    pyarrow.parquet.write_table(pyarrow.table(arrays), file)
     return file.getvalue()
 
 
@@ -127,24 +150,16 @@ def write_file(path: Path, content: bytes) -> None:
     Raises:
         ConfigError: when it cannot be written.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        aside.write_bytes(content)
-        os.replace(aside, path)
+        with written_whole(path) as aside:
+            aside.write_bytes(content)
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror}") from None
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def make_console() -> Console:
     """A terminal as it is; a pipe or file without colours, and a line as long as it needs."""
     return Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
-
-
-def printable(text: str) -> str:
-    """The text without what moves a terminal's cursor or colours it."""
-    return "".join(c if c.isprintable() or c in "\n\t" else UNPRINTABLE for c in text)
 
 
 def _csv_cell(value: Any) -> Any:
@@ -159,8 +174,8 @@ def fitting_table(
     wide = console.options.update(max_width=PLAIN_WIDTH)
     if console.measure(table, options=wide).maximum <= console.width:
         return table
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [[cell(row.get(name)) for row in rows] for name in names]
+    names = _names(rows)
+    cells = [[shown(row.get(name)) for row in rows] for name in names]
     width = max(len(cell) for line in cells for cell in line) + COLUMN_GAP
     room = console.width - max(len(_heading(name)) for name in names) - 2 * COLUMN_GAP
     at_once = max(1, room // width)
@@ -173,8 +188,8 @@ def fitting_table(
             show_header=False,
         )
         for name, line in zip(names, cells, strict=True):
-            shown = map(Text, line[first : first + at_once])
-            turned.add_row(Text(_heading(name), style="bold"), *shown)
+            at_this_time = map(Text, line[first : first + at_once])
+            turned.add_row(Text(_heading(name), style="bold"), *at_this_time)
         parts.append(turned)
     return Group(*parts)
 
@@ -187,29 +202,20 @@ def rows_table(rows: Sequence[Mapping[str, Any]], title: str = "") -> Table:
         header_style="bold",
         box=box.SIMPLE_HEAD,
     )
-    columns = list(dict.fromkeys(name for row in rows for name in row))
+    columns = _names(rows)
     for name in columns:
         numeric = all(isinstance(row.get(name), int | float | None) for row in rows)
         justify = "right" if numeric else "left"
         table.add_column(Text(_heading(name)), justify=justify, no_wrap=True)  # type: ignore[arg-type]
     for row in rows:
-        table.add_row(*(Text(cell(row.get(name))) for name in columns))
+        table.add_row(*(Text(shown(row.get(name))) for name in columns))
     return table
+
+
+def _names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row))
 
 
 def _heading(name: str) -> str:
     """The last part of a dotted path, shortened, says enough in a table."""
     return name.rpartition(".")[2].replace("validation_", "val_").replace("_percent", " %")
-
-
-def cell(value: Any) -> str:
-    """A value as a table shows it."""
-    match value:
-        case None:
-            return ""
-        case bool():
-            return "yes" if value else "no"
-        case float():
-            return f"{value:.4g}"
-        case _:
-            return printable(str(value)).replace("\n", " ")

@@ -13,7 +13,7 @@ import pytest
 from oialr_search import open_search
 
 from ..conftest import ROOT
-from .conftest import COMPLETED, sqlite_path
+from ..seen import COMPLETED, sqlite_path
 
 PAGE = (ROOT / "docs" / "ask-the-database.md").read_text()
 QUERIES = {

@@ -10,6 +10,8 @@ import socket
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from wsgiref.util import setup_testing_defaults
@@ -22,11 +24,12 @@ from oialr_search.analysis.dashboard import LOG_LIMIT_BYTES, make_app
 from oialr_search.analysis.optuna_view import SearchStorage
 from oialr_search.storage import open_storage
 from oialr_search.storage.database import Storage
-from oialr_search.storage.records import Status
+from oialr_search.storage.records import EpochRecord, Status
 
 from ..conftest import Command
+from ..invented import statuses_of
 from .browser import Look, look, needs_browser
-from .filled import COMPLETED, SPACE, a_search, fill, go_on, proposal
+from .growing import COMPLETED, METRIC, SPACE, fill, go_on, proposal
 
 NUM_INDIVIDUALS = 100
 SEARCH_ID = 3
@@ -55,7 +58,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Stor
     folder = tmp_path_factory.mktemp("dashboard")
     url = f"sqlite:///{folder}/search.db"
     with open_storage(url, create=True) as storage:
-        fill(storage, a_search(NUM_INDIVIDUALS), folder)
+        fill(storage, statuses_of(NUM_INDIVIDUALS), folder)
         yield url, storage
 
 
@@ -111,7 +114,26 @@ def test_the_detail_is_what_optuna_dashboard_would_say(
         key = "key" if name == "union_user_attrs" else "name"
         for detail in (expected, found):
             detail[name].sort(key=lambda entry: entry[key])
-    assert found == expected
+    assert found == to_be_read(expected)
+
+
+def to_be_read(detail: Any) -> Any:
+    """Figures in seven digits."""
+    for trial in (*detail["trials"], *detail["best_trials"]):
+        if "values" in trial:
+            trial["values"] = [float(f"{value:.7g}") for value in trial["values"]]
+        for value in trial["intermediate_values"]:
+            if value["value"] != "nan":
+                value["value"] = float(f"{value['value']:.7g}")
+        for param in trial["params"]:
+            if param["param_external_pytyp"] == "<class 'float'>":
+                value = float(param["param_external_value"])
+                param["param_external_value"] = str(float(f"{value:.7g}"))
+        for attribute in trial["user_attrs"]:
+            with suppress(ValueError):
+                if not attribute["value"].isdigit():
+                    attribute["value"] = str(float(f"{float(attribute['value']):.7g}"))
+    return detail
 
 
 @pytest.mark.parametrize("after", [0, 1, 40, NUM_INDIVIDUALS - 1, NUM_INDIVIDUALS, 10**6])
@@ -174,7 +196,7 @@ def test_the_page_of_a_search_that_grows(growing: Storage, tmp_path: Path) -> No
     [trial] = Answer(app, f"/api/studies/{search.id}?after=1").json()["trials"]
     assert (trial["number"], trial["state"]) == (1, "Waiting")
     for _ in range(2):
-        claim = growing.claim(search.id, proposal(generation), 100, runner)
+        claim = growing.claim(search.id, proposal(search, generation), 100, runner)
         assert claim is not None
         growing.finish_evaluation(claim.evaluation.id, COMPLETED)
     detail = Answer(app, f"/api/studies/{search.id}?after=1").json()
@@ -200,15 +222,57 @@ def test_of_many_trials_few_have_lines(
     assert detail["has_intermediate_values"]
 
 
+def test_a_page_that_lived_is_as_one_that_begins(
+    growing: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dashboard, "MANY_TRIALS", 4)
+    search = fill(growing, dict.fromkeys((2, 3, 4), Status.COMPLETED), tmp_path)
+    lived = make_app(growing)
+
+    def trials(app: Any) -> Any:
+        return Answer(app, f"/api/studies/{search.id}").json()["trials"]
+
+    assert all(trial["intermediate_values"] for trial in trials(lived))
+    generation, runner = go_on(growing, search)
+    evaluations = []
+    for number in range(2):
+        rank = replace(runner, world_rank=number)
+        claim = growing.claim(search.id, proposal(search, generation + number), 100, rank)
+        assert claim is not None
+        evaluations.append(claim.evaluation.id)
+        growing.add_epoch(evaluations[-1], EpochRecord(epoch=1, step=9, metrics={METRIC: 99.0}))
+    assert trials(lived) == trials(make_app(growing))  # more than four
+    # The later one ends first, and is the best so far only until the earlier one ends.
+    for evaluation, fitness in zip(reversed(evaluations), (1.0, 0.5), strict=True):
+        growing.finish_evaluation(evaluation, replace(COMPLETED, fitness=fitness))
+        assert trials(lived) == trials(make_app(growing))
+    assert [bool(trial["intermediate_values"]) for trial in trials(lived)][3:] == [True, False]
+
+
+def test_figures_have_no_rounding_noise(growing: Storage, tmp_path: Path) -> None:
+    search = fill(growing, {2: Status.RUNNING}, tmp_path)
+    generation, runner = go_on(growing, search)
+    claim = growing.claim(search.id, proposal(search, generation), 100, runner)
+    assert claim is not None
+    metrics = {METRIC: 97.91666666666667}
+    growing.add_epoch(claim.evaluation.id, EpochRecord(epoch=1, step=9, metrics=metrics))
+    outcome = replace(COMPLETED, fitness=100 - metrics[METRIC], metrics=metrics)
+    growing.finish_evaluation(claim.evaluation.id, outcome)
+    [trial] = Answer(make_app(growing), f"/api/studies/{search.id}").json()["trials"]
+    assert trial["values"] == [2.083333]
+    assert trial["intermediate_values"] == [{"step": 1, "value": 2.083333}]
+    assert {"key": METRIC, "value": "97.91667"} in trial["user_attrs"]
+
+
 def test_logs_are_opened(growing: Storage, tmp_path: Path) -> None:
     fill(growing, {2: Status.COMPLETED, 3: Status.FAILED, 4: Status.QUEUED}, tmp_path)
     app = make_app(growing)
     missing = Answer(app, "/individuals/2/log")
     assert missing.status == 404
-    assert b"of node1 cannot be read here: no such file" in missing.body
+    assert b"of node01 cannot be read here: no such file" in missing.body
     stored = Answer(app, "/individuals/3/log")
     assert stored.status == 200
-    assert stored.body.endswith(b"from the database:]\nthe end of its log")
+    assert b"its end, from the database:]\nTraceback" in stored.body
     assert Answer(app, "/individuals/4/log").status == 404
 
     log = tmp_path / "individual-000002" / "attempt-1" / "log.txt"

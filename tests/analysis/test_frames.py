@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from typing import Any
 
 import pandas as pd
@@ -13,8 +11,8 @@ from oialr_search import open_search
 from oialr_search.storage import open_storage
 from oialr_search.storage.records import Outcome, Status, StorageError
 
+from ..seen import BEGAN, COMPLETED, PARENTS, RESUMED, RUNNING, hyperparameters
 from ..storage.storage_examples import launched_search, new_search, started_evaluation
-from .conftest import BEGAN, COMPLETED, PARENTS, RESUMED, RUNNING, hyperparameters
 
 FRAMES = ("leaderboard", "individuals", "metrics", "rank_updates", "observations", "lineage")
 
@@ -96,10 +94,3 @@ def test_while_the_search_runs(kind: str, new_url: Any) -> None:
             assert same.drop(["status", "origin", "hostname", "device"]).all()  # categories
         with pytest.raises(StorageError, match="no search named 'third'"):
             open_search(url, "third")
-
-
-def test_importing_the_package_is_cheap() -> None:
-    code = "import sys, oialr_search; sys.exit(bool({'pandas', 'sqlalchemy'} & set(sys.modules)))"
-    subprocess.run([sys.executable, "-c", code], check=True)
-    code = "import sys, oialr_search.cli; sys.exit('pandas' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)

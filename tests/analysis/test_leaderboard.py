@@ -2,38 +2,24 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import os
-import pty
 import random
-import signal
-import subprocess
-import sys
-import threading
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+import sqlalchemy as sa
 from oialr_training.errors import ConfigError
 
-from oialr_search.analysis.leaderboard import (
-    all_columns,
-    choose_search,
-    leaderboard,
-    pareto_front,
-)
+from oialr_search.analysis.choosing import choose_search
+from oialr_search.analysis.leaderboard import leaderboard
+from oialr_search.analysis.pareto import pareto_front
 from oialr_search.analysis.where import parse_condition
 from oialr_search.storage import open_storage
+from oialr_search.storage.leaderboard import all_columns
 from oialr_search.storage.records import Status
 from oialr_search.storage.selection import Selection
-from oialr_search.terminal.tables import as_parquet
 
-from ..conftest import Command
-from .conftest import COMPLETED, FAILURES, RESUMED, RUNNING
+from ..seen import COMPLETED, FAILURES, RESUMED, RUNNING
 
 Row = dict[str, Any]
 EVERYONE = tuple(Status)
@@ -58,6 +44,22 @@ def test_a_row_says_all(url: str) -> None:
         "world_rank": 1, "hostname": "node1", "device": "cuda:1",
     }  # fmt: skip
     assert [row["place"] for row in rows_of(url, top=3)] == [1, 2, 3]
+
+
+def test_the_view_says_the_same(url: str) -> None:
+    engine = sa.create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
+    with engine.connect() as connection:
+        seen = connection.exec_driver_sql("SELECT * FROM leaderboard").mappings().all()
+    engine.dispose()
+    rows = rows_of(url, "island_rank >= 0 and train_loss >= 0")
+    names = {"individual": "individual_id"}
+    told = [{names.get(n, n).replace(".", "_"): row[n] for n in row} for row in rows]
+    assert len(seen) == len(told) == len(COMPLETED)
+    for of_view, row in zip(seen, told, strict=True):
+        assert of_view["search"] == "seen"
+        assert {n: v for n, v in of_view.items() if n != "search"} == {
+            name: row[name] for name in of_view if name != "search"
+        }
 
 
 def test_what_is_named_is_shown(url: str) -> None:
@@ -219,159 +221,3 @@ def test_the_front_is_marked_and_whole(url: str) -> None:
 def test_a_wrong_objective(seen_urls: dict[str, str], objective: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message.replace("?", r"\?")):
         rows_of(seen_urls["sqlite"], pareto=["fitness", objective])
-
-
-def test_the_command_in_all_formats(url: str, command: Command) -> None:
-    options = ["leaderboard", "--db", url, "--where", "trainable_percent < 15", "--top", "2"]
-    table = command(*options, "--pareto", "fitness,trainable_percent").stdout
-    assert "\x1b" not in table
-    assert [line.split()[:4] for line in table.splitlines()[4:7]] == [
-        ["2", "yes", "2", "3"], ["3", "yes", "7", "3.5"], []
-    ]  # fmt: skip
-    assert "2 on the Pareto front of fitness, trainable_percent" in table
-    written = [("a.json", json.loads), ("a.yml", None), ("a.yaml", yaml.safe_load)]
-    for name, load in written:
-        result = command(*options, "-o", name)
-        assert result.stdout == f"2 individuals written to {name}\n"
-        if load:
-            rows = load((command.folder / name).read_text())
-            assert [row["individual"] for row in rows] == [2, 7]
-    read = list(csv.DictReader(io.StringIO(command(*options, "--format", "csv").stdout)))
-    assert [float(row["optimizer.lr"]) for row in read] == [0.001, 0.0001]
-    assert list(read[0]) == list(rows[0])
-    assert {path.name for path in command.folder.iterdir()} == {name for name, _ in written}
-
-
-def test_nothing_found_is_said(seen_urls: dict[str, str], command: Command) -> None:
-    options = ["leaderboard", "--db", seen_urls["sqlite"], "--where", "fitness < 0"]
-    assert command(*options).stdout.endswith("no such individual\n")
-    assert json.loads(command(*options, "--format", "json").stdout) == []
-    header = command(*options, "--format", "csv").stdout
-    assert header.startswith("place,individual,fitness,validation_loss")
-    assert len(header.splitlines()) == 1
-
-
-def test_mistakes_of_the_command(seen_urls: dict[str, str], command: Command) -> None:
-    options = ["leaderboard", "--db", seen_urls["sqlite"]]
-    wrong = command(*options, "--where", "fitnes < 1", check=False)
-    assert wrong.returncode == 78
-    assert wrong.stderr == "error: `--where`: unknown column `fitnes`; did you mean `fitness`?\n"
-    unnamed = command(*options, "--format", "parquet", check=False)
-    assert unnamed.returncode == 2
-    assert "name a file with -o FILE" in unnamed.stderr
-    assert not unnamed.stdout
-    nowhere = command(*options, "-o", "missing/a.csv", check=False)
-    assert nowhere.returncode == 78
-    assert nowhere.stderr == "error: cannot write missing/a.csv: No such file or directory\n"
-    both = command(*options, "--watch", "--format", "json", check=False)
-    assert both.returncode == 2
-    assert not list(command.folder.iterdir())
-
-
-def _has_pyarrow() -> bool:
-    try:
-        import pyarrow  # noqa: F401
-    except ImportError:
-        return False
-    return True
-
-
-@pytest.mark.skipif(not _has_pyarrow(), reason="no pyarrow that works with this NumPy")
-def test_parquet_keeps_types_and_places(url: str, command: Command) -> None:
-    import pyarrow.parquet as pq
-
-    command("leaderboard", "--db", url, "--top", "0", "-o", "best.parquet")
-    table = pq.read_table(command.folder / "best.parquet")
-    assert table.to_pylist() == rows_of(url)
-    types = {name: str(table.schema.field(name).type) for name in table.column_names}
-    assert types["optimizer.lr"] == "double"
-    assert types["oialr.delay_steps"] == types["place"] == "int64"
-    assert (types["oialr.full_rank_first"], types["device"]) == ("bool", "string")
-    command("leaderboard", "--db", url, "--where", "fitness < 0", "-o", "none.parquet")
-    assert pq.read_table(command.folder / "none.parquet").schema.equals(table.schema)
-
-
-def test_parquet_without_pyarrow_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(ConfigError, match=r"pip install 'oialr-search\[parquet\]'"):
-        as_parquet([], {"place": "int64"})
-
-
-def test_watching_a_terminal_draws_again_and_ends_by_ctrl_c(
-    seen_urls: dict[str, str], command: Command
-) -> None:
-    ours, theirs = pty.openpty()
-    environment = command.environment | {"COLUMNS": "220", "LINES": "50", "TERM": "xterm"}
-    options = [
-        "leaderboard",
-        "--db",
-        seen_urls["sqlite"],
-        "--top",
-        "1",
-        "--watch",
-        "--every",
-        "0.1",
-    ]
-    process = subprocess.Popen(
-        command.line(*options, ranks=0),
-        cwd=command.folder, env=environment, stdout=theirs, stderr=theirs,
-    )  # fmt: skip
-    os.close(theirs)
-    killer = threading.Timer(30, process.kill)
-    killer.start()
-    shown = b""
-    while shown.count(b"seen: minivit_digits") < 3:
-        shown += os.read(ours, 1 << 16)
-    process.send_signal(signal.SIGINT)
-    while True:
-        try:
-            shown += os.read(ours, 1 << 16)
-        except OSError:  # its end of the terminal is closed
-            break
-    assert process.wait() == 0
-    killer.cancel()
-    os.close(ours)
-    assert b"Traceback" not in shown
-    assert b"\x1b[1A" in shown or b"\x1b[2K" in shown  # drawn over, not under
-    assert shown.count(b"\x1b[?25h") == shown.count(b"\x1b[?25l") == 1  # the cursor is back
-
-
-def test_watching_through_a_pipe_prints_again(seen_urls: dict[str, str], command: Command) -> None:
-    process = command.start("status", "--db", seen_urls["sqlite"], "--watch", "--every", "0.1")
-    assert process.stdout is not None
-    seen = 0
-    for line in process.stdout:
-        seen += line.startswith("expected end")
-        assert "\x1b" not in line
-        if seen == 2:
-            break
-    process.send_signal(signal.SIGINT)
-    rest = process.stdout.read()
-    assert process.wait(30) == 0
-    assert "Traceback" not in rest
-
-
-def test_a_reader_that_has_seen_enough_gets_no_traceback(
-    seen_urls: dict[str, str], command: Command
-) -> None:
-    line = " ".join(command.line("leaderboard", "--db", seen_urls["sqlite"], ranks=0))
-    result = subprocess.run(
-        ["bash", "-c", f"{line} --watch --every 0.1 | head -n 3; echo ${{PIPESTATUS[0]}}"],
-        cwd=command.folder, env=command.environment, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
-    assert not result.stderr
-    assert result.stdout.splitlines()[-1] == "1"
-
-
-def test_a_narrow_terminal(seen_urls: dict[str, str], tmp_path: Path, command: Command) -> None:
-    ours, theirs = pty.openpty()
-    environment = command.environment | {"COLUMNS": "80", "TERM": "dumb"}
-    for options in (["status"], ["show", "7"]):
-        subprocess.run(
-            command.line(*options, "--db", seen_urls["sqlite"], ranks=0),
-            cwd=tmp_path, env=environment, stdout=theirs, check=True,
-        )  # fmt: skip
-        lines = os.read(ours, 1 << 18).decode().splitlines()
-        assert [line for line in lines if len(line) > 80] == []
-    os.close(theirs)
-    os.close(ours)

@@ -21,8 +21,8 @@ from oialr_search.storage import open_storage
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import EpochRecord, Outcome, Status, StorageError
 
-from ..storage.postgres_server import PostgresServer, started_server
-from .filled import COMPLETED, METRIC, SPACE, a_search, fill, go_on, proposal, space
+from ..invented import ENDINGS, statuses_of
+from .growing import COMPLETED, METRIC, SPACE, fill, go_on, proposal
 
 ONE_OF_EACH = {
     2: Status.COMPLETED,
@@ -35,23 +35,10 @@ ONE_OF_EACH = {
 }
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[PostgresServer]:
-    with started_server() as server:
-        yield server
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+@pytest.fixture
+def url(kind: str, new_url: Callable[[str], str]) -> str:
     """A database that is not there yet, or empty."""
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path}/search.db"
-        return
-    server: PostgresServer = request.getfixturevalue("server")
-    name = f"view_{server.execute('SELECT count(*) FROM pg_database')[0][0]}"
-    server.execute(f"CREATE DATABASE {name}")
-    yield server.url_of("postgres", name)
-    server.end_connections()
+    return new_url(kind)
 
 
 @pytest.fixture
@@ -101,23 +88,23 @@ def test_each_status_is_a_state(url: str, storage: Storage, tmp_path: Path) -> N
             **individual.evaluation.metrics,
             "individual": 2,
             "island": 0,
-            "generation": 2,
+            "generation": 0,
             "parents": [],
             "origin": "random",
             "trainable_percent": individual.evaluation.trainable_percent,
             "compression_percent": individual.evaluation.compression_percent,
             "attempt": 1,
             "duration_s": individual.evaluation.duration_s,
-            "host": "node1",
+            "host": "node01",
             "device": "GPU-0",
             "log": individual.evaluation.log_path,
         }.items()
     )
     assert failed.values is None
     assert math.isnan(failed.intermediate_values[2])
-    assert failed.user_attrs["reason"] == f"{METRIC} is nan"
+    assert failed.user_attrs["reason"] in [reason for reason, *_ in ENDINGS[Status.FAILED]]
     assert pruned.values == [pruned.intermediate_values[3]]
-    assert timed_out.user_attrs["reason"] == "took longer than 300 s"
+    assert timed_out.user_attrs["reason"] == "took longer than 7200 s"
     assert running.datetime_start is not None
     assert running.datetime_complete is None
     assert list(running.intermediate_values) == [1, 2]
@@ -153,7 +140,7 @@ def test_a_search_that_grows(url: str, storage: Storage, tmp_path: Path) -> None
     generation, runner = go_on(storage, search)
     states = [trial.state for trial in study.trials]
     assert states[4:] == [TrialState.WAITING] * 3  # what ran, was lost with its launch
-    claim = storage.claim(search.id, proposal(generation), 100, runner)
+    claim = storage.claim(search.id, proposal(search, generation), 100, runner)
     assert claim is not None
     assert claim.repeated
     assert study.trials[4].state is TrialState.RUNNING
@@ -166,7 +153,7 @@ def test_a_search_that_grows(url: str, storage: Storage, tmp_path: Path) -> None
     assert math.isnan(study.best_trial.user_attrs["train_loss"])
 
     for _ in range(3):
-        claim = storage.claim(search.id, proposal(generation), 100, runner)
+        claim = storage.claim(search.id, proposal(search, generation), 100, runner)
         assert claim is not None
         storage.finish_evaluation(
             claim.evaluation.id, Outcome(status=Status.FAILED, reason="worker died")
@@ -184,7 +171,7 @@ def test_a_search_that_grows(url: str, storage: Storage, tmp_path: Path) -> None
 
 def test_several_searches_are_several_studies(url: str, storage: Storage, tmp_path: Path) -> None:
     fill(storage, {4: Status.COMPLETED, 9: Status.COMPLETED}, tmp_path)
-    fill(storage, {6: Status.COMPLETED}, tmp_path / "other", id=7, name="other", metric=METRIC)
+    fill(storage, {6: Status.COMPLETED}, tmp_path / "other", search_id=7, name="other")
     view = SearchStorage(storage)
     assert [(s._study_id, s.study_name) for s in view.get_all_studies()] == [
         (3, "minivit_digits"),
@@ -269,7 +256,7 @@ def test_what_lies_outside_the_space_is_shown(sqlite: tuple[str, Storage], tmp_p
         "gone__by": 3,
     }
     for given in ({}, {}, {}, strange):  # three lost ones come first
-        claim = storage.claim(search.id, proposal(generation, **given), 100, runner)
+        claim = storage.claim(search.id, proposal(search, generation, **given), 100, runner)
         assert claim is not None
         storage.finish_evaluation(claim.evaluation.id, COMPLETED)
     trial = study.trials[-1]
@@ -302,7 +289,7 @@ def test_a_database_without_individuals(sqlite: tuple[str, Storage], tmp_path: P
 )
 def test_importances(sqlite: tuple[str, Storage], tmp_path: Path, evaluator: Any) -> None:
     url, storage = sqlite
-    fill(storage, a_search(100), tmp_path)
+    fill(storage, statuses_of(100), tmp_path, islands=50)  # too many to breed: all random
     found = optuna.importance.get_param_importances(load_study(url), evaluator=evaluator)
     assert set(found) == set(SPACE)
     assert max(found, key=lambda name: found[name]) == "optimizer.lr"
@@ -324,7 +311,7 @@ def test_importances(sqlite: tuple[str, Storage], tmp_path: Path, evaluator: Any
 )
 def test_visualisations(sqlite: tuple[str, Storage], tmp_path: Path, name: str) -> None:
     url, storage = sqlite
-    fill(storage, a_search(30), tmp_path)
+    fill(storage, statuses_of(30), tmp_path)
     figure = getattr(optuna.visualization, name)(load_study(url))
     assert figure.data
 
@@ -333,4 +320,4 @@ def test_the_data_frame(sqlite: tuple[str, Storage], tmp_path: Path) -> None:
     url, storage = sqlite
     fill(storage, ONE_OF_EACH, tmp_path)
     frame = load_study(url).trials_dataframe(multi_index=True)
-    assert list(frame["params"]) == sorted(h.name for h in space().hyperparameters)
+    assert list(frame["params"]) == sorted(SPACE)

@@ -7,33 +7,27 @@ import math
 import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from oialr.observation import observed_weights
-from oialr_training.config import load_training
 from oialr_training.protocol import Observation, RankUpdate
-from oialr_training.tasks import task_of
-from oialr_training.training import build_scheduler
 
 from oialr_search.analysis.importance import as_study, importances
 from oialr_search.analysis.plots import palette, space
-from oialr_search.analysis.plots.ancestors import MANY_ANCESTORS, family_of, lineage
+from oialr_search.analysis.plots.ancestors import MANY_ANCESTORS, ancestors, tree_of
 from oialr_search.analysis.plots.axes import Axis, axes_of
 from oialr_search.analysis.plots.bases import inner_ranks, stability
 from oialr_search.analysis.plots.catalogue import PLOTS, Source, draw
 from oialr_search.analysis.plots.convergence import convergence, in_order, steps_by_island
 from oialr_search.analysis.plots.names import PlotName
 from oialr_search.analysis.plots.style import in_network_order
-from oialr_search.analysis.plots.tradeoff import pareto, pareto_front
+from oialr_search.analysis.plots.tradeoff import front_of, pareto
 from oialr_search.analysis.plots.trainings import Training, learning_rates, metrics_over_epochs
-from oialr_search.analysis.schedule import learning_rate
+from oialr_search.space.hyperparameters import Hyperparameter, SearchSpace
 from oialr_search.space.search_file import load_search
 from oialr_search.storage import open_storage
 from oialr_search.storage.records import (
@@ -44,9 +38,9 @@ from oialr_search.storage.records import (
     StorageError,
 )
 
-from ..conftest import AUTOFORMER, CIFAR10, DIGITS, TINY, Command, FinishedSearch, settings
+from ..conftest import AUTOFORMER, CIFAR10, DIGITS, TINY, Command, settings
+from ..invented import BEGAN, ended, search_record, statuses_of, store_search
 from ..storage.storage_examples import launched_search, started_evaluation
-from .plausible_search import store_plausible_search
 
 LAYERS = ["patch_embed.proj", "blocks.2.attn.qkv", "blocks.2.attn.proj", "blocks.10.mlp.fc1"]
 INTERVAL, LAGS, STEPS = 20, (1, 5), 120
@@ -67,6 +61,7 @@ def some_observations(layers: Sequence[str] = LAYERS) -> list[Observation]:
             layer=layer,
             stability=1 - (10 * number + lag) / (100 + step),
             mixing_similarity=1 - (20 * number + lag) / (100 + step),
+            relative_mixing_similarity=1 - (30 * number + lag) / (100 + step),
         )
         for step in range(INTERVAL, STEPS + 1, INTERVAL)
         for lag in sorted(LAGS, reverse=True)
@@ -136,10 +131,26 @@ def test_what_was_not_observed_stays_empty() -> None:
 
 def test_a_single_observation_is_a_figure() -> None:
     only = Observation(
-        step=100, earlier_step=0, layer="head", stability=0.5, mixing_similarity=0.25
+        step=100,
+        earlier_step=0,
+        layer="head",
+        stability=0.5,
+        mixing_similarity=0.25,
+        relative_mixing_similarity=0.125,
     )
     first, second = heatmaps(stability([only], [], ""))
     assert (list(first.x), first.z[0][0], second.z[0][0]) == ([0, 100], 0.5, 0.25)
+
+
+def test_where_eq_5_was_not_observed_the_relative_similarity_is_shown() -> None:
+    old = [dataclasses.replace(o, mixing_similarity=math.nan) for o in some_observations()]
+    figure = stability(old, [], "")
+    titled = list(zip(heatmaps(figure), figure.layout.annotations, strict=True))
+    for panel, annotation in titled[len(LAGS) :]:
+        assert annotation.text.startswith("Mixing similarity, relative to the norms")
+        assert {value for row in panel.z for value in row if value is not None} <= {
+            o.relative_mixing_similarity for o in old
+        }
 
 
 def test_layers_are_named_from_the_input_on_top() -> None:
@@ -162,7 +173,7 @@ def test_the_names_of_many_layers_do_not_touch() -> None:
 
 @pytest.mark.parametrize("file", [DIGITS, AUTOFORMER])
 def test_layers_are_in_the_order_of_the_network(file: Path) -> None:
-    network = task_of(load_search(file, (), {}).training).build_model()
+    network = load_search(file, (), {}).training.components().build_model()
     layers = list(observed_weights(network))
     assert len(layers) > 10
     assert in_network_order(sorted(layers)) == layers
@@ -203,6 +214,12 @@ def test_inner_ranks_hold_until_the_next_update() -> None:
     ]
     ends = [note.text.strip() for note in figure.layout.annotations[1:]]
     assert ends == ["8 of 64"] * 3
+
+
+def test_inner_ranks_of_a_single_layer_are_a_figure() -> None:
+    only = [update for update in some_rank_updates() if update.layer == LAYERS[1]]
+    (panel,) = heatmaps(inner_ranks(only, 200, ""))
+    assert [list(row) for row in panel.z] == [[100, 25, 12.5]]
 
 
 def test_inner_ranks_of_the_last_step_can_be_seen() -> None:
@@ -316,14 +333,6 @@ def test_an_unknown_name_is_wrong_usage(watched: Command) -> None:
     assert "'stability'" in result.stderr
 
 
-def test_a_search_that_observed_nothing_says_how_to(digits_search: FinishedSearch) -> None:
-    result = digits_search.command("plot", "stability", check=False)
-    assert result.returncode == 78
-    (line,) = result.stderr.splitlines()
-    assert NO_ONE in line
-    assert not (digits_search.command.folder / "stability.html").exists()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("full_rank", [False, True])
 def test_a_search_that_observes_can_be_drawn(command: Command, full_rank: bool) -> None:
@@ -340,11 +349,6 @@ def test_a_search_that_observes_can_be_drawn(command: Command, full_rank: bool) 
     assert ("basis update" in page) is not full_rank
 
 
-def test_the_commands_do_not_wait_for_plotly() -> None:
-    code = "import sys, oialr_search.cli; sys.exit('plotly' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
 OF_A_SEARCH = [name for name in PlotName if name is not PlotName.STABILITY]
 
 
@@ -353,38 +357,11 @@ def plausible(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Source]:
     """200 individuals on 4 islands, with failures and migrations; a search at full rank beside."""
     path = tmp_path_factory.mktemp("plausible") / "search.db"
     with open_storage(f"sqlite:///{path}", create=True) as storage:
-        full_rank = ("oialr=null", "search.name=baseline")
-        store_plausible_search(
-            storage, search_id=2, individuals=1, islands=1, running=0, assignments=full_rank
-        )
-        yield Source(storage=storage, search=store_plausible_search(storage))
-
-
-def at(second: int) -> datetime:
-    """A moment."""
-    return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=second)
-
-
-def made(number: int, fitness: float | None = None, **changes: Any) -> IndividualRecord:
-    """An individual that ended in the second of its number."""
-    values: dict[str, Any] = {
-        "id": number,
-        "search_id": 1,
-        "launch_id": 1,
-        "island": 0,
-        "island_rank": 0,
-        "generation": number,
-        "parents": (),
-        "origin": "random",
-        "genes": {},
-        "hyperparameters": {},
-        "status": Status.FAILED if fitness is None else Status.COMPLETED,
-        "fitness": fitness,
-        "created_at": at(0),
-        "finished_at": at(number),
-        "evaluation": None,
-    }
-    return IndividualRecord(**values | changes)
+        full_rank = load_search(CIFAR10, ("oialr=null", "search.name=baseline"))
+        store_search(storage, full_rank, {10**6: Status.COMPLETED}, search_id=2)
+        statuses = statuses_of(200)
+        search = store_search(storage, load_search(CIFAR10), statuses, islands=4, epochs=30)
+        yield Source(storage=storage, search=search)
 
 
 def traces(figure: Any) -> dict[str, Any]:
@@ -440,9 +417,19 @@ def test_convergence_shows_whoever_finished(plausible: Source) -> None:
 def test_an_immigrant_counts_from_its_arrival() -> None:
     from oialr_search.storage.records import MigrationRecord
 
-    finished = [made(1, 5.0), made(2, 9.0, island=1), made(3, 8.0, island=1), made(4)]
+    finished = [
+        ended(1, 5.0),
+        ended(2, 9.0, island=1),
+        ended(3, 8.0, island=1),
+        ended(4),
+    ]
     arrival = MigrationRecord(
-        id=1, search_id=1, individual_id=1, source_island=0, target_island=1, accepted_at=at(2)
+        id=1,
+        search_id=1,
+        individual_id=1,
+        source_island=0,
+        target_island=1,
+        accepted_at=BEGAN + timedelta(seconds=2),
     )
     steps = steps_by_island(finished, [arrival])
     assert [(s.finished, s.fitness, s.source_island) for s in steps[1]] == [
@@ -456,7 +443,7 @@ def test_an_immigrant_counts_from_its_arrival() -> None:
 
 
 def test_many_islands_are_one_legend_entry() -> None:
-    figure = convergence([made(n, float(n), island=n) for n in range(1, 40)], [], "fitness", "")
+    figure = convergence([ended(n, float(n), island=n) for n in range(1, 40)], [], "fitness", "")
     assert [t.name for t in figure.data if t.showlegend and t.mode == "lines"] == [
         "each of 39 islands"
     ]
@@ -473,7 +460,7 @@ def test_far_away_fitnesses_do_not_flatten_the_others() -> None:
 
 @pytest.mark.parametrize("number", [1, 20, 10_000])
 def test_many_individuals_are_thinned_and_it_is_said(number: int) -> None:
-    individuals = [made(n, float((n * 7919) % number)) for n in range(1, number + 1)]
+    individuals = [ended(n, float((n * 7919) % number)) for n in range(1, number + 1)]
     thinned = palette.thin(individuals, 100)
     assert len(thinned.drawn) == min(number, 100)
     assert [i.id for i in thinned.drawn] == sorted(i.id for i in thinned.drawn)
@@ -484,21 +471,23 @@ def test_many_individuals_are_thinned_and_it_is_said(number: int) -> None:
 
 
 def test_importance_finds_what_decides() -> None:
-    entries = [
-        {"name": "a", "kind": "float", "low": 1e-4, "high": 1.0, "scale": "log", "choices": None},
-        {"name": "b", "kind": "int", "low": 0, "high": 9, "scale": "linear", "choices": None},
-        {"name": "c", "kind": "bool", "choices": (False, True)},
-        {"name": "d", "kind": "choice", "choices": ("x", "y", 3)},
-    ]
+    searched = SearchSpace(
+        (
+            Hyperparameter(name="a", kind="float", low=1e-4, high=1.0, scale="log"),
+            Hyperparameter(name="b", kind="int", low=0, high=9),
+            Hyperparameter(name="c", kind="bool", choices=(False, True)),
+            Hyperparameter(name="d", kind="choice", choices=("x", "y", 3)),
+        )
+    )
     individuals = []
     for n in range(1, 121):
         a, b, c, d = 10 ** -((n * 7 % 41) / 10.25), n % 10, n % 2 == 0, ("x", "y", 3)[n % 3]
         values = {"a": a, "b": b, "c": c, "d": d}
-        individuals.append(made(n, abs(math.log10(a) + 1), hyperparameters=values))
-    study = as_study(individuals, entries)
+        individuals.append(ended(n, abs(math.log10(a) + 1), hyperparameters=values))
+    study = as_study(individuals, searched)
     assert [t.params for t in study.trials] == [dict(i.hyperparameters) for i in individuals]
     assert [t.value for t in study.trials] == [i.fitness for i in individuals]
-    parts = importances(individuals, entries)
+    parts = importances(individuals, searched)
     assert list(parts) == ["PED-ANOVA", "fANOVA"]
     figure = space.importance(parts, "")
     for method, part in parts.items():
@@ -512,40 +501,37 @@ def test_importance_finds_what_decides() -> None:
 
 def test_importance_of_few_is_called_what_it_is(tmp_path: Path) -> None:
     with open_storage(f"sqlite:///{tmp_path}/search.db", create=True) as storage:
-        few = store_plausible_search(storage, individuals=5, islands=1, running=0, failing=0)
+        few = store_search(
+            storage, load_search(CIFAR10), dict.fromkeys(range(1, 6), Status.COMPLETED)
+        )
         figure = draw(PlotName.IMPORTANCE, Source(storage=storage, search=few))
         assert "Too few to rely on: 5 individuals for 8 hyperparameters" in subtitle(figure)
-        one = store_plausible_search(
-            storage,
-            search_id=2,
-            individuals=1,
-            islands=1,
-            running=0,
-            failing=0,
-            assignments=("search.name=one",),
-        )
+        file = load_search(CIFAR10, ["search.name=one"])
+        one = store_search(storage, file, {9: Status.COMPLETED}, search_id=2)
         with pytest.raises(StorageError, match="importance needs two"):
             draw(PlotName.IMPORTANCE, Source(storage=storage, search=one))
 
 
 def test_where_all_are_alike_no_variance_is_explained() -> None:
-    entry = {"name": "a", "kind": "float", "low": 0.0, "high": 1.0}
-    individuals = [made(n, 1.0, hyperparameters={"a": n / 30}) for n in range(1, 30)]
-    parts = importances(individuals, [entry])
+    only = SearchSpace((Hyperparameter(name="a", kind="float", low=0.0, high=1.0),))
+    individuals = [ended(n, 1.0, hyperparameters={"a": n / 30}) for n in range(1, 30)]
+    parts = importances(individuals, only)
     assert list(parts) == ["PED-ANOVA"]
     assert list(traces(space.importance(parts, ""))) == ["PED-ANOVA"]
 
 
 def test_importance_of_values_that_the_space_no_longer_holds() -> None:
-    entries = [
-        {"name": "a", "kind": "float", "low": 0.0, "high": 1.0},
-        {"name": "b", "kind": "choice", "choices": ("x", "y")},
-    ]
+    searched = SearchSpace(
+        (
+            Hyperparameter(name="a", kind="float", low=0.0, high=1.0),
+            Hyperparameter(name="b", kind="choice", choices=("x", "y")),
+        )
+    )
     individuals = [
-        made(n, abs(n / 20 - 1), hyperparameters={"a": n / 20, "b": "xyz"[n % 3]})
+        ended(n, abs(n / 20 - 1), hyperparameters={"a": n / 20, "b": "xyz"[n % 3]})
         for n in range(1, 61)
     ]
-    parts = importances(individuals, entries)
+    parts = importances(individuals, searched)
     assert all(max(part, key=lambda name: part[name]) == "a" for part in parts.values())
     assert set(parts) == {"PED-ANOVA", "fANOVA"}
 
@@ -553,10 +539,10 @@ def test_importance_of_values_that_the_space_no_longer_holds() -> None:
 def test_values_lie_where_their_genes_are() -> None:
     file = load_search(CIFAR10, ["space.oialr.full_rank_first_layer={choices: [false, true]}"])
     search_space = file.space
-    axes = axes_of(dataclasses.replace(_any_search(), space=search_space.as_json()))
+    axes = axes_of(search_record(file))
     for gene in (0.0, 0.3, 1.0):
         hyperparameters = search_space.decode({h.name: gene for h in search_space.hyperparameters})
-        individual = made(1, 1.0, hyperparameters=hyperparameters)
+        individual = ended(1, 1.0, hyperparameters=hyperparameters)
         for axis, h in zip(axes, search_space.hyperparameters, strict=True):
             place = axis.place(axis.value_of(individual))
             tolerance = 0.5 if axis.choices else 0.05 if h.kind == "int" else 1e-9
@@ -565,25 +551,6 @@ def test_values_lie_where_their_genes_are() -> None:
             assert places == sorted(places)
             assert places[0] == 0.0
             assert places[-1] == 1.0
-
-
-def _any_search() -> Any:
-    from oialr_search.storage.records import SearchRecord
-
-    return SearchRecord(
-        id=1,
-        name="a",
-        task="minivit_digits",
-        metric="validation_top1",
-        settings={},
-        space=[],
-        metric_names=[],
-        seed=0,
-        evaluations_total=1,
-        version="0",
-        created_at=at(0),
-        last_launch_at=None,
-    )
 
 
 def test_parallel_coordinates_lead_through_the_values(plausible: Source) -> None:
@@ -612,8 +579,8 @@ def test_hostile_texts_are_shown_and_not_obeyed() -> None:
     hostile = "<a href='https://example.org'>x</a>"
     axis = Axis(name="a.<b>bold</b>", choices=(hostile, True))
     individuals = [
-        made(1, 1.0, hyperparameters={axis.name: hostile}),
-        made(2, 2.0, hyperparameters={axis.name: True}),
+        ended(1, 1.0, hyperparameters={axis.name: hostile}),
+        ended(2, 2.0, hyperparameters={axis.name: True}),
     ]
     for draw_it in (space.slices, space.parallel_coordinates):
         text = draw_it(individuals, [axis], "fitness", individuals[0], "").to_json()
@@ -625,7 +592,7 @@ def test_hostile_texts_are_shown_and_not_obeyed() -> None:
 
 def test_choices_keep_bools_and_numbers_apart() -> None:
     axis = Axis(name="a", choices=(1, True, "1"))
-    values = [made(n, 1.0, hyperparameters={"a": v}) for n, v in enumerate((1, True, "1"))]
+    values = [ended(n, 1.0, hyperparameters={"a": v}) for n, v in enumerate((1, True, "1"))]
     assert [axis.value_of(individual) for individual in values] == [0, 1, 2]
 
 
@@ -636,7 +603,7 @@ def test_nobody_beats_the_pareto_front(plausible: Source) -> None:
         assert i.evaluation.trainable_percent is not None
         return i.fitness, i.evaluation.trainable_percent
 
-    front = {both(i) for i in pareto_front(plausible.completed)}
+    front = {both(i) for i in front_of(plausible.completed)}
     everyone = {both(i) for i in plausible.completed}
     assert front == {
         (f, t) for f, t in everyone if not any(a <= f and b <= t for a, b in everyone - {(f, t)})
@@ -657,7 +624,7 @@ def test_one_individual_is_a_pareto_front(plausible: Source) -> None:
 def test_lineage_has_all_parents_left_of_their_children(plausible: Source) -> None:
     best = plausible.by_fitness[0]
     everyone = {i.id: i for i in plausible.individuals}
-    tree = family_of(best, everyone)
+    tree = tree_of(best, everyone)
     level = {i: number for number, ids in enumerate(tree.levels) for i in ids}
     assert tree.levels[-1] == [best.id]
     assert len(level) <= MANY_ANCESTORS + 1
@@ -672,8 +639,8 @@ def test_lineage_has_all_parents_left_of_their_children(plausible: Source) -> No
 
 
 def test_a_long_lineage_is_cut_and_it_is_said() -> None:
-    chain = {n: made(n, 1.0 / n, parents=(n - 1, n - 1) if n > 1 else ()) for n in range(1, 500)}
-    figure = lineage(chain[499], chain, "")
+    chain = {n: ended(n, 1.0 / n, parents=(n - 1, n - 1) if n > 1 else ()) for n in range(1, 500)}
+    figure = ancestors(chain[499], chain, "")
     assert f"{499 - MANY_ANCESTORS - 1} older ancestors are not drawn" in subtitle(figure)
 
 
@@ -693,29 +660,6 @@ def test_learning_rates_are_those_of_the_epochs() -> None:
     assert (list(untuned.y), untuned.mode) == ([0.3], "markers")
 
 
-@pytest.mark.parametrize(
-    ("file", "changes"),
-    [
-        ("minivit_cifar10_untuned", ["epochs=30"]),
-        ("minivit_cifar10_tuned", ["epochs=25", "scheduler.lr_k_decay=1.7"]),
-        ("minivit_cifar10_baseline", ["epochs=3", "scheduler.warmup_epochs=5"]),
-        ("minivit_cifar10_baseline", ["epochs=3", "scheduler.warmup_epochs=0"]),
-        ("autoformer_ettm2_96_untuned", []),
-        ("autoformer_ettm2_96_tuned", []),
-    ],
-)
-def test_the_planned_learning_rate_is_the_trained_one(file: str, changes: list[str]) -> None:
-    config = load_training(CIFAR10.parent / "training" / f"{file}.yaml", changes)
-    steps = 7
-    weight = torch.nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.AdamW([weight], lr=config.optimizer.lr)
-    scheduler = build_scheduler(config, optimizer, steps)
-    for done in range(config.epochs * steps):
-        used = optimizer.param_groups[0]["lr"]
-        assert learning_rate(config, done, steps) == pytest.approx(used, rel=1e-9)
-        scheduler.step_update(done + 1)
-
-
 def test_metrics_over_epochs_has_the_best_the_rest_and_the_baseline() -> None:
     def training(name: str, *values: float) -> Training:
         epochs = [
@@ -729,6 +673,7 @@ def test_metrics_over_epochs_has_the_best_the_rest_and_the_baseline() -> None:
         [training("x", 0.5, math.nan), training("y", 0.25)],
         [training("full", 1.5)],
         "validation_top1",
+        "validation top-1 (%)",
         "",
     )
     assert [trace.name for trace in figure.data] == ["others", "best", "full"] * 2
@@ -741,17 +686,10 @@ def test_metrics_over_epochs_has_the_best_the_rest_and_the_baseline() -> None:
 
 def test_a_search_without_results_is_one_line_a_figure(tmp_path: Path) -> None:
     with open_storage(f"sqlite:///{tmp_path}/search.db", create=True) as storage:
-        for number, running in enumerate((0, 3), start=1):
-            search = store_plausible_search(
-                storage,
-                search_id=number,
-                individuals=3,
-                islands=1,
-                running=running,
-                failing=1.0,
-                epochs=0,
-                assignments=(f"search.name=search{number}",),
-            )
+        for number, status in enumerate((Status.FAILED, Status.RUNNING), start=1):
+            file = load_search(CIFAR10, [f"search.name=search{number}"])
+            statuses = dict.fromkeys(range(10 * number, 10 * number + 3), status)
+            search = store_search(storage, file, statuses, search_id=number, epochs=0)
             for name in PlotName:
                 with pytest.raises(StorageError, match=f"search{number}") as raised:
                     draw(name, Source(storage=storage, search=search))
@@ -764,20 +702,13 @@ def test_a_search_without_results_is_one_line_a_figure(tmp_path: Path) -> None:
                 draw(name, Source(storage=storage, search=empty))
 
 
-def test_a_search_that_ran_can_be_drawn(digits_search: FinishedSearch) -> None:
-    path = digits_search.database
-    with open_storage(f"sqlite:///{path}", read_only=True) as storage:
-        source = Source(storage=storage, search=storage.searches()[0])
-        for name in OF_A_SEARCH:
-            figure = draw(name, source)
-            assert "search minivit_digits" in subtitle(figure)
-        curves = traces(draw(PlotName.LEARNING_RATES, source))
-    assert "untuned: the search file's values" in curves
-
-
-def test_what_has_no_effect_is_said(digits_search: FinishedSearch, tmp_path: Path) -> None:
-    result = digits_search.command(
-        "plot", "convergence", "--individual", "1", "-o", tmp_path / "a.html"
-    )
+def test_what_has_no_effect_is_said(watched: Command) -> None:
+    result = watched("plot", "convergence", "--individual", "1", "-o", "a.html")
     assert result.stderr == "warning: --individual has no effect on convergence\n"
-    assert "sendChartToCloud" in (tmp_path / "a.html").read_text().rpartition("newPlot")[2]
+    page = (watched.folder / "a.html").read_text()
+    assert "sendChartToCloud" in page.rpartition("newPlot")[2]
+
+
+def test_a_search_that_observed_nothing_says_how_to(plausible: Source) -> None:
+    with pytest.raises(StorageError, match=re.escape(NO_ONE)):
+        draw(PlotName.STABILITY, plausible)

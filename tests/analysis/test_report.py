@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from oialr_training.errors import ConfigError
-from oialr_training.protocol import Completed, Failed, write_result
+from oialr_training.protocol import Completed, Failed, Resources, write_result
 
 from oialr_search.analysis.plots.catalogue import Source
 from oialr_search.analysis.report import (
@@ -25,18 +26,23 @@ from oialr_search.analysis.report import (
     report,
     results,
 )
+from oialr_search.space.hyperparameters import Hyperparameter, SearchSpace
+from oialr_search.space.search_file import load_search
 from oialr_search.storage import open_storage
 from oialr_search.storage.database import Storage
-from oialr_search.storage.records import Outcome, SearchRecord, Status
+from oialr_search.storage.records import EvaluationRecord, Outcome, SearchRecord, Status
 
-from ..conftest import FinishedSearch
-from ..storage.conftest import (  # noqa: F401
-    new_database_url,
-    new_postgres_database,
-    postgres_server,
+from ..conftest import CIFAR10, Command
+from ..invented import statuses_of, store_search
+from ..storage.storage_examples import (
+    SPACE,
+    epoch_record,
+    launched_search,
+    new_launch,
+    new_proposal,
+    new_runner,
+    started_evaluation,
 )
-from ..storage.storage_examples import SPACE, launched_search, new_launch, new_proposal, new_runner
-from .plausible_search import store_plausible_search
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 HOSTILE = (
@@ -71,9 +77,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Source, str
     """A search of 60 individuals and its report."""
     path = tmp_path_factory.mktemp("report") / "search.db"
     with open_storage(f"sqlite:///{path}", create=True) as storage:
-        source = Source(
-            storage=storage, search=store_plausible_search(storage, individuals=60, failing=0.2)
-        )
+        statuses = statuses_of(60, failing=0.2)
+        search = store_search(storage, load_search(CIFAR10), statuses, islands=4, epochs=30)
+        source = Source(storage=storage, search=search)
         yield source, report(source, [], "task: minivit_cifar10\n", AT)
 
 
@@ -100,7 +106,7 @@ def test_the_page_says_what_the_database_holds(page: tuple[Source, str]) -> None
     assert f"{best.evaluation.metrics['validation_top1']:.2f}" in words
     for name in best.hyperparameters:
         assert name in words
-    assert "diverged: train_loss is nan after epoch 3" in words
+    assert "diverged: train_loss is nan after epoch 2" in words
     assert "f823ad8" in words
     assert "2.9.1" in words
     assert NOT_MEASURED in words
@@ -120,17 +126,17 @@ def test_costs_add_up(page: tuple[Source, str]) -> None:
         *rows, everything = table.rows
         assert everything[1:3] == [str(len(evaluations)), f"{hours:.2f}"]
         assert sum(int(row[1]) for row in rows) == len(evaluations)
-    measured = [
-        dataclasses.replace(e, gpu_energy_j=3.6e6, cpu_energy_j=None) for e in evaluations[:2]
-    ]
+
+    def having(evaluation: EvaluationRecord, **resources: Any) -> EvaluationRecord:
+        return dataclasses.replace(evaluation, resources=Resources(**resources))
+
+    measured = [having(e, gpu_energy_j=3.6e6) for e in evaluations[:2]]
     assert costs(measured)[0].rows[-1][-1] == "GPU 2 kWh"
     used = [
-        dataclasses.replace(
-            e, peak_host_memory_bytes=n << 30, peak_gpu_memory_bytes=None, samples_per_s=10.0 * n
-        )
+        having(e, peak_host_memory_bytes=n << 30, samples_per_s=10.0 * n)
         for n, e in enumerate(evaluations[:3], start=1)
     ]
-    nothing = dataclasses.replace(used[0], peak_host_memory_bytes=None, samples_per_s=None)
+    nothing = having(used[0])
     for known in (used, [*used, nothing]):
         assert costs(known)[0].rows[-1][4:7] == ["3.00 GiB", "not measured", "20"]
     assert costs([*measured, *evaluations[2:]])[0].rows[-1][-1] == (
@@ -143,11 +149,11 @@ def test_failures_of_a_kind_are_told_once(page: tuple[Source, str]) -> None:
     evaluations = source.storage.finished_since(source.search.id)
     failed = [e for e in evaluations if e.status is not Status.COMPLETED]
     renumbered = [
-        dataclasses.replace(e, reason=(e.reason or "").replace("epoch 3", f"epoch {n}"))
+        dataclasses.replace(e, reason=(e.reason or "").replace("epoch 2", f"epoch {n}"))
         for n, e in enumerate(failed)
     ]
     kinds = failure_kinds(renumbered)
-    assert len(kinds) == len(failure_kinds(evaluations)) <= 3
+    assert len(kinds) == len(failure_kinds(evaluations)) <= 4
     assert sum(kind.number for _, kind in kinds) == len(failed) > 5
 
 
@@ -192,6 +198,21 @@ def test_seeds_are_a_mean_and_a_deviation(tmp_path: Path, page: tuple[Source, st
     assert mean_and_deviation([float("nan"), 1.0], 2) == "not a number"
 
 
+def test_the_best_s_time_is_of_all_its_attempts_as_a_contender_s(tmp_path: Path) -> None:
+    """The last attempt of a training of half an hour took over its epochs and ended at once."""
+    with open_storage(f"sqlite:///{tmp_path}/search.db", create=True) as storage:
+        ids = launched_search(storage, settings=load_search(CIFAR10).as_json())
+        _, evaluation = started_evaluation(storage, *ids)
+        for epoch in range(1, 4):
+            storage.add_epoch(evaluation, epoch_record(epoch, epoch_s=600.0))
+        completed = Outcome(status=Status.COMPLETED, fitness=1.0, trainable_percent=9.0)
+        storage.finish_evaluation(evaluation, completed)
+        [search] = storage.searches()
+        text = report(Source(storage=storage, search=search), [], "", AT)
+    assert "time (min)" in Page(text).text
+    assert "30.00" in Page(text).text
+
+
 def test_what_cannot_be_compared_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "failed" / "seed-1").mkdir(parents=True)
     write_result(tmp_path / "failed" / "seed-1", Failed(reason="no", at=0.0, cause="training"))
@@ -212,10 +233,8 @@ def test_what_cannot_be_compared_is_one_line(tmp_path: Path) -> None:
 
 def store_hostile_search(storage: Storage) -> SearchRecord:
     """A failure and a success whose every text is hostile."""
-    space = [
-        *SPACE[:3],
-        {"name": "optimizer.name", "kind": "choice", "choices": ["adamw", HOSTILE]},
-    ]
+    hostile = Hyperparameter(name="optimizer.name", kind="choice", choices=("adamw", HOSTILE))
+    space = SearchSpace((*SPACE.hyperparameters[:3], hostile))
     search_id, launch_id = launched_search(storage, name=HOSTILE, metric=HOSTILE, space=space)
     storage.start_launch(
         new_launch(search_id, hostname=HOSTILE, command_line=HOSTILE, git_revision=HOSTILE)
@@ -247,10 +266,8 @@ def store_hostile_search(storage: Storage) -> SearchRecord:
     return search
 
 
-def test_hostile_texts_are_shown_and_not_obeyed(
-    new_database_url: Callable[[], str],  # noqa: F811
-) -> None:
-    with open_storage(new_database_url(), create=True) as storage:
+def test_hostile_texts_are_shown_and_not_obeyed(kind: str, new_url: Callable[[str], str]) -> None:
+    with open_storage(new_url(kind), create=True) as storage:
         search = store_hostile_search(storage)
         contender = Contender(name=HOSTILE, runs=[{"validation_top1": 1.0}])
         text = report(Source(storage=storage, search=search), [contender], HOSTILE, AT)
@@ -263,43 +280,22 @@ def test_hostile_texts_are_shown_and_not_obeyed(
     assert not re.search(r"<img src=//", text)
 
 
-def test_a_search_without_results_has_a_report(
-    new_database_url: Callable[[], str],  # noqa: F811
-) -> None:
-    with open_storage(new_database_url(), create=True) as storage:
-        for number, (failing, running) in enumerate(((1.0, 0), (0.0, 4)), start=1):
-            search = store_plausible_search(
-                storage,
-                search_id=number,
-                individuals=4,
-                islands=2,
-                failing=failing,
-                running=running,
-                epochs=0,
-                assignments=(f"search.name=search{number}",),
-            )
+def test_a_search_without_results_has_a_report(kind: str, new_url: Callable[[str], str]) -> None:
+    with open_storage(new_url(kind), create=True) as storage:
+        for number, status in enumerate((Status.FAILED, Status.RUNNING), start=1):
+            running = status is Status.RUNNING
+            file = load_search(CIFAR10, [f"search.name=search{number}"])
+            statuses = dict.fromkeys(range(10 * number, 10 * number + 4), status)
+            search = store_search(storage, file, statuses, search_id=number, epochs=0)
             words = Page(report(Source(storage=storage, search=search), [], "", AT)).text
             assert "No individual is completed yet." in words
-            assert ("4 running" in words) is (running == 4)
-            assert ("None: every evaluation that ended has completed." in words) is (running == 4)
+            assert ("4 running" in words) is running
+            assert ("None: every evaluation that ended has completed." in words) is running
         launched_search(storage, name="empty")
         empty = storage.find_search("empty")
         assert empty is not None
         words = Page(report(Source(storage=storage, search=empty), [], "", AT)).text
         assert words.count("search 'empty' has no individual yet") == 10
-
-
-def test_a_search_that_ran_has_a_report(digits_search: FinishedSearch, tmp_path: Path) -> None:
-    completed(tmp_path / "trained", 42, 90.0)
-    path = tmp_path / "r.html"
-    compare = f"baseline={tmp_path / 'trained'}"
-    result = digits_search.command("report", "-o", path, "--compare", compare)
-    assert result.stdout == f"report of minivit_digits written to {path}\n"
-    assert not result.stderr
-    words = Page(path.read_text()).text
-    exported = digits_search.command("export").stdout
-    assert exported.strip() in words
-    assert "baseline" in words
 
 
 @pytest.mark.parametrize(
@@ -311,9 +307,9 @@ def test_a_search_that_ran_has_a_report(digits_search: FinishedSearch, tmp_path:
     ],
 )
 def test_what_cannot_be_reported_is_one_line(
-    digits_search: FinishedSearch, options: list[str], message: str
+    seen_urls: dict[str, str], command: Command, options: list[str], message: str
 ) -> None:
-    result = digits_search.command("report", *options, check=False)
+    result = command("report", "--db", seen_urls["sqlite"], *options, check=False)
     assert result.returncode == 78
     (line,) = result.stderr.splitlines()
     assert line.startswith("error: ")

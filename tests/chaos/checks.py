@@ -8,9 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from oialr_training.config import validate_training
 from oialr_training.protocol import RESULT_FILE, Epoch, Event
-from oialr_training.tasks import task_of
+from oialr_training.tasks import validate_training
 from oialr_training.training import set_up, train
 from oialr_training.yaml_files import parse_yaml
 
@@ -28,7 +27,7 @@ def finished_in(folder: Path, search: SearchRecord) -> Finished:
     """The evaluations that have completed, as their files say."""
     finished: Finished = {}
     for path in folder.glob("individual-*/attempt-*"):
-        ending = read_ending(path, search.metric, search.task, may_repeat=True)
+        ending = read_ending(path, search.metric, search.task, failures=0, retries=1)
         if ending is not None and ending.outcome.status is Status.COMPLETED:
             number = int(path.parent.name.split("-")[1]), int(path.name.split("-")[1])
             finished[number] = ending.outcome.metrics
@@ -76,7 +75,7 @@ def check_folders(storage: Storage, search: SearchRecord, damaged: set[Path]) ->
     for individual in storage.individuals(search.id):
         attempt = storage.evaluations(individual.id)[-1]
         folder = Path(attempt.folder)
-        ending = read_ending(folder, search.metric, search.task, may_repeat=True)
+        ending = read_ending(folder, search.metric, search.task, failures=0, retries=1)
         if ending is None:
             assert {folder / OUTCOME_FILE, folder / RESULT_FILE} & damaged, folder
             continue
@@ -87,9 +86,11 @@ def check_folders(storage: Storage, search: SearchRecord, damaged: set[Path]) ->
 def check_result(storage: Storage, search: SearchRecord, individual: IndividualRecord) -> None:
     """An undisturbed training of the same configuration comes to the same digits."""
     config = validate_training(parse_yaml(export(storage, search, individual), "export"), "export")
-    task, events = task_of(config), list[Event]()
+    components, events = config.components(), list[Event]()
     with _threads(config.num_threads or 1):
-        completed = train(set_up(config, task, task.load_data(None)), events.append).completed
+        completed = train(
+            set_up(config, components, components.load_data(None)), events.append
+        ).completed
     evaluation = storage.evaluations(individual.id)[-1]
     assert _without_times(completed.metrics) == _without_times(evaluation.metrics), individual.id
     assert completed.trainable_percent == evaluation.trainable_percent

@@ -1,6 +1,6 @@
 """A search that is killed, starved and cut off at random moments comes to what it would have.
 
-`pytest tests/chaos` is the short form; `--chaos-faults 100` the long one (docs/chaos.md).
+`pytest -m slow tests/chaos` is the short form; `--chaos-faults 100` the long one (docs/chaos.md).
 """
 
 from __future__ import annotations
@@ -165,6 +165,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
     disk.release()
 
 
+@pytest.mark.slow
 def test_a_disturbed_search_comes_to_the_same(
     database: Database, disk: Disk, tmp_path: Path, pytestconfig: pytest.Config
 ) -> None:

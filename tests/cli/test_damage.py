@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 from oialr_search import cli
 from oialr_search.storage.records import StorageError
 
-from ..analysis.conftest import fill, new_url, postgres  # noqa: F401
 from ..conftest import Command
+from ..seen import fill
 
 ASKED = (
     ["leaderboard"],
@@ -89,7 +89,7 @@ def test_a_damaged_value(tmp_path: Path, command: Command) -> None:
     assert len(result.stderr.splitlines()) == 1
 
 
-def test_a_damaged_postgresql(new_url: Callable[[str], str]) -> None:  # noqa: F811
+def test_a_damaged_postgresql(new_url: Callable[[str], str]) -> None:
     url = new_url("postgresql")
     fill(url)
     with psycopg.connect(url) as connection:

@@ -6,11 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
-from oialr_training.protocol import Completed, write_result
 
-from oialr_search.cli import parse_duration
-
-from ..conftest import CIFAR10, DIGITS, SEARCH_SPACES, Command, FinishedSearch
+from ..conftest import CIFAR10, DIGITS, SEARCH_SPACES, Command
 
 BASELINE = SEARCH_SPACES / "training" / "minivit_cifar10_baseline.yaml"
 
@@ -44,8 +41,13 @@ def files(command: Command) -> set[Path]:
 def test_a_bad_file(command: Command, text: str, words: list[str]) -> None:
     path = command.folder / "wrong.yaml"
     path.write_text(text)
-    assert_one_line(command, "run", path, code=78, words=words)
     assert_one_line(command, "validate", path, code=78, words=words)
+
+
+def test_a_bad_file_is_not_run(command: Command) -> None:
+    path = command.folder / "wrong.yaml"
+    path.write_text("- a\n- b\n")
+    assert_one_line(command, "run", path, code=78, words=["a mapping", "wrong.yaml"])
 
 
 @pytest.mark.parametrize(
@@ -60,10 +62,20 @@ def test_a_bad_file(command: Command, text: str, words: list[str]) -> None:
             ["--set", "space.optimizer.lr={low: 1, high: 0.1}"],
             ["`low < high` must hold for `space.optimizer.lr`", "low=1", "high=0.1"],
         ),
-        (["--db", "mysql://localhost/x"], ["mysql"]),
     ],
 )
 def test_a_wrong_setting(command: Command, options: list[str], words: list[str]) -> None:
+    assert_one_line(command, "validate", DIGITS, *options, code=78, words=words)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--set", "search.metric=loss"], ["unknown metric 'loss'", "validation_loss"]),
+        (["--db", "mysql://localhost/x"], ["mysql"]),
+    ],
+)
+def test_a_wrong_setting_is_not_run(command: Command, options: list[str], words: list[str]) -> None:
     options = ["--islands", "1", *options]
     assert_one_line(command, "run", DIGITS, *options, code=78, words=words)
 
@@ -80,7 +92,6 @@ def test_missing_data(command: Command) -> None:
     folder.mkdir()
     options = ["--islands", "1", "--data-dir", str(folder)]
     assert_one_line(command, "run", CIFAR10, *options, code=78, words=words)
-    assert_one_line(command, "train", BASELINE, "--data-dir", folder, code=78, words=words)
 
 
 def test_an_unreadable_file(command: Command) -> None:
@@ -99,19 +110,21 @@ def test_no_database(command: Command, name: str) -> None:
     assert_one_line(command, name, code=78, words=["no database", "search.db", "--db"])
 
 
-def test_upgrading(digits_search: FinishedSearch, command: Command) -> None:
+def test_nothing_to_upgrade(command: Command) -> None:
     assert_one_line(command, "upgrade", code=78, words=["no database to upgrade", "--db"])
-    before = digits_search.command("leaderboard", "--format", "csv").stdout
-    assert "this version's schema" in digits_search.command("upgrade").stdout
-    assert digits_search.command("leaderboard", "--format", "csv").stdout == before
 
 
-def test_no_such_individual_or_search(digits_search: FinishedSearch) -> None:
-    command = digits_search.command
-    assert_one_line(command, "show", "999", code=78, words=["no individual 999"])
-    assert_one_line(command, "export", "--individual", "999", code=78, words=["999"])
+def test_upgrading_what_is_up_to_date(searched: Command) -> None:
+    before = searched("leaderboard", "--format", "csv").stdout
+    assert "this version's schema" in searched("upgrade").stdout
+    assert searched("leaderboard", "--format", "csv").stdout == before
+
+
+def test_no_such_individual_or_search(searched: Command) -> None:
+    assert_one_line(searched, "show", "999", code=78, words=["no individual 999"])
+    assert_one_line(searched, "export", "--individual", "999", code=78, words=["999"])
     arguments = ["leaderboard", "--search", "other"]
-    assert_one_line(command, *arguments, code=78, words=["'other'", "minivit_digits"])
+    assert_one_line(searched, *arguments, code=78, words=["'other'", "minivit_digits"])
 
 
 @pytest.mark.parametrize(
@@ -128,7 +141,7 @@ def test_no_such_individual_or_search(digits_search: FinishedSearch) -> None:
     ],
 )
 def test_wrong_usage_is_2(command: Command, arguments: list[str]) -> None:
-    result = command(*arguments, check=False)
+    result = command.in_process(*arguments)
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
     assert not list(command.folder.iterdir())
@@ -140,30 +153,6 @@ def test_mistakes_are_told_once_under_mpiexec(command: Command) -> None:
         assert result.returncode == code
         told = [line for line in result.stderr.splitlines() if "epochs" in line or "--non" in line]
         assert len(told) == 1
-
-
-def test_an_existing_training_is_not_overwritten(command: Command) -> None:
-    folder = command.folder / "out" / "seed-42"
-    folder.mkdir(parents=True)
-    write_result(
-        folder,
-        Completed(
-            metrics={},
-            trainable_percent=1.0,
-            compression_percent=1.0,
-            device="cpu",
-            duration_s=1.0,
-            at=1.0,
-        ),
-    )
-    words = ["holds a training already", "--output"]
-    assert_one_line(command, "train", BASELINE, "--output", "out", code=78, words=words)
-
-
-def test_durations() -> None:
-    cases = {"90": 90, "90s": 90, "1.5m": 90, "2h": 7200, "1d": 86400, "30:00": 1800}
-    cases |= {"1:30:00": 5400, "1-12:00:00": 129600}
-    assert {text: parse_duration(text) for text in cases} == cases
 
 
 def test_every_command_has_help_with_an_example(command: Command) -> None:

@@ -12,13 +12,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from oialr_training.errors import ConfigError
 
 from oialr_search.launch.engines import (
     Engine,
+    Individuals,
     Knowledge,
-    Known,
     Member,
     Offspring,
     engine_for,
@@ -27,9 +28,9 @@ from oialr_search.launch.engines import (
 from oialr_search.launch.population import Population
 from oialr_search.space.hyperparameters import Hyperparameter
 from oialr_search.space.search_file import ENGINES, SearchSettings, load_search
-from oialr_search.storage.records import Status
+from oialr_search.storage.records import Known, Status
 
-from ..conftest import DIGITS
+from ..conftest import AUTOFORMER, CIFAR10, DIGITS
 
 HYPERPARAMETERS = (
     Hyperparameter(name="optimizer.lr", kind="float", low=1e-4, high=1e-2, scale="log"),
@@ -46,14 +47,14 @@ class BestAgain(Engine):
     needs_all_individuals = True
 
     def propose(self, knowledge: Knowledge, random_numbers: random.Random) -> Offspring:
-        completed = [known for known in knowledge.individuals if known.fitness is not None]
-        if not completed:
+        known = knowledge.individuals
+        if not np.isfinite(known.fitness).any():
             return Offspring(genes={h.name: random_numbers.random() for h in self.hyperparameters})
-        best = min(completed, key=lambda known: (known.fitness, known.individual_id))
-        genes = {h.name: best.genes[h.name] for h in self.hyperparameters}
-        moved = random_numbers.choice(tuple(genes))
+        best = np.nanargmin(known.fitness)
+        genes = dict(zip(NAMES, known.genes[best].tolist(), strict=True))
+        moved = random_numbers.choice(NAMES)
         genes[moved] = (genes[moved] + random_numbers.random()) % 1.0
-        return Offspring(genes=genes, parents=(best.individual_id,), origin="moved")
+        return Offspring(genes=genes, parents=(int(known.ids[best]),), origin="moved")
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +85,11 @@ def knowledge_of(individuals: Sequence[Known], size: int = 6) -> Knowledge:
                 Member(individual_id=known.individual_id, genes=known.genes, fitness=known.fitness)
             )
     return Knowledge(
-        island=0, population=population.members, population_size=size, individuals=individuals
+        island=0,
+        population=population.members,
+        population_size=size,
+        individuals=Individuals(HYPERPARAMETERS, individuals),
+        number=len(individuals),
     )
 
 
@@ -150,14 +155,19 @@ class TestContract:
 
     def test_other_numbers_give_another_proposal(self, engine: str) -> None:
         knowledge = knowledge_of(individuals(60))
-        proposals = [make(engine).propose(knowledge, random.Random(n)) for n in range(20)]
+        proposals = [
+            make(engine).propose(replace(knowledge, number=n), random.Random(n)) for n in range(20)
+        ]
         assert len({tuple(proposal.genes.values()) for proposal in proposals}) > 10
 
     def test_it_leaves_all_other_random_numbers_and_what_it_knows_alone(self, engine: str) -> None:
         told, before = knowledge_of(individuals(60)), random.getstate()
         make(engine).propose(told, random.Random(1))
         assert random.getstate() == before
-        assert told == knowledge_of(individuals(60))
+        again = knowledge_of(individuals(60))
+        assert told.population == again.population
+        assert np.array_equal(told.individuals.genes, again.individuals.genes)
+        assert np.array_equal(told.individuals.fitness, again.individuals.fitness, equal_nan=True)
 
 
 def test_an_engine_is_imported_where_it_is_chosen() -> None:
@@ -172,12 +182,40 @@ def test_an_engine_is_imported_where_it_is_chosen() -> None:
 
 
 def test_the_search_file_names_the_engine() -> None:
-    assert load_search(DIGITS).search.engine == "propulate"
+    assert load_search(DIGITS).search.engine == "screened"
+    assert (
+        load_search(CIFAR10).search.engine == load_search(AUTOFORMER).search.engine == "propulate"
+    )
     assert load_search(DIGITS, ["search.engine=random"]).search.engine == "random"
     with pytest.raises(ConfigError) as error:
         load_search(DIGITS, ["search.engine=propulat"])
     assert str(error.value) == (
         f"unknown engine 'propulat' for `search.engine`; did you mean `propulate`? ({DIGITS})"
+    )
+
+
+def test_settings_of_propulate_are_said_to_have_no_effect_without_it() -> None:
+    changed = ["search.mutation_sigma=0.1", "search.migration_probability=0.5"]
+    assert load_search(DIGITS, changed).without_effect == ["mutation_sigma"]
+    assert load_search(CIFAR10, changed).without_effect == []
+    one = [*changed, "search.engines=[screened, propulate]"]
+    assert load_search(DIGITS, one).without_effect == []
+    assert load_search(DIGITS).without_effect == []
+
+
+def test_an_island_may_have_an_engine_of_its_own() -> None:
+    search = load_search(DIGITS, ["search.engines=[screened, random]"]).search
+    engines = [type(engine_for((), search, island)).__name__ for island in (0, 1)]
+    assert engines == ["ScreenedEngine", "RandomSearch"]
+    with pytest.raises(ConfigError) as error:
+        load_search(DIGITS, ["search.engines=[screened, randem]"])
+    assert str(error.value) == (
+        f"unknown engine 'randem' for `search.engines`; did you mean `random`? ({DIGITS})"
+    )
+    with pytest.raises(ConfigError) as error:
+        load_search(DIGITS, ["search.engines=[random, random, random]"])
+    assert str(error.value) == (
+        f"`search.engines` names one for each of `search.islands` = 2, got 3 ({DIGITS})"
     )
 
 

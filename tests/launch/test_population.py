@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
 from oialr_search.launch.engines import Member
 from oialr_search.launch.population import AllIndividuals, Population
+from oialr_search.space.hyperparameters import Hyperparameter
 from oialr_search.storage import open_storage
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import Outcome, Status
 
 from ..storage.storage_examples import launched_search, new_proposal, new_runner, started_evaluation
+
+LR = Hyperparameter(name="optimizer.lr", kind="float", low=1e-5, high=1e-1)
 
 
 def member(individual_id: int, fitness: float) -> Member:
@@ -56,30 +61,30 @@ def test_everyone_is_known_and_only_what_changed_is_read_again(tmp_path: Path) -
     with open_storage(str(tmp_path / "search.db"), create=True) as storage:
         search_id, launch_id = launched_search(storage, evaluations_total=9)
         asked: list[tuple[int, set[int]]] = []
-        everyone = AllIndividuals(search_id)
+        everyone = AllIndividuals(search_id, (LR,))
 
         class Recording:
-            def individuals_after(self, search_id: int, last: int, again: set[int]) -> Any:
+            def known_after(self, search_id: int, last: int, again: set[int]) -> Any:
                 asked.append((last, set(again)))
-                return storage.individuals_after(search_id, last, again)
+                return storage.known_after(search_id, last, again)
 
-        def look() -> dict[int, tuple[Status, float | None]]:
+        def look() -> dict[int, float | None]:
+            """None for those that have not ended."""
             recording: Storage = Recording()  # type: ignore[assignment]
-            return {k.individual_id: (k.status, k.fitness) for k in everyone.look(recording)}
+            known = everyone.look(recording)
+            fitness = np.where(np.isnan(known.fitness), None, known.fitness)
+            return dict(zip(known.ids.tolist(), fitness, strict=True))
 
         assert look() == {}
         evaluations = dict(started_evaluation(storage, search_id, launch_id, n) for n in range(3))
-        assert look() == dict.fromkeys((1, 2, 3), (Status.RUNNING, None))
+        assert look() == dict.fromkeys((1, 2, 3))
         done = Outcome(status=Status.COMPLETED, fitness=2.5)
         storage.finish_evaluation(evaluations[1], done)
         storage.finish_evaluation(evaluations[2], Outcome(status=Status.FAILED), repeat=True)
-        running = (Status.RUNNING, None)
-        completed = (Status.COMPLETED, 2.5)
-        assert look() == {1: completed, 2: (Status.LOST, None), 3: running}
+        assert look() == {1: 2.5, 2: None, 3: None}
         storage.finish_evaluation(evaluations[3], Outcome(status=Status.TIMED_OUT))
         again = storage.claim(search_id, new_proposal(7), 9, new_runner(launch_id))
         assert again is not None
         storage.finish_evaluation(again.evaluation.id, Outcome(status=Status.FAILED))
-        gone = {2: (Status.FAILED, None), 3: (Status.TIMED_OUT, None)}
-        assert look() == look() == {1: completed, **gone}
+        assert look() == look() == {1: 2.5, 2: math.inf, 3: math.inf}
         assert asked == [(0, set()), (0, set()), (3, {1, 2, 3}), (3, {2, 3}), (3, set())]

@@ -7,14 +7,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
-from oialr_training.config import validate_training
 from oialr_training.protocol import Event, Message, Progressed, decode, encode
+from oialr_training.tasks import validate_training
 from oialr_training.yaml_files import read_yaml
 
 from ..conftest import DIGITS, ROOT
@@ -46,7 +46,7 @@ def digits(**changes: Any) -> dict[str, Any]:
 class Process:
     """`python -m oialr_training`, its pipe and its log."""
 
-    def __init__(self, log: Path, preexec: Callable[[], None] | None = None) -> None:
+    def __init__(self, log: Path) -> None:
         self.log = log
         events, theirs = os.pipe()
         command = [sys.executable, "-m", "oialr_training", "--events", str(theirs)]
@@ -60,7 +60,6 @@ class Process:
                 start_new_session=True,
                 cwd=ROOT,
                 env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
-                preexec_fn=preexec,
             )
         os.close(theirs)
         self._events = os.fdopen(events, "rb")
@@ -97,9 +96,9 @@ class Process:
 
 
 @contextmanager
-def started(log: Path, preexec: Callable[[], None] | None = None) -> Iterator[Process]:
+def started(log: Path) -> Iterator[Process]:
     """A worker that is gone afterwards."""
-    process = Process(log, preexec)
+    process = Process(log)
     try:
         yield process
     finally:

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from oialr_training.config import AutoformerModel
 from oialr_training.models import autoformer
 from oialr_training.models.autoformer import (
     Autoformer,
@@ -23,6 +22,7 @@ from oialr_training.models.autoformer import (
     from_published,
     strongest_delays,
 )
+from oialr_training.tasks.autoformer import AutoformerModel
 from torch import Tensor, nn
 
 from benchmarks.plain_autoformer import PlainAutoformer, PlainDecomposition

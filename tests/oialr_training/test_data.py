@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from oialr_training.config import CIFAR10Data, DigitsData
-from oialr_training.data import DataError, LoadSettings, Splits, cifar10, digits
+from oialr_training.data import LoadSettings, Splits, cifar10, digits
+from oialr_training.errors import DataError
+from oialr_training.tasks.minivit import CIFAR10Data, DigitsData
 from PIL import Image
 
 CLASSES = [f"class{n}" for n in range(10)]

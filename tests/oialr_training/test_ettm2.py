@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from oialr_training.config import ETTm2Data
-from oialr_training.data import Batches, DataError, LoadSettings, Splits, ettm2
+from oialr_training.data import Batches, LoadSettings, Splits, ettm2
+from oialr_training.errors import DataError
+from oialr_training.tasks.autoformer import ETTm2Data
 from torch import Tensor
 
 from ..conftest import SHARED

@@ -7,10 +7,14 @@ import errno
 import pytest
 import torch
 from oialr import NotFiniteError, OIALRError
-from oialr_training.data import DataError, DataSettingsError
-from oialr_training.errors import ConfigError
+from oialr_training.errors import (
+    ConfigError,
+    DataError,
+    DataSettingsError,
+    DeviceError,
+    DivergedError,
+)
 from oialr_training.failures import failed
-from oialr_training.training import DeviceError, DivergedError
 
 OOM = "CUDA out of memory. Tried to allocate 20.00 GiB.\nmore"
 CASES = [

@@ -10,18 +10,13 @@ from typing import Any
 import pytest
 import torch
 from oialr import LowRankLinear
-from oialr_training.config import AutoformerETTm2, load_training, validate_training
-from oialr_training.errors import ConfigError
+from oialr_training.errors import ConfigError, DivergedError
 from oialr_training.protocol import Completed, Epoch, Event, Started
-from oialr_training.tasks import measure_forecast, task_of
-from oialr_training.training import (
-    DivergedError,
-    Trained,
-    Training,
-    set_up,
-    settings_without_effect,
-    train,
-)
+from oialr_training.schedules import learning_rate
+from oialr_training.tasks import load_training, validate_training
+from oialr_training.tasks.autoformer import AutoformerETTm2
+from oialr_training.tasks.components import measure_forecast
+from oialr_training.training import Trained, Training, set_up, settings_without_effect, train
 from torch import Tensor, nn
 
 from ..conftest import SEARCH_SPACES, SHARED
@@ -55,8 +50,8 @@ def config(kind: str, **changes: Any) -> AutoformerETTm2:
 def prepare(trained: AutoformerETTm2) -> Training:
     if not DATA.is_dir():
         pytest.skip(f"no ETTm2 in {DATA}")
-    task = task_of(trained)
-    return set_up(trained, task, task.load_data(DATA))
+    components = trained.components()
+    return set_up(trained, components, components.load_data(DATA))
 
 
 def scripted(training: Training, losses: list[float]) -> Training:
@@ -68,7 +63,8 @@ def scripted(training: Training, losses: list[float]) -> Training:
             return {"loss": next(validation_losses)}
         return measure_forecast(model, batches)
 
-    return dataclasses.replace(training, task=dataclasses.replace(training.task, measure=measure))
+    components = dataclasses.replace(training.components, measure=measure)
+    return dataclasses.replace(training, components=components)
 
 
 def run(training: Training) -> tuple[Trained, list[Epoch]]:
@@ -162,12 +158,8 @@ def test_training_ends_early_after_epochs_without_a_lower_validation_loss(
 @pytest.mark.parametrize("kind", ["baseline", "tuned"])
 def test_the_learning_rate_follows_table_5(kind: str) -> None:
     """type1: lr, lr, lr/2, lr/4; or a rise to lr in three epochs, then a cosine."""
-    training = prepare(config(kind, epochs=6, early_stopping_patience=None))
-    rates: list[float] = []
-    for epoch in range(1, 7):
-        for step in range(20):
-            rates.append(training.optimizer.param_groups[0]["lr"])
-            training.scheduler.step_update((epoch - 1) * 20 + step + 1)
+    planned = config(kind, epochs=6)
+    rates = [learning_rate(step, planned, steps_per_epoch=20) for step in range(120)]
     if kind == "baseline":
         expected = [4e-4 * factor for factor in (1, 1, 1 / 2, 1 / 4, 1 / 8, 1 / 16)]
         assert rates == pytest.approx([rate for rate in expected for _ in range(20)])
@@ -248,7 +240,7 @@ def test_the_shipped_trainings_are_the_paper_s_size(kind: str, pred_len: int) ->
     assert trained.pred_len == pred_len
     assert (trained.oialr is None) == (kind == "baseline")
     with torch.device("meta"):
-        model = task_of(trained).build_model()
+        model = trained.components().build_model()
     assert sum(p.numel() for p in model.parameters()) == 10_536_967
 
 

@@ -6,9 +6,9 @@ import math
 from typing import Any
 
 import pytest
-from oialr_training.config import validate_training
 from oialr_training.errors import ConfigError
 from oialr_training.protocol import Epoch, Event, Observation, Started
+from oialr_training.tasks import validate_training
 
 from .process import digits
 from .trained import told, train_here

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import logging
+import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,17 +14,20 @@ from typing import Any
 
 import pytest
 import torch
-from oialr_training.config import load_training, validate_training
+from oialr_training.config import OptimizerConfig
 from oialr_training.protocol import Completed, Epoch, Event, Started
 from oialr_training.state import FORMAT, StateFile, identity
+from oialr_training.tasks import TASKS, load_training, validate_training
+from oialr_training.tasks.minivit import MiniViTDigits
 from oialr_training.training import CHEAP_WRITE_S
 
-from ..conftest import SEARCH_SPACES, SHARED
+from ..conftest import ROOT, SEARCH_SPACES, SHARED
 from .process import digits
 from .test_forecast_training import EARLY_OIALR, SMALL
 from .trained import told, train_here
 
 DATA = SHARED / "data"
+STORED = ROOT / "tests" / "stored_search" / "version-0.1.0.tar.xz"
 
 
 def after(epoch: int) -> Callable[[list[Event]], bool]:
@@ -178,6 +183,60 @@ def test_a_state_serves_its_own_configuration_only(
     state.write_bytes(kept)
     events, _ = train_here(digits(**changes), None, state)
     assert resumed_epoch(events) == (2 if usable else 0)
+
+
+def test_a_state_of_version_0_1_0_is_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tarfile.open(STORED) as stored:
+        stored.extractall(tmp_path, filter="data")
+    individual = tmp_path / "searches" / "stored" / "individual-000010"
+    config = json.loads((individual / "attempt-1" / "request.json").read_text())
+    monkeypatch.setattr(torch, "__version__", "2.15.0+cu132")  # which it was trained with
+    events, _ = train_here(config, None, individual / "state.pt")
+    assert resumed_epoch(events) == 2
+    assert isinstance(events[-1], Completed)
+    assert [event.epoch for event in events if isinstance(event, Epoch)] == [1, 2, 3, 4, 5]
+
+
+class LaterDigits(MiniViTDigits):
+    """As a later version may have it."""
+
+    temperature: float = 1.0
+    optimizer: LaterOptimizer
+
+
+class LaterOptimizer(OptimizerConfig):
+    momentum: float = 0.5
+
+
+@pytest.mark.parametrize(
+    ("changes", "usable"),
+    [({}, True), ({"temperature": 1.0}, True), ({"temperature": 2.0}, False), ({"seed": 1}, False)],
+)
+def test_a_state_serves_on_after_fields_with_defaults_were_added(
+    tmp_path: Path,
+    kept: bytes,
+    changes: dict[str, Any],
+    usable: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(TASKS, "minivit_digits", LaterDigits)
+    state = tmp_path / "state"
+    state.write_bytes(kept)
+    content = validate_training(digits() | changes, "test").model_dump(mode="json")
+    assert content["optimizer"]["momentum"] == 0.5
+    events, _ = train_here(content, None, state)
+    assert resumed_epoch(events) == (2 if usable else 0)
+
+
+def test_a_state_of_a_task_that_is_gone_is_ignored(
+    tmp_path: Path, kept: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = StateFile(tmp_path / "state")
+    (tmp_path / "state").write_bytes(kept)
+    monkeypatch.delitem(TASKS, "minivit_digits")
+    assert state.read("{}") is None
 
 
 def test_threads_and_the_kind_of_device_count_where_they_change_digits() -> None:

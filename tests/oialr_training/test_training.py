@@ -11,18 +11,14 @@ import oialr_training.training
 import pytest
 import torch
 from oialr import OIALRSettings
-from oialr_training.config import (
-    TASKS,
-    MiniViTDigits,
-    OIALRConfig,
-    TrainingConfig,
-    load_training,
-    validate_training,
-)
+from oialr_training.config import OIALRConfig
+from oialr_training.errors import DivergedError
 from oialr_training.models import minivit
 from oialr_training.protocol import Epoch, Event, Progressed, Started
-from oialr_training.tasks import measure_classification, task_of
-from oialr_training.training import DivergedError, Training, set_up, train, visible_device
+from oialr_training.tasks import load_training, validate_training
+from oialr_training.tasks.components import measure_classification
+from oialr_training.tasks.minivit import MiniViTDigits
+from oialr_training.training import Training, set_up, train, visible_device
 from oialr_training.yaml_files import read_yaml
 
 from ..conftest import DIGITS, SEARCH_SPACES
@@ -48,8 +44,8 @@ def config(**changes: Any) -> MiniViTDigits:
 
 
 def prepare(trained: MiniViTDigits) -> Training:
-    task = task_of(trained)
-    return set_up(trained, task, task.load_data(None))
+    components = trained.components()
+    return set_up(trained, components, components.load_data(None))
 
 
 def run(trained: MiniViTDigits) -> tuple[Training, list[Event]]:
@@ -88,7 +84,7 @@ def test_the_same_seed_gives_the_same_digits_and_another_does_not() -> None:
     assert losses[0] == losses[1] != losses[2]
 
 
-def test_the_learning_rate_follows_timm_s_schedule_per_update() -> None:
+def test_the_learning_rate_follows_the_schedule_per_update() -> None:
     """Warm-up from warmup_lr to lr, then k-decay over what the warm-up leaves; it may rise."""
     trained = config(
         oialr=None,
@@ -99,13 +95,9 @@ def test_the_learning_rate_follows_timm_s_schedule_per_update() -> None:
         scheduler__lr_k_decay=0.34,
     )
     training, rates = prepare(trained), list[float]()
-    step = training.scheduler.step_update
-
-    def recording(number: int) -> None:
-        rates.append(training.optimizer.param_groups[0]["lr"])
-        step(number)
-
-    training.scheduler.step_update = recording  # type: ignore[method-assign, assignment]
+    training.optimizer.register_step_pre_hook(
+        lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"])
+    )
     train(training, lambda event: None)
     warm, rest = 13, 39
     for number, rate in enumerate(rates):
@@ -219,10 +211,9 @@ def test_the_paper_s_configurations_run(name: str, cifar10_dir: Path) -> None:
     small = ["model.embed_dim=48", "model.depth=1", "model.num_heads=3", "batch_size=64"]
     small += ["data.train_subset=200", "data.test_subset=100", "epochs=2", "num_threads=1"]
     oialr = ["oialr.delay_steps=2", "oialr.update_frequency=2", "scheduler.warmup_epochs=1"]
-    trained: TrainingConfig = load_training(path, small + (oialr if name != "baseline" else []))
-    assert isinstance(trained, tuple(TASKS.values()))
-    task = task_of(trained)
-    training = set_up(trained, task, task.load_data(cifar10_dir))
+    trained = load_training(path, small + (oialr if name != "baseline" else []))
+    components = trained.components()
+    training = set_up(trained, components, components.load_data(cifar10_dir))
     completed = train(training, lambda event: None, evaluate_test=True).completed
     assert completed.metrics["test_top1"] == completed.metrics["validation_top1"]
     assert (completed.trainable_percent == 100.0) == (name == "baseline")

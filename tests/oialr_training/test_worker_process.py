@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import resource
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from oialr_training.__main__ import Worker
-from oialr_training.config import load_training
 from oialr_training.protocol import (
     EVENTS_FILE,
     RESULT_FILE,
@@ -28,11 +28,12 @@ from oialr_training.protocol import (
     Stopped,
     decode,
 )
+from oialr_training.tasks import load_training
 
 from ..conftest import SEARCH_SPACES
 from .process import digits, gone, started
 from .test_data import make_images
-from .trained import told, train_here
+from .trained import told, train_here, work_here
 
 
 def evaluate(folder: Path, config: dict[str, Any], **more: Any) -> Evaluate:
@@ -103,7 +104,7 @@ def test_a_killed_training_goes_on_to_the_same_digits(
 
 
 def test_what_is_said_is_also_in_the_folder(tmp_path: Path) -> None:
-    events = run(tmp_path / "evaluation", digits())
+    events = work_here(evaluate(tmp_path / "evaluation", digits()))
     lines = (tmp_path / "evaluation" / EVENTS_FILE).read_bytes().splitlines()
     assert [decode(line) for line in lines] == events
     assert [type(event) for event in events] == [Started, *[Epoch] * 4, Completed]
@@ -132,7 +133,7 @@ def test_a_failure_is_also_in_the_folder_and_its_state_is_gone(tmp_path: Path) -
     state = tmp_path / "state"
     state.write_bytes(b"something")
     config = digits(optimizer__lr=1e30)
-    events = run(tmp_path / "evaluation", config, state_file=str(state))
+    events = work_here(evaluate(tmp_path / "evaluation", config, state_file=str(state)))
     assert isinstance(events[-1], Failed)
     assert events[-1].cause == "training"
     assert events[-1].resources.peak_host_memory_bytes
@@ -171,10 +172,8 @@ def test_a_stop_ends_after_the_epoch_and_the_rest_follows_later(tmp_path: Path, 
 
 
 def test_a_stop_in_the_last_epoch_changes_nothing(tmp_path: Path) -> None:
-    with started(tmp_path / "log") as worker:
-        worker.send(evaluate(tmp_path / "evaluation", digits(epochs=1)), Stop())
-        events = list(worker.events())
-        assert worker.wait() == 0
+    message = evaluate(tmp_path / "evaluation", digits(epochs=1))
+    events = work_here(message, lambda _, stops: stops.append(Stop()))
     assert [type(event) for event in events] == [Started, Epoch, Completed]
 
 
@@ -185,40 +184,41 @@ def test_a_stop_before_the_evaluation_ends_the_process(tmp_path: Path) -> None:
         assert worker.wait() == 0
 
 
-def limited_files() -> None:
-    """As a full disk: no file grows past 20 kB."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+@pytest.fixture
+def full_disk() -> Iterator[None]:
+    """No file grows past 20 kB."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_state_that_finds_no_room_does_not_end_the_training(tmp_path: Path) -> None:
+def test_a_state_that_finds_no_room_does_not_end_the_training(
+    tmp_path: Path, full_disk: None, caplog: pytest.LogCaptureFixture
+) -> None:
     state = tmp_path / "state"
-    with started(tmp_path / "log", preexec=limited_files) as worker:
-        worker.send(evaluate(tmp_path / "evaluation", digits(), state_file=str(state)))
-        events = list(worker.events())
-        assert worker.wait() == 0
+    events = work_here(evaluate(tmp_path / "evaluation", digits(), state_file=str(state)))
     assert isinstance(events[-1], Completed)
-    lines = [x for x in (tmp_path / "log").read_text().splitlines() if "cannot keep" in x]
+    lines = [line for line in caplog.messages if "cannot keep" in line]
     assert len(lines) == 3
     assert all("File too large" in line for line in lines)
-    assert {p.name for p in tmp_path.iterdir()} == {"log", "evaluation"}
+    assert [path.name for path in tmp_path.iterdir()] == ["evaluation"]
 
 
-def test_events_and_a_result_that_find_no_room_still_arrive(tmp_path: Path) -> None:
+def test_events_and_a_result_that_find_no_room_still_arrive(
+    tmp_path: Path, full_disk: None, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = tmp_path / "evaluation"
     folder.mkdir()
     old = b"x" * 19_900 + b"\n"
     (folder / EVENTS_FILE).write_bytes(old)
     (folder / RESULT_FILE).mkdir()
-    with started(tmp_path / "log", preexec=limited_files) as worker:
-        worker.send(evaluate(folder, digits()))
-        events = list(worker.events())
-        assert worker.wait() == 0
+    events = work_here(evaluate(folder, digits()))
     assert [type(event) for event in events] == [Started, *[Epoch] * 4, Completed]
     assert (folder / EVENTS_FILE).read_bytes() == old  # no half line
     assert {path.name for path in folder.iterdir()} == {EVENTS_FILE, RESULT_FILE}
-    log = (tmp_path / "log").read_text()
-    assert "cannot write the result" in log
-    assert f"{EVENTS_FILE}: File too large" in log
+    assert any("cannot write the result" in line for line in caplog.messages)
+    assert any(f"{EVENTS_FILE}: File too large" in line for line in caplog.messages)
 
 
 def test_a_segmentation_fault_leaves_its_place_in_the_log(tmp_path: Path) -> None:

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from oialr_training.config import validate_training
-from oialr_training.protocol import Completed, Epoch, Event, Progressed
+from oialr_training.__main__ import Worker
+from oialr_training.protocol import (
+    Completed,
+    Epoch,
+    Evaluate,
+    Event,
+    Progressed,
+    Stop,
+    decode,
+)
 from oialr_training.state import StateFile
-from oialr_training.tasks import task_of
+from oialr_training.tasks import validate_training
 from oialr_training.training import Interrupted, Trained, set_up, train
 
 
@@ -27,8 +36,8 @@ def train_here(
     """
     config = validate_training(content, "test")
     torch.set_num_threads(config.num_threads or 1)
-    task, events = task_of(config), list[Event]()
-    training = set_up(config, task, task.load_data(data_dir))
+    components, events = config.components(), list[Event]()
+    training = set_up(config, components, components.load_data(data_dir))
     if state:
         more["state_file"] = StateFile(state)
 
@@ -41,6 +50,27 @@ def train_here(
     except Interrupted:
         return events, None
     return [*events, trained.completed], trained
+
+
+def work_here(
+    message: Evaluate, then: Callable[[Event, list[Stop]], None] = lambda *_: None
+) -> list[Event]:
+    """What the worker says that trains in this process; `then` may ask it to stop."""
+    end, pipe = os.pipe()
+    stops: list[Stop] = []
+
+    class Here(Worker):
+        def report(self, event: Event) -> None:
+            super().report(event)
+            then(event, stops)
+
+    Path(message.folder).mkdir(exist_ok=True)
+    torch.set_num_threads(message.config["num_threads"])
+    with os.fdopen(end, "rb") as said:
+        with os.fdopen(pipe, "wb"):
+            Here(pipe).evaluate(message, stops)
+        events = [decode(line) for line in said]
+    return [event for event in events if not isinstance(event, Progressed)]
 
 
 def told(events: list[Event]) -> list[Any]:

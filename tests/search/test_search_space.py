@@ -7,8 +7,8 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from oialr_training.config import TASKS
 from oialr_training.errors import ConfigError
+from oialr_training.tasks import TASKS
 from oialr_training.yaml_files import read_yaml
 
 from oialr_search.space.hyperparameters import Hyperparameter, parse_space, with_hyperparameters

@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from oialr_training.config import TASKS, AutoformerETTm2, load_training
 from oialr_training.errors import ConfigError
+from oialr_training.tasks import TASKS, load_training
+from oialr_training.tasks.autoformer import AutoformerETTm2
 from oialr_training.yaml_files import parse_yaml
 
 from oialr_search.space.search_file import load_search
 
 from ..conftest import AUTOFORMER, CIFAR10, DIGITS, SEARCH_SPACES
+from ..oialr_training.margins import Margins
 
 
 @pytest.mark.parametrize("path", sorted(SEARCH_SPACES.glob("*.yaml")), ids=lambda p: p.stem)
@@ -110,6 +112,23 @@ def test_a_hyperparameter_can_be_added() -> None:
     added = "space.oialr.fused_projections={choices: [together, apart]}"
     space = load_search(DIGITS, [added]).space
     assert space.hyperparameters[-1].choices == ("together", "apart")
+
+
+def test_a_user_s_task_is_searched_as_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TASKS, "margins", Margins)
+    path = tmp_path / "search.yaml"
+    path.write_text(
+        "{task: margins, epochs: 3, batch_size: 16, optimizer: {lr: 0.01}, oialr: null,\n"
+        "scheduler: {min_lr: 0.001, warmup_lr: 0.001, warmup_epochs: 1},\n"
+        "search: {name: m, metric: validation_margin, evaluations: 3, islands: 1},\n"
+        "space: {width: {low: 4, high: 32}}}"
+    )
+    space = load_search(path).space
+    assert [h.decode(1.0) for h in space.hyperparameters] == [32]
+    with pytest.raises(ConfigError, match=r"unknown metric .*`validation_margin`"):
+        load_search(path, ["search.metric=validation_margins"])
+    with pytest.raises(ConfigError, match=r"`seed` is set, not searched; .*width can"):
+        load_search(path, ["space.seed={low: 1, high: 3}"])
 
 
 def test_nothing_of_a_null_section_can_be_searched(tmp_path: Path) -> None:

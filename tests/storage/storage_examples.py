@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from oialr_training.protocol import Resources
+
+from oialr_search.space.hyperparameters import SearchSpace
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import (
     EpochRecord,
@@ -14,19 +17,25 @@ from oialr_search.storage.records import (
     Runner,
 )
 
-SPACE = [
-    {"name": "optimizer.lr", "kind": "float", "low": 1e-5, "high": 1e-1, "log": True},
+
+def space_of(*hyperparameters: dict[str, Any]) -> SearchSpace:
+    """Make a space, a hyperparameter by its fields."""
+    return SearchSpace.from_json(hyperparameters, "an example")
+
+
+SPACE = space_of(
+    {"name": "optimizer.lr", "kind": "float", "low": 1e-5, "high": 1e-1, "scale": "log"},
     {"name": "oialr.delay_steps", "kind": "int", "low": 0, "high": 1000},
-    {"name": "oialr.full_rank_first", "kind": "bool"},
+    {"name": "oialr.full_rank_first", "kind": "bool", "choices": [False, True]},
     {"name": "optimizer.name", "kind": "choice", "choices": ["adamw", "sgd"]},
-]
-RESOURCES: dict[str, Any] = {
-    "gpu_energy_j": 1.5e6,
-    "cpu_energy_j": 0.25,
-    "peak_host_memory_bytes": 2**35,
-    "peak_gpu_memory_bytes": 2**36 + 1,
-    "samples_per_s": 12345.5,
-}
+)
+RESOURCES = Resources(
+    gpu_energy_j=1.5e6,
+    cpu_energy_j=0.25,
+    peak_host_memory_bytes=2**35,
+    peak_gpu_memory_bytes=2**36 + 1,
+    samples_per_s=12345.5,
+)
 HYPERPARAMETERS = {
     "optimizer.lr": 0.001,
     "oialr.delay_steps": 100,
@@ -41,7 +50,10 @@ def new_search(**changes: Any) -> NewSearch:
         "name": "digits",
         "task": "minivit_digits",
         "metric": "top1",
-        "settings": {"task": "minivit_digits", "search": {"evaluations": 3}},
+        "settings": {
+            "search": {"name": "digits", "metric": "top1", "evaluations": 3, "islands": 2},
+            "training": {"task": "minivit_digits"},
+        },
         "space": SPACE,
         "metric_names": ["val.top1", "val.loss"],
         "seed": 2**40,

@@ -8,7 +8,7 @@ from datetime import UTC, timedelta, timezone
 from typing import Any
 
 import pytest
-from oialr_training.protocol import Observation, RankUpdate
+from oialr_training.protocol import Observation, RankUpdate, Resources
 from storage_examples import (
     HYPERPARAMETERS,
     RESOURCES,
@@ -56,11 +56,15 @@ class TestSearches:
         storage.start_launch(new_launch(first))
         assert [search.id for search in storage.searches()] == [first, second, third]
 
-    def test_the_total_can_grow(self, storage: Storage) -> None:
+    def test_a_launch_may_change_total_seed_and_settings(self, storage: Storage) -> None:
         search_id = storage.create_search(new_search(evaluations_total=3))
-        storage.set_evaluations_total(search_id, 8)
+        settings = {"search": {"seed": 5}, "db": "postgresql://me:s3cret@host/db"}
+        changed = new_search(evaluations_total=8, seed=5, settings=settings, version="9")
+        storage.change_search(search_id, changed)
         assert storage.progress(search_id).total == 8
-        assert storage.searches()[0].evaluations_total == 8
+        [search] = storage.searches()
+        assert (search.evaluations_total, search.seed, search.version) == (8, 5, "0.1.0")
+        assert search.settings == settings | {"db": "postgresql://me:***@host/db"}
 
     def test_passwords_are_not_stored(self, storage: Storage) -> None:
         url = "postgresql://me:s3cret@host/db"
@@ -272,7 +276,7 @@ class TestEvaluations:
             exit_code=0,
             trainable_percent=12.5,
             compression_percent=101.0,
-            **RESOURCES,
+            resources=RESOURCES,
             finished_at=start + timedelta(minutes=2),
         )
         assert storage.finish_evaluation(evaluation_id, outcome) is True
@@ -293,7 +297,7 @@ class TestEvaluations:
         assert (done.resumed_epoch, done.log_tail) == (3, None)
         assert (done.duration_s, done.finish_number, done.exit_code) == (120.0, 1, 0)
         assert (done.trainable_percent, done.compression_percent) == (12.5, 101.0)
-        assert {name: getattr(done, name) for name in RESOURCES} == RESOURCES
+        assert done.resources == RESOURCES
 
     def test_a_failure_has_a_reason_and_no_fitness(self, storage: Storage) -> None:
         search_id, launch_id = launched_search(storage)
@@ -312,7 +316,7 @@ class TestEvaluations:
         assert (individual.status, individual.fitness) == (Status.FAILED, None)
         assert individual.evaluation.reason == "CUDA out of memory"
         assert individual.evaluation.exit_signal == 9
-        assert {getattr(individual.evaluation, name) for name in RESOURCES} == {None}
+        assert individual.evaluation.resources == Resources()
         assert individual.evaluation.log_tail == "Traceback\n  größer ? ?"
         assert storage.claim(search_id, new_proposal(1), 1, new_runner(launch_id)) is None
 
@@ -359,6 +363,7 @@ class TestEvaluations:
                 layer=layer,
                 stability=0.75,
                 mixing_similarity=math.inf,
+                relative_mixing_similarity=0.25,
             )
             for step, earlier_step in ((200, 0), (200, 100), (2**40, 0))
             for layer in ("blocks.0", "größe")
@@ -477,7 +482,7 @@ def test_what_one_writes_another_reads(storage: Storage, database_url: str) -> N
         [individual] = reader.individuals(search_id)
         assert individual.hyperparameters == HYPERPARAMETERS
         with pytest.raises(StorageError, match=r"read-?only"):
-            reader.set_evaluations_total(search_id, 5)
+            reader.change_search(search_id, new_search(evaluations_total=5))
 
 
 def test_closing_twice_is_fine(storage: Storage) -> None:
@@ -495,6 +500,21 @@ class TestTogether:
             storage.record_migration(new_migration(search_id, individual_id, 1, 0))
         assert [epoch.epoch for epoch in storage.epochs(evaluation_id)] == [1]
         assert [m.individual_id for m in storage.migrations(search_id)] == [individual_id]
+
+    def test_within_another_it_is_part_of_that_one(self, storage: Storage) -> None:
+        _, evaluation_id = started_evaluation(storage, *launched_search(storage))
+
+        def write() -> None:
+            with storage.together():
+                with storage.together():
+                    storage.add_epoch(evaluation_id, epoch_record(1, top1=0.5))
+                storage.add_epoch(evaluation_id, epoch_record(2, top1=0.5))
+                assert [epoch.epoch for epoch in storage.epochs(evaluation_id)] == [1, 2]
+                raise OSError("no more")
+
+        with pytest.raises(OSError, match="no more"):
+            write()
+        assert storage.epochs(evaluation_id) == []
 
     def test_nothing_is_stored_where_one_call_fails(self, storage: Storage) -> None:
         search_id, launch_id = launched_search(storage)

@@ -20,9 +20,11 @@ from storage_examples import (
     new_proposal,
     new_runner,
     new_search,
+    space_of,
     started_evaluation,
 )
 
+from oialr_search.space.hyperparameters import SearchSpace
 from oialr_search.storage import open_storage
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import Outcome, Status, StorageError
@@ -100,13 +102,13 @@ def test_hyperparameters_and_metrics_are_typed_columns(storage: Storage, databas
 def test_two_searches_of_different_spaces(storage: Storage, database_url: str) -> None:
     digits = launched_search(storage)
     complete(storage, digits, 0, 0.3)
-    space = [
+    space = space_of(
         {"name": "model.width", "kind": "int"},
         {"name": "oialr.delay_steps", "kind": "float"},
         {"name": "optimizer.lr", "kind": "choice", "choices": [1, 0.5]},
         {"name": "optimizer.name", "kind": "choice", "choices": [False, True]},
         {"name": "patch", "kind": "choice", "choices": [4, "auto"]},
-    ]
+    )
     other = launched_search(storage, name="ettm2", space=space, metric_names=["val.mse"])
     values = {
         "model.width": 64,
@@ -166,7 +168,7 @@ def test_equal_fitness_keeps_the_older_first(storage: Storage, database_url: str
     ['lr" FROM x; --', "lr'", "lr-decay", "", ".lr", "lr.", "a..b", "0.lr", "größe", "a b", "a\n"],
 )
 def test_names_that_are_no_identifiers(storage: Storage, name: str) -> None:
-    bad_space = new_search(space=[{"name": name, "kind": "float"}])
+    bad_space = new_search(space=space_of({"name": name, "kind": "float"}))
     for search in (bad_space, new_search(metric_names=[name])):
         with pytest.raises(StorageError, match="is no name for a column: use letters"):
             storage.create_search(search)
@@ -175,9 +177,11 @@ def test_names_that_are_no_identifiers(storage: Storage, name: str) -> None:
 
 def test_keywords_and_long_names(storage: Storage, database_url: str) -> None:
     names = ["select", "Order", "a" * 63]
-    storage.create_search(new_search(space=[{"name": n, "kind": "float"} for n in names]))
+    storage.create_search(
+        new_search(space=space_of(*({"name": n, "kind": "float"} for n in names)))
+    )
     assert ask(database_url, "SELECT * FROM leaderboard")[0][len(FIXED) :][:3] == names
-    too_long = [{"name": "a" * 64, "kind": "float"}]
+    too_long = space_of({"name": "a" * 64, "kind": "float"})
     with pytest.raises(StorageError, match="is too long for a column: 63 at most"):
         storage.create_search(new_search(name="long", space=too_long))
 
@@ -188,7 +192,8 @@ def test_hyperparameters_do_not_share_a_column(
 ) -> None:
     storage.create_search(new_search())
     before = ask(database_url, "SELECT * FROM leaderboard")
-    clash = new_search(name="clash", space=[*SPACE, {"name": name, "kind": "float"}])
+    [added] = space_of({"name": name, "kind": "float"}).hyperparameters
+    clash = new_search(name="clash", space=SearchSpace((*SPACE.hyperparameters, added)))
     with pytest.raises(StorageError, match=f"`{name}` would share the leaderboard column"):
         storage.create_search(clash)
     assert storage.find_search("clash") is None

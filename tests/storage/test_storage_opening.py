@@ -20,6 +20,7 @@ from oialr_search.storage import open_storage, upgrade_storage
 from oialr_search.storage.database import Storage
 from oialr_search.storage.opening import NETWORK_FILE_SYSTEMS
 from oialr_search.storage.records import StorageError
+from oialr_search.storage.schema import REVISION
 
 
 def refusal(url: str, **how: bool) -> str:
@@ -121,10 +122,15 @@ class TestRevisions:
         _execute(database_url, "UPDATE oialr_search_revision SET version_num = '0999'")
         for create in (False, True):
             assert refusal(database_url, create=create).endswith(
-                "was written by a newer oialr-search (revision 0999, known 0002): "
+                f"was written by a newer oialr-search (revision 0999, known {REVISION}): "
                 "run `pip install --upgrade oialr-search`"
             )
         with pytest.raises(StorageError, match="a newer oialr-search"):
+            upgrade_storage(database_url)
+
+    def test_a_database_of_before_0_1_0(self, storage: Storage, database_url: str) -> None:
+        _execute(database_url, "UPDATE oialr_search_revision SET version_num = '0001'")
+        with pytest.raises(StorageError, match="revision 0001, is no longer read: start anew"):
             upgrade_storage(database_url)
 
     def test_an_older_database_is_upgraded_when_asked(
@@ -235,7 +241,7 @@ class TestReadingWhileWriting:
             reader.execute("BEGIN")
             assert reader.execute("SELECT count(*) FROM individuals").fetchone() == (0,)
             assert storage.claim(search_id, new_proposal(), 3, new_runner(launch_id))
-            storage.set_evaluations_total(search_id, 9)
+            storage.change_search(search_id, new_search(evaluations_total=9))
             reader.execute("ROLLBACK")
 
 

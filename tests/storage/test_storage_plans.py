@@ -71,6 +71,10 @@ CALLS: dict[str, tuple[Callable[[Storage, int, int, int], object], set[str]]] = 
             "sqlite_autoindex_evaluations_1",
         },
     ),
+    "known": (
+        lambda s, search, _, __: s.known_after(search, 3, {1, 2}),
+        {"ix_individuals_search_id_status_id"},
+    ),
     "next generation": (
         lambda s, search, _, __: s.next_generation(search, 1, 0),
         {"sqlite_autoindex_individuals_1"},

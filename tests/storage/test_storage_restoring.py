@@ -33,7 +33,12 @@ from oialr_search.storage.records import (
 
 UPDATE = RankUpdate(step=100, layer="größe", inner_rank=8, full_inner_rank=64, stability=None)
 OBSERVATION = Observation(
-    step=100, earlier_step=0, layer="größe", stability=math.inf, mixing_similarity=0.5
+    step=100,
+    earlier_step=0,
+    layer="größe",
+    stability=math.inf,
+    mixing_similarity=0.5,
+    relative_mixing_similarity=0.25,
 )
 
 
@@ -50,7 +55,9 @@ def fill(storage: Storage) -> SearchRecord:
         epoch = epoch_record(1, loss=math.inf, top1=0.5)
         storage.add_epoch(evaluation_id, epoch, [UPDATE], [OBSERVATION])
         if status is not Status.RUNNING:
-            outcome = Outcome(status=status, log_tail="end", metrics={"top1": 0.5}, **RESOURCES)
+            outcome = Outcome(
+                status=status, log_tail="end", metrics={"top1": 0.5}, resources=RESOURCES
+            )
             fitness = 0.5 if status is Status.COMPLETED else None
             storage.finish_evaluation(evaluation_id, replace(outcome, fitness=fitness))
     claim = storage.claim(search_id, new_proposal(9), 9, new_runner(launch_id, world_rank=9))

@@ -26,11 +26,11 @@ from storage_examples import (
     started_evaluation,
 )
 
-from oialr_search.storage import open_storage
+from oialr_search.storage import open_storage, opening
 from oialr_search.storage.database import Storage
 from oialr_search.storage.errors import storage_errors
 from oialr_search.storage.opening import LIBPQ_OPTIONS
-from oialr_search.storage.records import Outcome, Status, StorageError, StorageUnavailable, opening
+from oialr_search.storage.records import Outcome, Status, StorageError, StorageUnavailable
 
 COMPLETED = Outcome(status=Status.COMPLETED, fitness=0.25)
 

@@ -1,7 +1,8 @@
-"""A database of revision 0001, filled by SQL, keeps all it has through upgrade and downgrade."""
+"""A database of revision 0002, filled by SQL, keeps all it has through upgrade and downgrade."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
+from oialr_training.protocol import Resources
 from storage_examples import new_launch, new_proposal, new_runner
 from test_storage_breeding import breeders_by_looking_at_all, check_counts
 
@@ -26,8 +28,8 @@ SPACE = '[{"name": "optimizer.lr", "kind": "float"}]'
 ROWS: dict[str, list[tuple[Any, ...]]] = {
     "searches": [
         (3, "digits", "minivit_digits", "top1", '{"größe": [1, null]}', SPACE, '["top1"]', 2**40,
-         9, "0.1.0", AT),
-        (5, "other", "minivit_digits", "top1", "{}", SPACE, "[]", 1, 9, "0.1.0", AT),
+         9, "0.1.0", AT, 4),
+        (5, "other", "minivit_digits", "top1", "{}", SPACE, "[]", 1, 9, "0.1.0", AT, 1),
     ],
     "launches": [
         (2, 3, AT, None, None, 4, 2, "node1", "run", "{}", None),
@@ -47,24 +49,32 @@ ROWS: dict[str, list[tuple[Any, ...]]] = {
             (17, 5, 7, 0, "completed", 0.75),
         ]
     ],
+    "islands": [
+        (3, 0, 0, 1, 1, 0, 0, 0, 1),
+        (3, 1, 0, 1, 1, 0, 1, 0, 0),
+        (3, 6, 0, 0, 0, 0, 0, 0, 0),
+        (5, 0, 0, 0, 1, 0, 0, 0, 0),
+    ],
     "evaluations": [
-        (n, individual, attempt, status, reason, None, None, "node1", None, 2, 7, 1, AT, AT,
-         AT if finish_number else None, finish_number, "/f", "/f/log", 3, fitness,
-         '{"top1": null}', 10.5, None)
-        for n, individual, attempt, status, reason, finish_number, fitness in [
-            (21, 11, 1, "lost", "Größe 'x'", 1, None),
-            (22, 11, 2, "completed", None, 2, 0.5),
-            (23, 12, 1, "completed", None, 4, 0.25),
-            (24, 13, 1, "failed", "diverged", 3, None),
-            (25, 14, 1, "lost", "its launch ended first", None, None),
-            (26, 15, 1, "running", None, None, None),
-            (27, 17, 1, "completed", None, 1, 0.75),
+        (n, individual, attempt, launch, status, reason, None, None, "node1", None, 2, 7, 1, AT, AT,
+         0, AT if finish_number else None, finish_number, "/f", "/f/log", 3, fitness,
+         '{"top1": null}', 10.5, None, "end", 0.5, None, 2**40, None, 1e5)
+        for n, individual, attempt, launch, status, reason, finish_number, fitness in [
+            (21, 11, 1, 2, "lost", "Größe 'x'", 1, None),
+            (22, 11, 2, 2, "completed", None, 2, 0.5),
+            (23, 12, 1, 2, "completed", None, 4, 0.25),
+            (24, 13, 1, 2, "failed", "diverged", 3, None),
+            (25, 14, 1, 4, "lost", "its launch ended first", None, None),
+            (26, 15, 1, 4, "running", None, None, None),
+            (27, 17, 1, 7, "completed", None, 1, 0.75),
         ]
     ],
-    "migrations": [(31, 3, 12, 1, 0, AT), (32, 3, 11, 0, 6, AT)],
+    "migrations": [(31, 3, 12, 1, 0, AT, 0.25), (32, 3, 11, 0, 6, AT, 0.5)],
     "metrics": [(22, 1, "top1", 10, 0.5), (22, 2, "top1", 20, None), (26, 1, "größe", 10, 1e300)],
     "rank_updates": [(22, 10, "blocks.0", 3, 64, None), (22, 20, "blocks.0", 2, 64, 0.5)],
+    "observations": [(22, 20, 10, "blocks.0", 0.5, 0.75), (22, 30, 10, "blocks.0", None, None)],
 }  # fmt: skip
+RENAMED = {"mixing_similarity": "relative_mixing_similarity"}
 
 
 @contextmanager
@@ -103,11 +113,11 @@ def rows_of(connection: sa.Connection, columns: dict[str, list[str]]) -> dict[st
 
 @pytest.fixture
 def old_url(database_url: str) -> str:
-    """A filled database of revision 0001."""
+    """A filled database of revision 0002."""
     if database_url.startswith("sqlite"):
         Path(database_url.removeprefix("sqlite:///")).touch()
     with connected(database_url) as connection:
-        migrate(connection, command.upgrade, "0001")
+        migrate(connection, command.upgrade, "0002")
         for table, names in columns_of(connection).items():
             for row in ROWS[table]:
                 places = ", ".join(
@@ -136,13 +146,14 @@ def test_everything_survives(old_url: str) -> None:
     upgrade_storage(old_url)
 
     with connected(old_url) as connection:
-        assert rows_of(connection, columns) == before
+        renamed = [RENAMED.get(name, name) for name in columns["observations"]]
+        assert rows_of(connection, {**columns, "observations": renamed}) == before
     with open_storage(old_url) as storage:
         look_around(storage)
     with connected(old_url) as connection:
         connection.exec_driver_sql("DROP VIEW leaderboard")
         connection.exec_driver_sql("DROP VIEW lineage")
-        migrate(connection, command.downgrade, "0001")
+        migrate(connection, command.downgrade, "0002")
         assert columns_of(connection) == columns
         assert rows_of(connection, columns) == before
     upgrade_storage(old_url)
@@ -152,11 +163,9 @@ def test_everything_survives(old_url: str) -> None:
 
 
 def look_around(storage: Storage) -> None:
-    """Check what revision 0002 has made of the rows."""
+    """Check what this version reads."""
     launches = {e.id: e.launch_id for n in range(11, 18) for e in storage.evaluations(n)}
     assert launches == {21: 2, 22: 2, 23: 2, 24: 2, 25: 4, 26: 4, 27: 7}
-    [evaluation] = storage.evaluations(15)
-    assert (evaluation.resumed_epoch, evaluation.log_tail) == (None, None)
     counts = {summary.island: summary.counts for summary in storage.islands(3)}
     none = dict.fromkeys(Status, 0)
     assert counts == {
@@ -165,11 +174,18 @@ def look_around(storage: Storage) -> None:
         6: none,
     }
     assert [e.id for e in storage.finished_since(3)] == [21, 22, 24, 23]
-    assert (storage.last_finish_number(3), storage.last_finish_number(5)) == (4, 1)
     for island in (0, 1):
         asked = (3, island, 2, 9)
         assert storage.breeders(*asked) == breeders_by_looking_at_all(storage, *asked)
     assert [b.id for b in storage.breeders(3, 0, 2, 9)] == [12, 11]
+    [evaluation] = storage.evaluations(15)
+    assert evaluation.resources == Resources(
+        gpu_energy_j=0.5, peak_host_memory_bytes=2**40, samples_per_s=1e5
+    )
+    first, second = storage.observations(22)
+    assert (first.stability, first.relative_mixing_similarity) == (0.5, 0.75)
+    assert math.isnan(first.mixing_similarity)
+    assert math.isnan(second.relative_mixing_similarity)
 
 
 def go_on(storage: Storage) -> None:
@@ -199,5 +215,5 @@ def test_a_damaged_database_is_left_as_it_is(old_url: str) -> None:
         upgrade_storage(old_url)
     with connected(old_url) as connection:
         [version] = connection.exec_driver_sql(f"SELECT version_num FROM {REVISION_TABLE}").one()
-        assert version == "0001"
-        assert "launch_id" not in columns_of(connection)["evaluations"]
+        assert version == "0002"
+        assert RENAMED.keys() <= {*columns_of(connection)["observations"]}

@@ -18,10 +18,9 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from oialr_training.config import AnyTraining, validate_training
-from oialr_training.errors import ConfigError
+from oialr_training.errors import DataError, ProtocolError
 from oialr_training.parent_death import die_with
 from oialr_training.protocol import (
     EVENTS_FILE,
@@ -32,7 +31,6 @@ from oialr_training.protocol import (
     Failed,
     Prepare,
     Progressed,
-    ProtocolError,
     Ready,
     Started,
     Stop,
@@ -41,10 +39,13 @@ from oialr_training.protocol import (
     encode,
     write_result,
 )
+from oialr_training.tasks import validate_training
+from oialr_training.whole_files import written_whole
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from oialr_training.config import TrainingConfig
     from oialr_training.data import LoadSettings, Splits
     from oialr_training.training import Training
 
@@ -76,25 +77,21 @@ class Worker:
                 _append(line, path)
             except OSError as error:
                 log.warning("cannot write %s: %s", path, error.strerror)
-        while line:
-            line = line[os.write(self._events_fd, line) :]
+        rest = memoryview(line)
+        while rest:
+            rest = rest[os.write(self._events_fd, rest) :]
 
     def prepare(self, message: Prepare) -> None:
         """Import everything, load the data and train one step, so that an evaluation starts warm.
 
         Reports `Ready`, or `Failed` when the configuration or the data are wrong.
         """
-        from oialr import OIALRError
-
-        from oialr_training.data import DataError
-        from oialr_training.failures import failed
-        from oialr_training.training import DeviceError
+        from oialr_training.failures import TOLD, failed
 
         self._data_dir = Path(message.data_dir) if message.data_dir else None
         try:
-            config = _training_config(message.config)
-            self._warm_up(self._set_up(config))
-        except (ConfigError, DataError, DeviceError, OIALRError) as error:
+            self._warm_up(self._set_up(validate_training(message.config, "request")))
+        except TOLD as error:
             self.report(replace(failed(error), cause="configuration"))
             sys.exit(1)
         self.report(Ready())
@@ -111,7 +108,7 @@ class Worker:
         result: Completed | Failed
         meter = Meter()
         try:
-            training = self._set_up(_training_config(message.config))
+            training = self._set_up(validate_training(message.config, "request"))
             trained = train(
                 training,
                 self.report,
@@ -140,23 +137,21 @@ class Worker:
                 state_file.delete()
         self.report(result)
 
-    def _set_up(self, config: AnyTraining) -> Training:
+    def _set_up(self, config: TrainingConfig) -> Training:
         import torch
 
-        from oialr_training.data import DataError
-        from oialr_training.tasks import task_of
         from oialr_training.training import set_up
 
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
-        task = task_of(config)
-        if self._load is None or task.data_settings != self._data_settings:
+        components = config.components()
+        if self._load is None or components.data_settings != self._data_settings:
             try:
-                self._load = task.load_data(self._data_dir)
+                self._load = components.load_data(self._data_dir)
             except OSError as error:
                 raise DataError(f"cannot read {self._data_dir}: {error.strerror}") from None
-            self._data_settings = task.data_settings
-        return set_up(config, task, self._load)
+            self._data_settings = components.data_settings
+        return set_up(config, components, self._load)
 
     @staticmethod
     def _warm_up(training: Training) -> None:
@@ -167,7 +162,7 @@ class Worker:
 
         inputs, targets = next(iter(training.splits.train.epoch(0)))
         outputs = training.model(*(part[:2] for part in inputs))
-        training.task.criterion(outputs, targets[:2]).backward()
+        training.components.criterion(outputs, targets[:2]).backward()
         training.optimizer.step()
         torch.linalg.svd(torch.rand(4, 4, device=training.device))
         Meter().start(training.device)  # opens NVML
@@ -199,22 +194,16 @@ def log_event(event: Event) -> None:
             log.error("failed: %s", event.reason)
 
 
-def _training_config(content: Any) -> AnyTraining:
-    return validate_training(content, "request")
-
-
 def _save_checkpoint(model: nn.Module, path: Path) -> None:
     """Dense weights, which the network loads as it is built, without OIALR."""
     from oialr import export
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    aside = path.with_suffix(f".{os.getpid()}")
     try:
-        save_file({k: v.contiguous() for k, v in export(model).state_dict().items()}, aside)
-        os.replace(aside, path)
+        with written_whole(path) as aside:
+            save_file({k: v.contiguous() for k, v in export(model).state_dict().items()}, aside)
     except (SafetensorError, OSError) as error:
-        aside.unlink(missing_ok=True)
         raise OSError(f"cannot write {path}: {error}") from None
 
 

@@ -1,16 +1,76 @@
-"""What the user has got wrong, told in one line each."""
+"""What can go wrong, whose fault it is, and how the user's mistakes are told.
+
+    KnownError                    cause
+    ├── ConfigError               configuration
+    ├── DataError                 machine
+    │   └── DataSettingsError     configuration
+    ├── DeviceError               machine
+    ├── DivergedError             training
+    ├── ProtocolError             machine
+    │   of the search, beside the code that raises them:
+    ├── StorageError              configuration   storage/records.py
+    │   └── StorageUnavailable    machine
+    ├── FolderError               configuration   evaluation/files.py
+    ├── WorkerDied                machine         evaluation/worker_process.py
+    ├── TrainingFailed            training        evaluation/repeated_seeds.py
+    └── LaunchError               as of what all ranks end with   launch/agreement.py
+
+The method has a root of its own, `oialr.OIALRError`; its fault is the configuration.
+"""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
+
+Cause = Literal["configuration", "training", "machine"]
 
 MAX_MISTAKES = 20
 
 
-class ConfigError(Exception):
+class KnownError(Exception):
+    """An error that we foresee; its text says all, in one line or one for each mistake."""
+
+    cause: Cause
+    """What is at fault: the configuration cannot be trained, the training came to no result, or
+    the machine, so that another attempt may succeed."""
+
+
+class ConfigError(KnownError):
     """The user's configuration is wrong; the message has one line for each mistake."""
+
+    cause = "configuration"
+
+
+class DataError(KnownError):
+    """The data set is missing or is not what it should be."""
+
+    cause: Cause = "machine"
+
+
+class DataSettingsError(DataError):
+    """The data set is there, but the settings ask for what it does not have."""
+
+    cause = "configuration"
+
+
+class DeviceError(KnownError):
+    """The device asked for is not there."""
+
+    cause = "machine"
+
+
+class DivergedError(KnownError):
+    """The loss is no longer a finite number."""
+
+    cause = "training"
+
+
+class ProtocolError(KnownError):
+    """A line that is no message of the protocol."""
+
+    cause = "machine"
 
 
 def mistakes(lines: Sequence[str]) -> ConfigError:

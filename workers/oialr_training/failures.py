@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import time
-from typing import Literal
 
 import torch
 from oialr import OIALRError
 
-from oialr_training.data import DataError, DataSettingsError
-from oialr_training.errors import ConfigError
+from oialr_training.errors import Cause, KnownError
 from oialr_training.protocol import Failed
-from oialr_training.training import DeviceError, DivergedError
 
-Cause = Literal["configuration", "training", "machine"]
-
-TOLD = (ConfigError, DataError, DeviceError, DivergedError, OIALRError)
+TOLD = (KnownError, OIALRError)
 """What we raise ourselves: the message says all, and is one of our own sentences."""
 
 # torch has no classes of exceptions for these.
@@ -33,11 +28,11 @@ def failed(error: Exception) -> Failed:
 
 def _cause(error: Exception) -> Cause:
     match error:
-        case ConfigError() | OIALRError() | DataSettingsError():
+        case KnownError():
+            return error.cause
+        case OIALRError():
             return "configuration"
-        case DivergedError():
-            return "training"
-        case DataError() | DeviceError() | OSError():
+        case OSError():
             return "machine"
     return "machine" if _out_of_memory(error) or _broken(error) else "training"
 

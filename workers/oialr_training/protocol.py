@@ -1,20 +1,23 @@
 """What a controller and its worker process say to each other: one JSON object a line.
 
 Messages go to the worker's standard input; events come back on a pipe of their own, so that nothing
-that a library prints can break them. Standard library only: both sides import it.
+that a library prints can break them. No torch: both sides import it.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from math import nan
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, get_args
+
+from pydantic import TypeAdapter
+
+from oialr_training.errors import Cause, ProtocolError
+from oialr_training.whole_files import written_whole
 
 EVENTS_FILE = "events.jsonl"
 RESULT_FILE = "result.json"
@@ -26,12 +29,19 @@ StopReason = Literal["launch_stops", "pruned"]
 on with."""
 
 
-class ProtocolError(Exception):
-    """A line that is no message of this protocol."""
+class Record:
+    """What is read from JSON has exactly these fields, of exactly these types."""
+
+    __pydantic_config__: ClassVar = {"strict": True, "extra": "forbid"}
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, kind: Any, handler: Any) -> Any:
+        """The same, made of a mapping: what JSON has in the place of a dataclass."""
+        return handler(kind) | {"strict": False}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prepare:
+class Prepare(Record):
     """To the worker: import, load the data and run one step of this configuration, then wait."""
 
     config: Mapping[str, Any]
@@ -39,7 +49,7 @@ class Prepare:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate:
+class Evaluate(Record):
     """To the worker: train this configuration, then end."""
 
     config: Mapping[str, Any]
@@ -55,19 +65,19 @@ class Evaluate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stop:
+class Stop(Record):
     """To the worker: end after the epoch that is running, its state written."""
 
     reason: StopReason = "launch_stops"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ready:
+class Ready(Record):
     """Everything is imported and loaded."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Started:
+class Started(Record):
     """The first training step begins."""
 
     at: float
@@ -81,20 +91,22 @@ class Started:
     """Settings that have no effect in this training."""
     resumed_epoch: int = 0
     """Epochs that an earlier attempt had trained; they are reported again."""
+    trained_s: float = 0.0
+    """Seconds which these took."""
     device: str | None = None
     """What it really trains on: `cpu`, or `cuda:` and the index, UUID or MIG name by which the GPU
     was made visible; None: said by a version that did not tell."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progressed:
+class Progressed(Record):
     """The training moves; sent every few seconds."""
 
     step: int
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankUpdate:
+class RankUpdate(Record):
     """One layer's basis update."""
 
     step: int
@@ -106,7 +118,7 @@ class RankUpdate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Observation:
+class Observation(Record):
     """How far one layer's bases and mixings have come between two instants."""
 
     step: int
@@ -116,12 +128,12 @@ class Observation:
     """Eq. (4)."""
     mixing_similarity: float
     """Eq. (5)."""
-    relative_mixing_similarity: float = nan
-    """Eq. (5) with the difference relative to the mixings' norms."""
+    relative_mixing_similarity: float
+    """Eq. (5) with the difference relative to the mixings' norms; NaN where either is unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class EpochPart:
+class EpochPart(Record):
     """What one line has no room for of the epoch that is told next; see `EventReader`."""
 
     rank_updates: list[RankUpdate]
@@ -129,7 +141,7 @@ class EpochPart:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Epoch:
+class Epoch(Record):
     """One epoch of training and its validation."""
 
     epoch: int
@@ -145,7 +157,7 @@ def _figure(label: str, unit: str) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Resources:
+class Resources(Record):
     """What one attempt used from its first training step on; None: nothing measured it.
 
     Each field's `metadata` has its `label` and `unit`.
@@ -164,7 +176,7 @@ class Resources:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stopped:
+class Stopped(Record):
     """The training ended early, as asked; its state is kept."""
 
     epoch: int
@@ -173,7 +185,7 @@ class Stopped:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Completed:
+class Completed(Record):
     """The training reached its end."""
 
     metrics: Mapping[str, float]
@@ -187,21 +199,19 @@ class Completed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Failed:
+class Failed(Record):
     """The training cannot go on."""
 
     reason: str
     at: float
-    cause: Literal["configuration", "training", "machine"]
-    """What is at fault: the configuration cannot be trained, the training came to no result (it
-    diverged, it raised), or the machine, so that another attempt may succeed (memory, disk, data
-    that cannot be read)."""
+    cause: Cause
+    """What is at fault; where nobody foresaw it, also that of a training that raised."""
     resources: Resources = field(default_factory=Resources)
 
 
 Message = Prepare | Evaluate | Stop
 Event = Ready | Started | Progressed | EpochPart | Epoch | Stopped | Completed | Failed
-_TYPES: dict[str, type[Any]] = {
+_TYPES: dict[str, Any] = {
     kind.__name__.lower(): kind for kind in (*get_args(Message), *get_args(Event))
 }
 
@@ -222,8 +232,8 @@ def _cut(epoch: Epoch) -> Iterator[EpochPart | Epoch]:
 
 
 def _line(message: Message | Event) -> bytes:
-    content = {"type": type(message).__name__.lower(), **asdict(message)}
-    return json.dumps(content).encode() + b"\n"
+    content = {"type": type(message).__name__.lower(), **vars(message)}
+    return json.dumps(content, default=vars).encode() + b"\n"
 
 
 def decode(line: bytes | str) -> Any:
@@ -233,13 +243,13 @@ def decode(line: bytes | str) -> Any:
         ProtocolError: when the line holds something else.
     """
     try:
-        content = json.loads(line)
+        content = json.loads(line, parse_int=_int64)
         kind = _TYPES[content.pop("type")]
         for observation in content.get("observations", ()) if kind is Epoch else ():
             _name_similarities(observation)
-        return _typed(kind, content)
+        return _validator(kind).validate_python(content)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        reason = f"{line!r:.200} ({error!r:.200})"
+        reason = f"{line!r:.200} ({str(error)!r:.200})"
         raise ProtocolError(f"no message of this protocol: {reason}") from None
 
 
@@ -277,44 +287,17 @@ class EventReader:
                     yield event
 
 
-def _typed(kind: Any, value: Any) -> Any:
-    """What JSON gave, checked against an annotation; the messages inside it are built.
-
-    Raises:
-        TypeError: when it is something else.
-    """
-    origin, inner = get_origin(kind), get_args(kind)
-    if kind is Any or (origin is Literal and value in inner):
-        return value
-    if type(value) is int and not -(2**63) <= value < 2**63:
-        raise TypeError("an integer has 64 bits")  # in the database, too
-    if origin is UnionType:  # with None, always
-        return None if value is None else _typed(inner[0], value)
-    if origin is list and isinstance(value, list):
-        return [_typed(inner[0], part) for part in value]
-    if origin is Mapping and isinstance(value, dict):
-        return {name: _typed(inner[1], part) for name, part in value.items()}
-    if kind is float and type(value) in (int, float):
-        return float(value)
-    if kind in (int, str, bool) and type(value) is kind:
-        return value
-    if isinstance(kind, type) and is_dataclass(kind) and isinstance(value, dict):
-        kinds = _kinds(kind)
-        return kind(**{name: _typed(kinds.get(name, Any), part) for name, part in value.items()})
-    raise TypeError(f"{value!r:.60} is no {kind}")
+def _int64(digits: str) -> int:
+    number = int(digits)
+    if not -(2**63) <= number < 2**63:
+        raise ValueError("an integer has 64 bits")  # in the database, too
+    return number
 
 
-@cache
-def _kinds(message: type[Any]) -> dict[str, Any]:
-    return get_type_hints(message)
+_validator = cache(TypeAdapter[Any])
 
 
 def write_result(folder: Path, result: Completed | Failed) -> None:
     """Put the result into the evaluation's folder: whole or not at all."""
-    aside = folder / f"{RESULT_FILE}.{os.getpid()}"
-    try:
+    with written_whole(folder / RESULT_FILE) as aside:
         aside.write_bytes(encode(result))
-        os.replace(aside, folder / RESULT_FILE)
-    except OSError:
-        aside.unlink(missing_ok=True)
-        raise

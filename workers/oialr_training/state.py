@@ -7,14 +7,13 @@ whole, but not forced to the disk: what a power failure damages is told by the d
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import json
 import logging
-import os
 import pickle
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -22,6 +21,9 @@ import numpy as np
 import torch
 
 from oialr_training.config import TrainingConfig
+from oialr_training.errors import ConfigError
+from oialr_training.tasks import validate_training
+from oialr_training.whole_files import written_whole
 
 log = logging.getLogger("oialr_training")
 
@@ -43,11 +45,27 @@ def identity(config: TrainingConfig, device: torch.device) -> str:
     Sums depend on the kind of device, on torch, and on a CPU on the number of threads. GPUs are not
     told apart: they do not promise the last digit even to themselves.
     """
-    content = config.model_dump(mode="json", exclude=_WITHOUT_EFFECT)
-    content |= {"torch": torch.__version__, "device": device.type}
+    machine: dict[str, Any] = {"torch": torch.__version__, "device": device.type}
     if device.type == "cpu":
-        content["num_threads"] = torch.get_num_threads()
-    return json.dumps(content, sort_keys=True)
+        machine["num_threads"] = torch.get_num_threads()
+    return _as_text(config, machine)
+
+
+def _as_text(config: TrainingConfig, machine: Mapping[str, Any]) -> str:
+    content = config.model_dump(mode="json", exclude=_WITHOUT_EFFECT)
+    return json.dumps({**content, **machine}, sort_keys=True)
+
+
+def _as_of_today(identity: str) -> str | None:
+    """What an earlier version's identity is today: fields that came later have their defaults."""
+    stored = json.loads(identity)
+    of_machine = stored.keys() & {"torch", "device", "num_threads"}
+    machine = {name: stored.pop(name) for name in of_machine}
+    try:
+        config = validate_training(stored, "state")
+    except ConfigError:
+        return None
+    return _as_text(config, machine)
 
 
 class StateFile:
@@ -62,17 +80,14 @@ class StateFile:
         """Replace the state; where that fails, the old one stays and a line in the log says so."""
         payload = None
         try:
-            with self._aside.open("wb") as file:
+            with written_whole(self._path, self._aside) as aside, aside.open("wb") as file:
                 file.write(FORMAT + bytes(DIGEST_BYTES))
                 payload = _Digested(file)
                 torch.serialization.set_crc32_options(False)  # slower than the digest
                 torch.save({"identity": identity, **content}, cast(IO[bytes], payload))
                 file.seek(len(FORMAT))
                 file.write(payload.digest())
-            os.replace(self._aside, self._path)
         except (OSError, RuntimeError) as error:
-            with contextlib.suppress(OSError):
-                self._aside.unlink(missing_ok=True)
             # torch makes a RuntimeError of a failing write.
             cause = payload.error if payload and payload.error else error
             if not isinstance(cause, OSError):
@@ -91,7 +106,7 @@ class StateFile:
             reason = known or str(error).partition("\n")[0]
             log.warning("starting from the beginning: cannot use %s: %s", self._path, reason)
             return None
-        if content["identity"] != identity:
+        if identity not in (content["identity"], _as_of_today(content["identity"])):
             reason = "it is of another configuration or machine"
             log.warning("starting from the beginning: cannot use %s: %s", self._path, reason)
             return None

@@ -8,26 +8,17 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from oialr import OIALR, NotFiniteError, Observer, OIALRSettings
-from timm.scheduler.cosine_lr import CosineLRScheduler
-from timm.scheduler.scheduler import Scheduler
-from timm.scheduler.step_lr import StepLRScheduler
 from torch import nn
 
-from oialr_training.config import (
-    AnyTraining,
-    CosineSchedule,
-    ObservationConfig,
-    OIALRConfig,
-    TrainingConfig,
-    Type1Schedule,
-)
+from oialr_training.config import ObservationConfig, OIALRConfig, TrainingConfig
 from oialr_training.data import Batch, Batches, LoadSettings, Splits
+from oialr_training.errors import DeviceError, DivergedError
 from oialr_training.protocol import (
     Completed,
     Epoch,
@@ -41,8 +32,9 @@ from oialr_training.protocol import (
     encode,
 )
 from oialr_training.resources import Meter
+from oialr_training.schedules import CosineSchedule, learning_rate
 from oialr_training.state import StateFile, identity, random_states, set_random_states
-from oialr_training.tasks import Task
+from oialr_training.tasks.components import Components
 
 PROGRESS_INTERVAL_S = 5.0
 
@@ -50,10 +42,6 @@ PROGRESS_INTERVAL_S = 5.0
 # writing stays a small share of the training.
 CHEAP_WRITE_S = 0.25
 MAX_WRITE_SHARE = 0.05
-
-
-class DivergedError(Exception):
-    """The loss is no longer a finite number."""
 
 
 class Interrupted(Exception):  # noqa: N818  (an outcome)
@@ -64,20 +52,15 @@ class Interrupted(Exception):  # noqa: N818  (an outcome)
         self.epoch, self.reason = epoch, reason
 
 
-class DeviceError(Exception):
-    """The device asked for is not there."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Training:
     """One training, ready to start: everything that its configuration decides."""
 
-    config: AnyTraining
-    task: Task
+    config: TrainingConfig
+    components: Components
     splits: Splits
     model: nn.Module
     optimizer: torch.optim.AdamW
-    scheduler: Scheduler
     oialr: OIALR | None
     observer: Observer | None
     device: torch.device
@@ -108,14 +91,16 @@ def load_settings(config: TrainingConfig) -> LoadSettings:
     )
 
 
-def set_up(config: AnyTraining, task: Task, load: Callable[[LoadSettings], Splits]) -> Training:
+def set_up(
+    config: TrainingConfig, components: Components, load: Callable[[LoadSettings], Splits]
+) -> Training:
     """Seed all generators, then build the network and what trains it."""
     random.seed(config.seed)
     np.random.seed(config.seed)
     torch.manual_seed(config.seed)
     device = device_of(config)
     splits = load(load_settings(config))
-    model = task.build_model().to(device)
+    model = components.build_model().to(device)
     num_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     optimizer = torch.optim.AdamW(
         model.parameters(),
@@ -133,48 +118,16 @@ def set_up(config: AnyTraining, task: Task, load: Callable[[LoadSettings], Split
         observer = Observer(model, interval=watched.interval_steps, lags=watched.lags)
     return Training(
         config=config,
-        task=task,
+        components=components,
         splits=splits,
         model=model,
         optimizer=optimizer,
-        scheduler=build_scheduler(config, optimizer, splits.train.num_batches),
         oialr=oialr,
         observer=observer,
         device=device,
         total_steps=config.epochs * splits.train.num_batches,
         num_parameters=num_parameters,
     )
-
-
-def build_scheduler(
-    config: TrainingConfig, optimizer: torch.optim.Optimizer, steps_per_epoch: int
-) -> Scheduler:
-    """The learning-rate schedule, stepped per update."""
-    match config.scheduler:
-        case CosineSchedule() as cosine:
-            warmup_steps = cosine.warmup_epochs * steps_per_epoch
-            return CosineLRScheduler(
-                optimizer,
-                # The cosine lasts what the warm-up leaves of the training.
-                t_initial=max(config.epochs * steps_per_epoch - warmup_steps, 1),
-                lr_min=cosine.min_lr,
-                warmup_t=warmup_steps,
-                warmup_lr_init=cosine.warmup_lr,
-                warmup_prefix=True,
-                t_in_epochs=False,
-                k_decay=cosine.lr_k_decay,
-            )
-        case Type1Schedule():
-            return StepLRScheduler(
-                optimizer,
-                decay_t=steps_per_epoch,
-                decay_rate=0.5,
-                # Halved after each epoch but the first, which is a warm-up at the rate itself.
-                warmup_t=steps_per_epoch,
-                warmup_lr_init=config.optimizer.lr,
-                warmup_prefix=True,
-                t_in_epochs=False,
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,6 +176,7 @@ def train(
             layers=describe_layers(training),
             warnings=settings_without_effect(training),
             resumed_epoch=len(epochs),
+            trained_s=earlier_s,
             device=visible_device(training.device),
         )
     )
@@ -284,7 +238,6 @@ def _state(
         "trained_s": trained_s,
         "model": training.model.state_dict(),
         "optimizer": training.optimizer.state_dict(),
-        "scheduler": training.scheduler.state_dict(),
         "oialr": oialr.state_dict() if oialr else None,
         "observer": observer.state_dict() if observer else None,
         "best": best.state_dict(),
@@ -298,7 +251,6 @@ def _restore(training: Training, best: _Best, state: dict[str, Any]) -> tuple[li
         training.oialr.load_state_dict(state["oialr"])  # first: the others' sizes follow from it
     training.model.load_state_dict(state["model"])
     training.optimizer.load_state_dict(state["optimizer"])
-    training.scheduler.load_state_dict(state["scheduler"])
     if training.observer:
         training.observer.load_state_dict(state["observer"])
     best.load_state_dict(state["best"])
@@ -334,7 +286,7 @@ class _Best:
     def network(self) -> nn.Module:
         """A network of its own, as the trained one was then."""
         training = self._training
-        model = training.task.build_model().to(training.device)
+        model = training.components.build_model().to(training.device)
         if training.oialr:
             # Dense at first, so that nothing is decomposed only to be overwritten.
             settings = replace(training.oialr.settings, full_rank_warmup=True, delay_steps=1)
@@ -452,7 +404,8 @@ def settings_without_effect(training: Training) -> list[str]:
             f"the warm-up never ends: `scheduler.warmup_epochs` = "
             f"{schedule.warmup_epochs}, the training has {config.epochs} epochs"
         )
-    if config.validation == "test" and getattr(config.data, "validation_subset", None):
+    data = getattr(config, "data", None)
+    if config.validation == "test" and getattr(data, "validation_subset", None):
         warnings.append("`data.validation_subset` has no effect: `validation` is `test`")
     return warnings
 
@@ -495,11 +448,15 @@ def _train_epoch(training: Training, epoch: int, pulse: _Pulse) -> _TrainedEpoch
     total_loss, num_samples = torch.zeros((), device=training.device), 0
     updates: list[RankUpdate] = []
     observations: list[Observation] = []
-    lr, num_updates = math.nan, (epoch - 1) * training.splits.train.num_batches
+    steps_per_epoch = training.splits.train.num_batches
+    lr, num_updates = math.nan, (epoch - 1) * steps_per_epoch
     for inputs, targets in _Watched(training.splits.train, pulse).epoch(epoch):
+        lr = learning_rate(num_updates, training.config, steps_per_epoch)
+        for group in training.optimizer.param_groups:
+            group["lr"] = lr
         training.optimizer.zero_grad()
         with _autocast(training):
-            loss = training.task.criterion(training.model(*inputs), targets)
+            loss = training.components.criterion(training.model(*inputs), targets)
         loss.backward()
         training.optimizer.step()
         total_loss += loss.detach() * len(targets)
@@ -508,11 +465,9 @@ def _train_epoch(training: Training, epoch: int, pulse: _Pulse) -> _TrainedEpoch
         pulse.step = num_updates
         with _divergence(num_updates):
             if training.oialr:
-                updates += [RankUpdate(**asdict(update)) for update in training.oialr.step()]
+                updates += [RankUpdate(**vars(update)) for update in training.oialr.step()]
             if training.observer:
-                observations += [Observation(**asdict(o)) for o in training.observer.step()]
-        lr = training.optimizer.param_groups[0]["lr"]
-        training.scheduler.step_update(num_updates)
+                observations += [Observation(**vars(o)) for o in training.observer.step()]
     return _TrainedEpoch(
         loss=total_loss.item() / num_samples,  # and so, also on a GPU, all steps are done
         num_samples=num_samples,
@@ -539,7 +494,7 @@ def _evaluate(
 ) -> dict[str, float]:
     model.eval()
     with _autocast(training):
-        return training.task.measure(model, _Watched(batches, pulse))
+        return training.components.measure(model, _Watched(batches, pulse))
 
 
 def _autocast(training: Training) -> torch.autocast:

@@ -36,12 +36,12 @@ class Tree:
         ]
 
 
-def lineage(
+def ancestors(
     individual: IndividualRecord, everyone: Mapping[int, IndividualRecord], subtitle: str
 ) -> go.Figure:
     """The tree of an individual, from its oldest ancestors on the left to itself on the right."""
-    tree = family_of(individual, everyone)
-    heights = arranged(tree)
+    tree = tree_of(individual, everyone)
+    heights = heights_of(tree)
     places = {i: (x, heights[i]) for x, level in enumerate(tree.levels) for i in level}
     figure = go.Figure()
     for crosses in (False, True):
@@ -104,7 +104,7 @@ def lineage(
     return figure
 
 
-def family_of(individual: IndividualRecord, everyone: Mapping[int, IndividualRecord]) -> Tree:
+def tree_of(individual: IndividualRecord, everyone: Mapping[int, IndividualRecord]) -> Tree:
     """An individual and its ancestors, the nearest ones where they are many."""
     found, members = [individual], {individual.id: individual}
     for member in found:  # grows while it is gone through: the nearest come first
@@ -124,7 +124,7 @@ def family_of(individual: IndividualRecord, everyone: Mapping[int, IndividualRec
     return Tree(members=kept, levels=levels, left_out=len(found) - len(kept))
 
 
-def arranged(tree: Tree) -> dict[int, float]:
+def heights_of(tree: Tree) -> dict[int, float]:
     """Heights, in whole rows, such that relatives are near each other (Sugiyama et al. 1981)."""
     relatives: dict[int, list[int]] = {i: [] for i in tree.members}
     for parent, child in tree.edges:

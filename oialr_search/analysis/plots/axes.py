@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from oialr_search.analysis.labels import number, plain
+from oialr_search.analysis.labels import plain
+from oialr_search.space.hyperparameters import Hyperparameter
 from oialr_search.storage.records import IndividualRecord, SearchRecord
+from oialr_search.terminal.values import number, shown
 
 APART = 0.09  # of the axis, between two ticks
 LONG_NAME = 13  # characters
+DIGITS = 3  # of a tick
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,14 +60,13 @@ class Axis:
                 for n, text in enumerate(self.choice_texts())
             ]
         inner = self._decades() if self.log else self._fifths()
-        ends = [(0.0, number(self.low)), (1.0, number(self.high))]
-        between = [(self.place(v) or 0.0, number(v)) for v in inner]
+        ends = [(0.0, number(self.low, DIGITS)), (1.0, number(self.high, DIGITS))]
+        between = [(self.place(v) or 0.0, number(v, DIGITS)) for v in inner]
         return [ends[0], *(t for t in between if APART < t[0] < 1 - APART), ends[1]]
 
     def choice_texts(self) -> list[str]:
         """The choices as they are read."""
-        names = {True: "yes", False: "no"}
-        return [plain(names[c] if isinstance(c, bool) else c) for c in self.choices]
+        return [plain(shown(choice)) for choice in self.choices]
 
     def _decades(self) -> list[float]:
         first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
@@ -81,14 +83,14 @@ class Axis:
 
 def axes_of(search: SearchRecord) -> list[Axis]:
     """The hyperparameters of a search, in the order of its file."""
-    return [_axis(entry) for entry in search.space]
+    return [_axis(hyperparameter) for hyperparameter in search.space.hyperparameters]
 
 
-def _axis(entry: Mapping[str, Any]) -> Axis:
-    if entry["kind"] in ("bool", "choice") or entry.get("choices"):
-        return Axis(name=entry["name"], choices=entry.get("choices") or (False, True))
-    log = entry.get("scale") == "log"
-    return Axis(name=entry["name"], low=entry["low"], high=entry["high"], log=log)
+def _axis(h: Hyperparameter) -> Axis:
+    if h.choices is not None:
+        return Axis(name=h.name, choices=h.choices)
+    low, high = h.bounds
+    return Axis(name=h.name, low=low, high=high, log=h.scale == "log")
 
 
 def _same(choice: Any, value: Any) -> bool:

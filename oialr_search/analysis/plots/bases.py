@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -10,17 +11,21 @@ from oialr_training.protocol import Observation, RankUpdate
 
 from oialr_search.analysis.plots import style
 
-METRICS = (
-    ("stability", "Stability of the bases, Eq. (4)"),
-    ("mixing_similarity", "Mixing similarity, Eq. (5)"),
-)
+STABILITY = ("stability", "Stability of the bases, Eq. (4)")
+MIXING = ("mixing_similarity", "Mixing similarity, Eq. (5)")
+RELATIVE_MIXING = ("relative_mixing_similarity", "Mixing similarity, relative to the norms")
 FULL = 100.0  # %
 
 
 def stability(
     observations: Sequence[Observation], rank_updates: Sequence[RankUpdate], subtitle: str
 ) -> go.Figure:
-    """Two heatmaps a lag, layers over steps; a cell ends at the step that was looked at."""
+    """Two heatmaps a lag, layers over steps; a cell ends at the step that was looked at.
+
+    Version 0.1.0 observed the relative similarity only: it is drawn where Eq. (5) is unknown.
+    """
+    known = any(math.isfinite(o.mixing_similarity) for o in observations)
+    metrics = (STABILITY, MIXING if known else RELATIVE_MIXING)
     layers = style.in_network_order(o.layer for o in observations)
     lags = sorted({o.step - o.earlier_step for o in observations})
     steps = sorted({o.step for o in observations})
@@ -28,13 +33,13 @@ def stability(
     interval = min([*lags, *(later - step for step, later in pairwise(steps))])
     figure = style.layer_panels(
         layers,
-        [[f"{title}, over {lag} steps" for lag in lags] for _, title in METRICS],
+        [[f"{title}, over {lag} steps" for lag in lags] for _, title in metrics],
         last_step=steps[-1],
         title="Stability of the bases and similarity of the mixings",
         subtitle=subtitle,
         colors=(0.0, 1.0, "1: as before<br>0: nothing<br>in common<br> "),
     )
-    for row, (metric, _) in enumerate(METRICS, start=1):
+    for row, (metric, _) in enumerate(metrics, start=1):
         for column, lag in enumerate(lags, start=1):
             values = {
                 (o.layer, o.step): getattr(o, metric)

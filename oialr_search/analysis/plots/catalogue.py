@@ -8,13 +8,12 @@ from functools import cached_property
 from typing import TypeVar
 
 import plotly.graph_objects as go
-from oialr_training.config import AnyTraining, validate_training
 from oialr_training.errors import ConfigError
+from oialr_training.schedules import learning_rate
 
-from oialr_search.analysis import importance as importance_analysis
-from oialr_search.analysis.labels import describe_search, fitness_label, plain
+from oialr_search.analysis.labels import describe_search, fitness_label, metric_label, plain
 from oialr_search.analysis.plots import space
-from oialr_search.analysis.plots.ancestors import lineage
+from oialr_search.analysis.plots.ancestors import ancestors
 from oialr_search.analysis.plots.axes import Axis, axes_of
 from oialr_search.analysis.plots.bases import inner_ranks, stability
 from oialr_search.analysis.plots.convergence import convergence
@@ -22,7 +21,6 @@ from oialr_search.analysis.plots.names import PlotName
 from oialr_search.analysis.plots.palette import evenly
 from oialr_search.analysis.plots.tradeoff import pareto
 from oialr_search.analysis.plots.trainings import Training, learning_rates, metrics_over_epochs
-from oialr_search.analysis.schedule import learning_rate
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import (
     EpochRecord,
@@ -142,13 +140,16 @@ def _convergence(source: Source) -> go.Figure:
 
 
 def _importance(source: Source) -> go.Figure:
+    # Not above: optuna's importance loads scikit-learn, which takes as long as all else.
+    from oialr_search.analysis import importance as analysis
+
     completed, num_axes = source.completed, len(source.axes)
     if len(completed) < 2:
         raise StorageError(
             f"search {source.search.name!r} has 1 completed individual: importance needs two, "
-            f"and {num_axes * importance_analysis.A_HYPERPARAMETER} to mean much"
+            f"and {num_axes * analysis.A_HYPERPARAMETER} to mean much"
         )
-    enough = num_axes * importance_analysis.A_HYPERPARAMETER
+    enough = num_axes * analysis.A_HYPERPARAMETER
     warning = ""
     if len(completed) < enough:
         warning = (
@@ -156,11 +157,11 @@ def _importance(source: Source) -> go.Figure:
             f"{enough} and more tell something."
         )
     subtitle = source.subtitle
-    if len(completed) > importance_analysis.AT_MOST:
-        at_most = importance_analysis.AT_MOST
-        subtitle += f"<br>computed from {at_most:,} of {len(completed):,}, drawn at random"
-    parts = importance_analysis.importances(completed, source.search.space)
-    if importance_analysis.FANOVA not in parts:
+    if len(completed) > analysis.AT_MOST:
+        some = f"{analysis.AT_MOST:,} of {len(completed):,}"
+        subtitle += f"<br>computed from {some}, drawn at random"
+    parts = analysis.importances(completed, source.search.space)
+    if analysis.FANOVA not in parts:
         subtitle += "<br>no fANOVA: it found no variance to explain"
     return space.importance(parts, subtitle, warning)
 
@@ -186,7 +187,7 @@ def _pareto(source: Source) -> go.Figure:
 def _lineage(source: Source) -> go.Figure:
     individual = source.individual or source.by_fitness[0]
     everyone = {i.id: i for i in source.individuals}
-    return lineage(individual, everyone, describe(source.search, individual))
+    return ancestors(individual, everyone, describe(source.search, individual))
 
 
 def _learning_rates(source: Source) -> go.Figure:
@@ -207,6 +208,7 @@ def _epochs(source: Source) -> go.Figure:
         [training for i in rest if (training := _training(source, i)).epochs],
         _baseline_training(source),
         source.search.metric,
+        metric_label(source.search.metric, source.search.task),
         source.subtitle,
         note,
     )
@@ -239,18 +241,17 @@ def _training(source: Source, individual: IndividualRecord, name: str = "") -> T
 def _planned(source: Source, epochs: Sequence[EpochRecord]) -> list[Training]:
     """The schedule that the search file asks for: the training as it was before the search."""
     steps_per_epoch = epochs[-1].step // epochs[-1].epoch if epochs[-1].epoch else 0
-    recipe = source.search.settings.get("training")
-    if not isinstance(recipe, Mapping) or not steps_per_epoch:
+    if not steps_per_epoch:
         return []
     try:
-        config: AnyTraining = validate_training(dict(recipe), "the database")
+        config = source.search.training()
     except ConfigError:  # of another version
         return []
     rates = [
         EpochRecord(
             epoch=epoch,
             step=epoch * steps_per_epoch,
-            metrics={"lr": learning_rate(config, epoch * steps_per_epoch - 1, steps_per_epoch)},
+            metrics={"lr": learning_rate(epoch * steps_per_epoch - 1, config, steps_per_epoch)},
         )
         for epoch in range(1, config.epochs + 1)
     ]

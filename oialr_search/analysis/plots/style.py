@@ -142,7 +142,7 @@ def layer_panels(
         shared_xaxes=True,
         shared_yaxes=True,
         horizontal_spacing=COLUMN_GAP / width,
-        vertical_spacing=ROW_GAP / height,
+        vertical_spacing=ROW_GAP / height if num_rows > 1 else 0.0,
         subplot_titles=[title for row in titles for title in row],
     )
     figure.update_annotations(font_size=TEXT + 1, yshift=10)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
+from oialr_search.analysis.pareto import pareto_front
 from oialr_search.analysis.plots import palette, style
 from oialr_search.storage.records import IndividualRecord
 
@@ -22,12 +23,10 @@ def pareto(
 ) -> go.Figure:
     """The Pareto front: nobody is better than these in one without being worse in the other."""
     measured = [i for i in completed if _percent(i) is not None]
-    front = pareto_front(measured)
+    front = front_of(measured)
     thinned = palette.thin(measured, MANY_POINTS)
     shown = palette.fitness_range([i.fitness for i in measured if i.fitness is not None])
     on_front = {i.id for i in front}
-    # From each of the front to the next: no individual lies under these stairs.
-    stairs = sorted(front, key=lambda i: _percent(i) or 0.0)
     figure = go.Figure()
     figure.add_trace(
         _points(
@@ -39,8 +38,8 @@ def pareto(
     )
     figure.add_trace(
         _points(
-            stairs,
-            f"Pareto front ({len(stairs)})",
+            front,  # from each to the next: no individual lies under these stairs
+            f"Pareto front ({len(front)})",
             mode="lines+markers",
             line={"shape": "hv", "color": palette.COLORS[0], "width": 1.5},
             marker={"color": palette.COLORS[0], "size": 7, "symbol": "square"},
@@ -74,15 +73,10 @@ def pareto(
     return figure
 
 
-def pareto_front(individuals: Sequence[IndividualRecord]) -> list[IndividualRecord]:
-    """Those that no other one equals or beats in both, the fittest first."""
-    front: list[IndividualRecord] = []
-    for individual in sorted(
-        individuals, key=lambda i: (i.fitness or 0.0, _percent(i) or 0.0, i.id)
-    ):
-        if not front or (_percent(individual) or 0.0) < (_percent(front[-1]) or 0.0):
-            front.append(individual)
-    return front
+def front_of(individuals: Sequence[IndividualRecord]) -> list[IndividualRecord]:
+    """Those that no other one beats, by trainable parameters."""
+    both = [(i.fitness, _percent(i)) for i in individuals]
+    return sorted((individuals[n] for n in pareto_front(both)), key=lambda i: _percent(i) or 0.0)
 
 
 def _percent(individual: IndividualRecord) -> float | None:

@@ -12,7 +12,6 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from oialr_search.analysis.labels import metric_label
 from oialr_search.analysis.plots import palette, style
 from oialr_search.storage.records import EpochRecord
 
@@ -49,6 +48,7 @@ def metrics_over_epochs(
     rest: Sequence[Training],
     references: Sequence[Training],
     metric: str,
+    label: str,
     subtitle: str,
     note: str = "",
 ) -> go.Figure:
@@ -60,7 +60,7 @@ def metrics_over_epochs(
             trace.showlegend = row == 1 and trace.showlegend is not False
             figure.add_trace(trace, row=row, col=1)
     palette.lay_out(figure, "Metrics over the training", subtitle, note, height=680)
-    figure.update_yaxes(title=metric_label(metric), row=1)
+    figure.update_yaxes(title=label, row=1)
     values = [value for t in (*best, *references) for value in _values(t.epochs, metric)]
     everyone = [value for t in rest for value in _values(t.epochs, metric)]
     figure.update_yaxes(range=_most_of(values, everyone), row=1)

@@ -11,13 +11,13 @@ from __future__ import annotations
 import importlib
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar
 
+from oialr_search.launch.engines.individuals import Individuals as Individuals
 from oialr_search.space.hyperparameters import Hyperparameter
 from oialr_search.space.search_file import ENGINES, SearchSettings
-from oialr_search.storage.records import Status
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,18 +27,6 @@ class Member:
     individual_id: int
     genes: dict[str, float]
     fitness: float
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Known:
-    """An individual as the database knows it, of whichever island and whatever became of it."""
-
-    individual_id: int
-    island: int
-    status: Status
-    genes: dict[str, float]
-    fitness: float | None
-    """None unless completed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +39,12 @@ class Knowledge:
     """The fittest individuals of the island that may breed, best first, immigrants included."""
     population_size: int
     """The most there will be of them."""
-    individuals: Collection[Known] = ()
-    """All islands' individuals by their id, running and failed ones too; empty unless the engine
+    individuals: Individuals = field(default_factory=lambda: Individuals(()))
+    """All islands' individuals, running and failed ones too; empty unless the engine
     `needs_all_individuals`."""
+    number: int = 0
+    """Of this proposal, over the whole search, as if the ranks took turns."""
+    num_ranks: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,14 +69,21 @@ class Engine(ABC):
         self.hyperparameters = tuple(hyperparameters)
         self.settings = settings
 
+    def population_size(self, num_ranks: int) -> int:
+        """How many individuals of an island may breed."""
+        return self.settings.population_size or 2 * num_ranks
+
     @abstractmethod
     def propose(self, knowledge: Knowledge, random_numbers: random.Random) -> Offspring:
         """The next individual to try; all randomness is of `random_numbers`."""
 
 
-def engine_for(hyperparameters: Sequence[Hyperparameter], settings: SearchSettings) -> Engine:
-    """The engine that the search file names; the others are not even imported."""
-    module, _, name = ENGINES[settings.engine].partition(":")
+def engine_for(
+    hyperparameters: Sequence[Hyperparameter], settings: SearchSettings, island: int = 0
+) -> Engine:
+    """The engine that the search file names for an island; the others are not even imported."""
+    chosen = settings.engines[island] if settings.engines else settings.engine
+    module, _, name = ENGINES[chosen].partition(":")
     engine: type[Engine] = getattr(importlib.import_module(module), name)
     return engine(hyperparameters, settings)
 

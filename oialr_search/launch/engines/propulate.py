@@ -1,7 +1,7 @@
 """Propulate's evolution on one island: select, cross, mutate.
 
-The only module that imports propulate. Its individuals and propagators are used as they are; its
-own loop is not (see docs/design.md): asynchrony, budget and messages are the controller's.
+Individuals and propagators are used as they are; Propulate's own loop is not (see docs/design.md):
+asynchrony, budget and messages are the controller's.
 """
 
 from __future__ import annotations

@@ -10,15 +10,7 @@ import torch
 from torch import Tensor
 
 from oialr_training.config import HeldOutData
-
-
-class DataError(Exception):
-    """The data set is missing or is not what it should be."""
-
-
-class DataSettingsError(DataError):
-    """The data set is there, but the settings ask for what it does not have."""
-
+from oialr_training.errors import DataSettingsError
 
 Batch = tuple[tuple[Tensor, ...], Tensor]
 """What the network's forward takes, and the targets: (B, ...) each, for a batch of B samples."""

@@ -24,17 +24,17 @@ from timm.data.transforms_factory import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from oialr_training.config import CIFAR10Data
 from oialr_training.data import (
     Batch,
-    DataError,
     LoadSettings,
     Splits,
     epoch_generator,
     held_out_indices,
     test_indices,
 )
+from oialr_training.errors import DataError
 from oialr_training.parent_death import die_with
+from oialr_training.tasks.minivit import CIFAR10Data
 
 IMAGE_SIZE = 32
 NUM_CLASSES = 10

@@ -1,0 +1,129 @@
+"""`export`, `train`: an individual as a training configuration, trained again."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from oialr_training.errors import ConfigError
+
+from oialr_search.cli.options import (
+    SEARCH_DIR,
+    DatabaseOption,
+    DataDirOption,
+    FormatOption,
+    SearchDirOption,
+    SearchOption,
+    SetOption,
+    open_database,
+)
+from oialr_search.terminal.tables import Format, print_rows, write_file
+from oialr_search.terminal.values import shown
+
+if TYPE_CHECKING:
+    from oialr_training.protocol import Event
+
+
+def export(
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="File to write; by default, print.")
+    ] = None,
+    individual: Annotated[
+        int | None, typer.Option(help="Number of the individual; by default the best.")
+    ] = None,
+    db: DatabaseOption = None,
+    search_dir: SearchDirOption = SEARCH_DIR,
+    search: SearchOption = None,
+) -> None:
+    """Write an individual's complete training configuration as YAML.
+
+    Example: `oialr-search export -o best.yaml`
+    """
+    from oialr_search.analysis.choosing import choose
+    from oialr_search.analysis.export import best_individual
+    from oialr_search.analysis.export import export as yaml_of
+
+    with open_database(db, search_dir) as storage:
+        chosen, record = choose(storage, search, individual)
+        record = record or best_individual(storage, chosen)
+        text = yaml_of(storage, chosen, record)
+    if output is None:
+        print(text, end="")
+        return
+    write_file(output, text.encode())
+    told = "no fitness" if record.fitness is None else f"fitness {shown(record.fitness)}"
+    print(f"individual {record.id} ({told}) written to {output}")
+
+
+def train(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Training configuration, e.g. an exported one.")
+    ],
+    seeds: Annotated[int, typer.Option(min=1, help="Train with so many seeds in a row.")] = 1,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder of logs, metrics and checkpoints; by default trainings/FILE."),
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    data_dir: DataDirOption = None,
+    assignments: SetOption = None,
+    output_format: FormatOption = Format.TABLE,
+) -> None:
+    """Train a configuration; print mean and standard deviation over the seeds.
+
+    Example: `oialr-search train best.yaml --seeds 3`
+    """
+    from oialr_training.tasks import load_training
+
+    from oialr_search.evaluation import devices, repeated_seeds
+
+    overrides = [*(assignments or ()), *([f"device={device}"] if device is not None else ())]
+    config = load_training(file, overrides)
+    try:
+        gpu = devices.choose_gpu(config.device, devices.visible_gpus(os.environ), 0)
+    except LookupError as error:
+        raise ConfigError(f"{error} ({file})") from None
+    settings = devices.WorkerSettings(gpu=gpu, num_threads=len(devices.affinity()))
+    folder = output or Path("trainings") / file.stem
+    folders = {seed: folder / f"seed-{seed}" for seed in range(config.seed, config.seed + seeds)}
+    for seed_folder in folders.values():
+        repeated_seeds.refuse_completed(seed_folder)
+    results = []
+    try:
+        for seed, seed_folder in folders.items():
+            results.append(
+                repeated_seeds.train(
+                    config.model_copy(update={"seed": seed}),
+                    folder=seed_folder,
+                    data_dir=str(data_dir) if data_dir else None,
+                    settings=settings,
+                    report=_epoch_printer(f"seed {seed}", config.epochs),
+                )
+            )
+    finally:
+        # What is trained is told, also when a later seed fails.
+        if results:
+            title = f"{file}: {len(results)} of {seeds} seed(s)"
+            print_rows(repeated_seeds.summary(results), output_format, title=title)
+
+
+def _epoch_printer(name: str, epochs: int) -> Callable[[Event], None]:
+    """Prints a line an epoch, to standard error: standard output is for the result."""
+    from oialr_training.protocol import Epoch, Started
+
+    def report(event: Event) -> None:
+        match event:
+            case Started():
+                print(f"layers: {event.layers}", file=sys.stderr)
+                for warning in event.warnings:
+                    print(f"warning: {warning}", file=sys.stderr)
+            case Epoch():
+                head = f"{name} epoch {event.epoch}/{epochs}"
+                metrics = [f"{metric} {shown(value)}" for metric, value in event.metrics.items()]
+                print(head, *metrics, sep="  ", file=sys.stderr, flush=True)
+
+    return report

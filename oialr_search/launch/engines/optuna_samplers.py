@@ -1,0 +1,87 @@
+"""Optuna's samplers as engines, for comparison."""
+
+from __future__ import annotations
+
+import random
+from abc import abstractmethod
+
+import numpy as np
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.samplers import BaseSampler, TPESampler
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from oialr_search.launch.engines import Engine, Individuals, Knowledge, Offspring
+from oialr_search.space.hyperparameters import Hyperparameter
+
+BEST, NEWEST = 250, 250  # what a proposal is built on, of all individuals
+
+
+class OptunaEngine(Engine):
+    """A study in memory for each proposal: only the database remembers."""
+
+    needs_all_individuals = True
+
+    @abstractmethod
+    def sampler(self, seed: int) -> BaseSampler:
+        """The sampler that a proposal asks."""
+
+    def propose(self, knowledge: Knowledge, random_numbers: random.Random) -> Offspring:
+        """What the sampler suggests."""
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        study = optuna.create_study(sampler=self.sampler(random_numbers.getrandbits(31)))
+        distributions = {h.name: distribution(h) for h in self.hyperparameters}
+        study.add_trials(self._trials(knowledge.individuals, distributions))
+        values = study.ask(distributions).params
+        genes = {h.name: min(max(h.encode(values[h.name]), 0.0), 1.0) for h in self.hyperparameters}
+        return Offspring(genes=genes, origin="sampled")
+
+    def _trials(
+        self, known: Individuals, distributions: dict[str, BaseDistribution]
+    ) -> list[FrozenTrial]:
+        """The best and the newest individuals, in the order of their ids."""
+        rows = np.arange(len(known))
+        if len(rows) > BEST + NEWEST:
+            older = rows[:-NEWEST]
+            best = older[np.argsort(known.fitness[older], kind="stable")[:BEST]]
+            rows = np.sort(np.concatenate([best, rows[-NEWEST:]]))
+        trials = []
+        for genes, fitness in zip(known.genes[rows], known.fitness[rows].tolist(), strict=True):
+            ended = TrialState.COMPLETE if np.isfinite(fitness) else TrialState.FAIL
+            trials.append(
+                create_trial(
+                    state=TrialState.RUNNING if np.isnan(fitness) else ended,
+                    value=fitness if np.isfinite(fitness) else None,
+                    params={
+                        h.name: h.decode(gene)
+                        for h, gene in zip(self.hyperparameters, genes.tolist(), strict=True)
+                    },
+                    distributions=distributions,
+                )
+            )
+        return trials
+
+
+class TPE(OptunaEngine):
+    """The tree-structured Parzen estimator (Bergstra et al. 2011); running ones count as bad."""
+
+    def sampler(self, seed: int) -> BaseSampler:
+        """As Optuna sets it, and for asynchronous searches."""
+        return TPESampler(seed=seed, constant_liar=True)
+
+
+def distribution(hyperparameter: Hyperparameter) -> BaseDistribution:
+    """The hyperparameter as Optuna knows it."""
+    h = hyperparameter
+    if h.choices is not None:
+        return CategoricalDistribution(h.choices)
+    assert h.low is not None
+    assert h.high is not None
+    if h.kind == "int":
+        return IntDistribution(int(h.low), int(h.high), log=h.scale == "log")
+    return FloatDistribution(h.low, h.high, log=h.scale == "log")

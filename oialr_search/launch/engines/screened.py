@@ -1,0 +1,222 @@
+"""Offspring screened by a Gaussian process: for searches of some dozens to hundreds of evaluations.
+
+A few dozen candidates are bred, or drawn, and a small model of all islands' individuals chooses the
+one that promises most: expected improvement (Jones et al. 1998) below the least posterior mean.
+Shapes: n individuals, m candidates, d genes.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+
+import numpy as np
+from numpy.typing import NDArray
+from propulate.population import Individual
+from scipy.special import ndtr
+from threadpoolctl import threadpool_limits
+
+from oialr_search.launch.engines import Engine, Individuals, Knowledge, Member, Offspring
+from oialr_search.launch.engines.gaussian_process import GaussianProcess, fit
+from oialr_search.launch.engines.individuals import Array, share
+from oialr_search.launch.engines.variation import (
+    CrossoverAndMove,
+    DrawOneAnew,
+    GaussianOfParents,
+    Limits,
+    SelectLogRank,
+    Step,
+    StepBeyond,
+)
+from oialr_search.space.hyperparameters import Hyperparameter
+from oialr_search.space.search_file import SearchSettings
+
+START = 12
+UNIFORM, UNSCREENED = 0.03, 0.10
+CANDIDATES, UNIFORM_CANDIDATES = 30, 0.15
+GAUSSIAN, STEP = 0.30, 0.25  # of the offspring; the others by crossover
+DRAWN_ANEW = 0.15
+RANKED_BY_MODEL = 0.5
+BEST, NEAREST, DRAWN, RUNNING = 50, 25, 25, 100
+CLIPPED_AT = 0.75
+UNSCREENED_ATTEMPTS = 5
+ATTEMPTS = 200
+
+Indices = NDArray[np.intp]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """Genes in the order of the hyperparameters, and the ids of their parents."""
+
+    genes: Sequence[float]
+    parents: tuple[int, ...] = ()
+
+
+class ScreenedEngine(Engine):
+    """Breeds candidates, and tries the one that its model thinks most of."""
+
+    needs_all_individuals = True
+
+    def __init__(self, hyperparameters: Sequence[Hyperparameter], settings: SearchSettings) -> None:
+        super().__init__(hyperparameters, settings)
+        # So small matrices gain nothing from threads, which the trainings would miss.
+        threadpool_limits(1, user_api="blas")
+        self._num_elite = len(self.hyperparameters) + 4
+        self._categorical = np.array([h.choices is not None for h in self.hyperparameters])
+        self._limits: Limits = {
+            h.name: (0.0, 1.0) if h.choices is None else tuple(map(str, range(len(h.choices))))
+            for h in self.hyperparameters
+        }
+        self._steps: dict[str, Step] = {
+            h.name: partial(_step, h)
+            for h in self.hyperparameters
+            if h.kind == "int" and h.choices is None
+        }
+
+    def population_size(self, num_ranks: int) -> int:
+        """As many as the normal distribution of parents needs, at least."""
+        return max(super().population_size(num_ranks), 2 * self._num_elite)
+
+    def propose(self, knowledge: Knowledge, random_numbers: random.Random) -> Offspring:
+        """A point of the Latin hypercube; then a screened offspring, now and then another one."""
+        known, rng = knowledge.individuals, random_numbers
+        start = max(START, knowledge.num_ranks)
+        if knowledge.number < start and len(known) < start:
+            point = Candidate(genes=self._latin_hypercube(start)[knowledge.number].tolist())
+            return self._first_new(known, [point], "start", rng)
+        parents = [self._individual(member) for member in knowledge.population]
+        if len(parents) < 2 or rng.random() < UNIFORM:
+            return self._first_new(known, [], "random", rng)
+        if rng.random() < UNSCREENED:
+            bred = [self._bred(parents, rng) for _ in range(UNSCREENED_ATTEMPTS)]
+            return self._first_new(known, bred, "bred", rng)
+        model = self._model(known, rng)
+        if rng.random() < RANKED_BY_MODEL:
+            genes = known.at_middles(np.array([self._genes(parent) for parent in parents]))
+            for parent, mean in zip(parents, model.mean(genes), strict=True):
+                parent.loss = float(mean)
+        candidates = [
+            self._uniform(rng) if rng.random() < UNIFORM_CANDIDATES else self._bred(parents, rng)
+            for _ in range(CANDIDATES)
+        ]
+        rows = known.at_middles(np.array([candidate.genes for candidate in candidates]))
+        running = known.genes[np.isnan(known.fitness)][-RUNNING:]
+        promising = by_promise(model, running, rows)
+        return self._first_new(known, [candidates[n] for n in promising], "screened", rng)
+
+    def _first_new(
+        self, known: Individuals, candidates: Sequence[Candidate], origin: str, rng: random.Random
+    ) -> Offspring:
+        """The first whose configuration nobody has, else a drawn one; any, if all are known."""
+        drawn = (self._uniform(rng) for _ in range(ATTEMPTS))
+        for candidate in chain(candidates, drawn):
+            (genes,) = known.at_middles(np.array([candidate.genes]))
+            if not known.include(genes):
+                break
+        names = (h.name for h in self.hyperparameters)
+        return Offspring(
+            genes=dict(zip(names, genes.tolist(), strict=True)),
+            parents=candidate.parents,
+            origin=origin,
+        )
+
+    def _latin_hypercube(self, number: int) -> Array:
+        """(number, d): the same on all ranks; each gene has one point in each of equal parts."""
+        rng = np.random.default_rng(self.settings.seed)
+        parts = np.tile(np.arange(number)[:, None], (1, len(self.hyperparameters)))
+        points: Array = (rng.permuted(parts, axis=0) + rng.random(parts.shape)) / number
+        return points
+
+    def _uniform(self, rng: random.Random) -> Candidate:
+        return Candidate(genes=[rng.random() for _ in self.hyperparameters])
+
+    def _bred(self, parents: Sequence[Individual], rng: random.Random) -> Candidate:
+        """A child of some of the parents, by one of the operators."""
+        limits, steps = self._limits, self._steps
+        operator = rng.random()
+        ranked = sorted(parents, key=lambda parent: parent.loss)
+        if operator < GAUSSIAN:
+            chosen = ranked[: self._num_elite]
+            child = GaussianOfParents(limits, rng=rng)(chosen)
+        elif operator < GAUSSIAN + STEP:
+            chosen = [ranked[0], *SelectLogRank(1, rng=rng)(ranked[1:])]
+            child = StepBeyond(limits, steps=steps, rng=rng)(chosen)
+        else:
+            chosen = SelectLogRank(2, rng=rng)(ranked)
+            child = CrossoverAndMove(limits, steps=steps, rng=rng)(chosen)
+        child = DrawOneAnew(limits, probability=DRAWN_ANEW, rng=rng)(child)
+        ids = dict.fromkeys(parent.generation for parent in chosen)
+        return Candidate(genes=self._genes(child), parents=tuple(ids))
+
+    def _individual(self, member: Member) -> Individual:
+        # `generation` carries the id, as no operator reads it.
+        genes = {
+            h.name: member.genes[h.name]
+            if h.choices is None
+            else str(h.choices.index(h.decode(member.genes[h.name])))
+            for h in self.hyperparameters
+        }
+        individual = Individual(genes, self._limits, generation=member.individual_id)
+        individual.loss = member.fitness
+        return individual
+
+    def _genes(self, individual: Individual) -> list[float]:
+        return [
+            individual[h.name]
+            if h.choices is None
+            else (int(individual[h.name]) + 0.5) / len(h.choices)
+            for h in self.hyperparameters
+        ]
+
+    def _model(self, known: Individuals, rng: random.Random) -> GaussianProcess:
+        """Of the best, of those near to the best, and of some of the others."""
+        chosen = np.flatnonzero(~np.isnan(known.fitness))
+        if len(chosen) > BEST + NEAREST + DRAWN:
+            best, others = split(chosen, known.fitness[chosen], BEST)
+            differences = known.genes - known.genes[best[np.argmin(known.fitness[best])]]
+            differences[:, self._categorical] = differences[:, self._categorical] != 0.0
+            distances = np.einsum("nd,nd->n", differences, differences)
+            near, others = split(others, distances[others], NEAREST)
+            drawn = rng.sample(range(len(others)), DRAWN)
+            chosen = np.concatenate([best, near, others[drawn]])
+        return fit(known.genes[chosen], standardised(known.fitness[chosen]), self._categorical)
+
+
+def split(rows: Indices, values: Array, number: int) -> tuple[Indices, Indices]:
+    """The rows (n,) with the least values (n,), so many, and the others."""
+    order = np.argpartition(values, number - 1)
+    return rows[order[:number]], rows[order[number:]]
+
+
+def by_promise(model: GaussianProcess, running: Array, candidates: Array) -> Indices:
+    """(m,): the candidates (m, d), most promising first, given that others (n, d) run already."""
+    least = model.mean(model.points).min()
+    if len(running):
+        model = model.believing(running)
+    mean, deviation = model.posterior(candidates)
+    z = (least - mean) / deviation
+    improvement = deviation * (z * ndtr(z) + np.exp(-0.5 * z**2) / math.sqrt(2.0 * math.pi))
+    # Where no improvement is representable, the nearest to one.
+    order: Indices = np.lexsort((-z, -improvement))
+    return order
+
+
+def standardised(fitness: Array) -> Array:
+    """(n,): clipped from above, with mean 0 and deviation 1; infinities become the worst."""
+    finite = np.sort(fitness[np.isfinite(fitness)])
+    worst = finite[min(math.ceil(CLIPPED_AT * len(fitness)), len(finite)) - 1]
+    clipped = np.minimum(fitness, worst)
+    deviation = clipped.std()
+    values: Array = (clipped - clipped.mean()) / (deviation if deviation > 0 else 1.0)
+    return values
+
+
+def _step(hyperparameter: Hyperparameter, gene: float) -> float:
+    """How much of the gene's range belongs to its integer."""
+    below, above = share(hyperparameter, np.array([gene]))
+    return float(above[0] - below[0])

@@ -5,16 +5,22 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
+import os
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import choreographer
+import pytest
 
-from .test_plots import needs_browser
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
-__all__ = ["Look", "look", "needs_browser"]
+needs_browser = pytest.mark.skipif(
+    "BROWSER_PATH" not in os.environ and not any(map(shutil.which, BROWSERS)),
+    reason="a png, pdf or svg is drawn by a browser: install chromium",
+)
 
 WIDTH, HEIGHT = 1280, 860
 PATIENCE_S = 90.0

@@ -11,7 +11,6 @@ from typing import Any
 from oialr_search.space.search_file import load_search
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import (
-    NewLaunch,
     Outcome,
     Proposal,
     Runner,
@@ -21,6 +20,7 @@ from oialr_search.storage.records import (
 
 from ..conftest import DIGITS
 from ..invented import store_search
+from ..storage.storage_examples import new_launch, new_proposal, new_runner
 
 METRIC = "validation_top1"
 # Each kind of gene is there: log and linear scale, integer, bool, choice.
@@ -60,37 +60,13 @@ def fill(
 
 def go_on(storage: Storage, search: SearchRecord) -> tuple[int, Runner]:
     """Launch a search again; what ran becomes lost. Returns the next generation, and a rank."""
-    launch = NewLaunch(
-        search_id=search.id,
-        world_size=1,
-        num_islands=1,
-        hostname="node02",
-        command_line="",
-        versions={},
-        git_revision=None,
-    )
-    runner = Runner(
-        launch_id=storage.start_launch(launch),
-        world_rank=0,
-        hostname="node02",
-        device=None,
-        seed=42,
-        num_threads=1,
-        search_folder="/nowhere",
-    )
-    return storage.next_generation(search.id, 0, 0), runner
+    launch_id = storage.start_launch(new_launch(search.id, world_size=1, num_islands=1))
+    return storage.next_generation(search.id, 0, 0), new_runner(launch_id, world_rank=0)
 
 
 def proposal(search: SearchRecord, generation: int, **hyperparameters: Any) -> Proposal:
     """A proposal in the middle of the space, but for these hyperparameters."""
     genes = dict.fromkeys(SPACE, 0.5)
     changed = {name.replace("__", "."): value for name, value in hyperparameters.items()}
-    return Proposal(
-        island=0,
-        island_rank=0,
-        generation=generation,
-        parents=[],
-        origin="random",
-        genes=genes,
-        hyperparameters=search.space.decode(genes) | changed,
-    )
+    values = search.space.decode(genes) | changed
+    return new_proposal(generation, island=0, genes=genes, hyperparameters=values)

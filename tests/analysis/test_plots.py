@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import re
-import shutil
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -41,15 +39,10 @@ from oialr_search.storage.records import (
 from ..conftest import AUTOFORMER, CIFAR10, DIGITS, TINY, Command, settings
 from ..invented import BEGAN, ended, search_record, statuses_of, store_search
 from ..storage.storage_examples import launched_search, started_evaluation
+from .browser import needs_browser
 
 LAYERS = ["patch_embed.proj", "blocks.2.attn.qkv", "blocks.2.attn.proj", "blocks.10.mlp.fc1"]
 INTERVAL, LAGS, STEPS = 20, (1, 5), 120
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-
-needs_browser = pytest.mark.skipif(
-    "BROWSER_PATH" not in os.environ and not any(map(shutil.which, BROWSERS)),
-    reason="a png, pdf or svg is drawn by a browser: install chromium",
-)
 
 
 def some_observations(layers: Sequence[str] = LAYERS) -> list[Observation]:

@@ -9,11 +9,19 @@ from pathlib import Path
 
 import pytest
 from oialr_training.errors import ConfigError
-from oialr_training.protocol import Completed, Evaluate, Event, Failed, Prepare, write_result
+from oialr_training.protocol import (
+    Completed,
+    Evaluate,
+    Event,
+    Failed,
+    Prepare,
+    Resources,
+    write_result,
+)
 from oialr_training.tasks import load_training
 
 from oialr_search.evaluation.devices import WorkerSettings
-from oialr_search.evaluation.repeated_seeds import TrainingFailed, refuse_completed, train
+from oialr_search.evaluation.repeated_seeds import TrainingFailed, refuse_completed, summary, train
 from oialr_search.evaluation.worker_process import WorkerDied
 
 from ..conftest import SEARCH_SPACES
@@ -106,3 +114,11 @@ def test_a_completed_training_is_not_overwritten(tmp_path: Path) -> None:
     write_result(tmp_path, completed())
     with pytest.raises(ConfigError, match="holds a training already: name another --output"):
         refuse_completed(tmp_path)
+
+
+def test_a_summary_has_rows_for_what_was_measured() -> None:
+    used = Resources(cpu_energy_j=0.5, peak_host_memory_bytes=2**40, samples_per_s=1e5)
+    rows = {row["metric"]: row for row in summary([completed(), completed(resources=used)])}
+    assert rows["duration_s"]["seeds"] == 2
+    assert (rows["samples_per_s"]["mean"], rows["samples_per_s"]["seeds"]) == (1e5, 1)
+    assert not {"gpu_energy_j", "peak_gpu_memory_bytes"} & rows.keys()

@@ -114,22 +114,24 @@ def stored_training(settings: Mapping[str, Any], source: str) -> TrainingConfig:
     Raises:
         ConfigError: when a newer version stored them, or this one does not know all of it.
     """
-    _refuse_newer(settings, source)
-    return validate_training(settings["training"], source)
+    return validate_training(_stored(settings, "training", source), source)
 
 
 def stored_search_settings(settings: Mapping[str, Any], source: str) -> SearchSettings:
     """The `search:` settings of stored ones, as `stored_training` does it."""
-    _refuse_newer(settings, source)
-    return validate(SearchSettings, settings["search"], source, prefix="search.")
+    return validate(SearchSettings, _stored(settings, "search", source), source, prefix="search.")
 
 
-def _refuse_newer(settings: Mapping[str, Any], source: str) -> None:
-    if settings.get("format", 0) > STORED_FORMAT:
+def _stored(settings: Mapping[str, Any], section: str, source: str) -> Mapping[str, Any]:
+    if settings.get("format", 0) not in range(STORED_FORMAT + 1):
         raise ConfigError(
             f"a newer oialr-search wrote these settings ({source}): "
             "run `pip install --upgrade oialr-search`"
         )
+    found = settings.get(section)
+    if not isinstance(found, Mapping):
+        raise ConfigError(f"`{section}` is missing ({source})")
+    return found
 
 
 def _set_in_space(space: dict[str, Any], key: str, value: Any) -> None:

@@ -19,10 +19,7 @@ from oialr_search.storage.schema import (
     observations,
     rank_updates,
 )
-from oialr_search.storage.selection import (
-    FailureCount,
-    Rows,
-)
+from oialr_search.storage.selection import FailureCount, Rows
 
 TableName = Literal["individuals", "metrics", "rank_updates", "observations", "lineage"]
 DID_NOT_COMPLETE = (Status.PRUNED, Status.FAILED, Status.TIMED_OUT, Status.LOST)

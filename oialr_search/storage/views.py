@@ -11,7 +11,6 @@ from dataclasses import replace
 
 import sqlalchemy as sa
 
-from oialr_search.space.hyperparameters import SearchSpace
 from oialr_search.storage.leaderboard import (
     COMPRESSION,
     DURATION,
@@ -27,6 +26,7 @@ from oialr_search.storage.leaderboard import (
     of_hyperparameters,
     of_metrics,
 )
+from oialr_search.storage.reading import read_space
 from oialr_search.storage.records import StorageError
 from oialr_search.storage.schema import searches
 from oialr_search.storage.selection import Column, Selection
@@ -69,7 +69,7 @@ def _create_leaderboard(connection: sa.Connection) -> None:
     stored = connection.execute(
         sa.select(*searches.c["name", "space", "metric_names"]).order_by(searches.c.id)
     ).all()
-    hyperparameters = of_hyperparameters(SearchSpace.from_json(s.space, s.name) for s in stored)
+    hyperparameters = of_hyperparameters(read_space(s.name, s.space) for s in stored)
     metrics = of_metrics(name for search in stored for name in search.metric_names)
     columns = _named([*FIXED_COLUMNS], hyperparameters)
     columns = _named(columns, metrics, prefix="metric_")

@@ -1,9 +1,7 @@
 """The equations of OIALR against plain transcriptions in float64, on matrices of all kinds."""
 
 import copy
-import itertools
 from math import sqrt
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -16,14 +14,16 @@ from oialr import (
     NotFiniteError,
     OIALRSettings,
     mixing_similarity,
+    relative_mixing_similarity,
     stability,
     weight_stability,
 )
 from oialr.basis_update import update_bases
 from oialr.decomposition import decompose
 from oialr.optimizer_state import rotate_first, rotate_second
-from oialr.update_times import layers_reached
 from torch import Tensor, nn
+
+from .algorithm_2 import Weight
 
 torch.set_num_threads(1)
 
@@ -32,15 +32,6 @@ on_a_few = settings(max_examples=6, deadline=None, derandomize=True)
 
 sides = st.integers(1, 12)
 seeds = st.integers(0, 2**32 - 1)
-
-
-class Transcribed(NamedTuple):
-    """What Algorithm 1 and Eq. (4) say of one update."""
-
-    weight: np.ndarray
-    inner_rank: int
-    dropped: np.ndarray
-    stability: float
 
 
 def make_settings(**changes: object) -> OIALRSettings:
@@ -90,21 +81,6 @@ def array(tensor: Tensor) -> np.ndarray:
     return tensor.detach().double().numpy()
 
 
-def transcribe(layer: LowRankLinear, cutoff_fraction: float) -> Transcribed:
-    """Algorithm 1, line by line, without the authors' limits."""
-    basis, sigma, cobasis = map(array, (layer.basis, layer.sigma, layer.cobasis))
-    left, singular_values, right = np.linalg.svd(sigma)
-    kept = [i for i, s in enumerate(singular_values) if s >= cutoff_fraction * singular_values[0]]
-    new_basis, new_cobasis = (basis @ left)[:, kept], (right @ cobasis)[kept]
-    orthogonal, new_orthogonal = basis @ cobasis, new_basis @ new_cobasis
-    return Transcribed(
-        weight=new_basis @ np.diag(singular_values[kept]) @ new_cobasis,
-        inner_rank=len(kept),
-        dropped=np.delete(singular_values, kept),
-        stability=np.trace(orthogonal @ new_orthogonal.T) / len(kept),
-    )
-
-
 def deviation(layer: LowRankLinear) -> float:
     """How far the bases are from orthonormal, in the worst entry."""
     eye = np.eye(layer.inner_rank)
@@ -141,41 +117,25 @@ def test_update_without_truncation_keeps_the_product(weight: Tensor, seed: int) 
 @on_many
 @given(weights(), seeds, st.floats(0.0, 0.99))
 def test_update_with_truncation(weight: Tensor, seed: int, cutoff_fraction: float) -> None:
-    layer = make_layer(weight)
+    layer, changed = make_layer(weight), make_settings(cutoff_fraction=cutoff_fraction)
     perturb(layer, seed)
     before = layer.weight.detach()
-    singular_values = np.linalg.svd(array(layer.sigma), compute_uv=False)
-    cutoff = cutoff_fraction * singular_values[0]
     size = float(before.norm())
-    assume(size == 0 or all(abs(singular_values - cutoff) > 1e-9 * size))  # no toss-up
-    expected = transcribe(layer, cutoff_fraction)
-    found_stability = update(layer, make_settings(cutoff_fraction=cutoff_fraction))
-    assert layer.inner_rank == expected.inner_rank >= 1
-    assert layer.basis.shape == (len(weight), layer.inner_rank)
-    assert layer.cobasis.shape == (layer.inner_rank, weight.shape[1])
-    np.testing.assert_allclose(array(layer.weight), expected.weight, rtol=0, atol=1e-11 * size)
+    singular_values = torch.linalg.svdvals(layer.sigma.detach())
+    expected = Weight(layer.sigma.detach(), layer.basis, layer.cobasis)
+    expected.update(changed)
+    assume(expected.toss_up > 1e-9)
+    found_stability = update(layer, changed)
+    kept = layer.inner_rank
+    assert kept == len(expected.sigma) >= 1
+    assert layer.basis.shape == (len(weight), kept)
+    assert layer.cobasis.shape == (kept, weight.shape[1])
+    torch.testing.assert_close(layer.weight.detach(), expected.dense(), rtol=0, atol=1e-11 * size)
     error = float((layer.weight.detach() - before).norm())
-    assert error == pytest.approx(sqrt((expected.dropped**2).sum()), rel=1e-9, abs=1e-11 * size)
+    dropped = float(singular_values[kept:].norm())
+    assert error == pytest.approx(dropped, rel=1e-9, abs=1e-11 * size)
     if size > 0 and singular_values[-1] > 1e-9 * size:  # else the SVD may choose the bases
         assert found_stability == pytest.approx(expected.stability, abs=1e-9)
-
-
-@on_many
-@given(weights(), st.integers(1, 4), st.floats(0.1, 1.0), st.floats(0.0, 0.5))
-def test_inner_rank_falls_to_its_limits_and_not_below(
-    weight: Tensor, num_updates: int, max_cut: float, min_fraction: float
-) -> None:
-    layer = make_layer(weight)
-    limits = make_settings(
-        cutoff_fraction=0.999, max_cut_fraction=max_cut, min_inner_rank_fraction=min_fraction
-    )
-    for seed in range(num_updates):
-        before = layer.inner_rank
-        perturb(layer, seed)
-        update(layer, limits)
-        assert layer.inner_rank >= 1
-        assert before >= layer.inner_rank >= before * (1 - max_cut) - 1e-6
-        assert layer.inner_rank >= min(weight.shape) * min_fraction - 1e-6
 
 
 def train_and_update(layer: LowRankLinear, num_updates: int, cutoff_fraction: float) -> float:
@@ -332,27 +292,32 @@ def test_stability(weight: Tensor, other: Tensor, seed: int) -> None:
 
 @on_many
 @given(st.integers(1, 8), st.integers(0, 4), seeds, st.floats(0.0, 4.0))
-def test_mixing_similarity(num_columns: int, more: int, seed: int, scale: float) -> None:
+def test_similarities_of_mixings(num_columns: int, more: int, seed: int, scale: float) -> None:
     old, new = (normal(seed + i, num_columns + more, num_columns) for i in range(2))
     upper_old, upper_new = (np.linalg.cholesky(array(w.mT @ w)).T for w in (old, new))  # WᵀW = RᵀR
+    expected = 1 - sqrt(((upper_old - upper_new) ** 2).sum() / old.numel())  # Eq. (5)
+    assert mixing_similarity(old, new) == pytest.approx(expected, abs=1e-6)
     reach = np.linalg.norm(upper_old) + np.linalg.norm(upper_new)
-    expected = 1 - np.linalg.norm(upper_old - upper_new) / reach  # Eq. (5)
-    found = mixing_similarity(old, new)
-    assert found == pytest.approx(expected, abs=1e-6)
-    assert 0 <= found <= 1
-    assert found == pytest.approx(mixing_similarity(new, old))
-    assert mixing_similarity(old, old) == 1
-    assert mixing_similarity(old, scale * old) == pytest.approx(1 - abs(1 - scale) / (1 + scale))
+    expected = 1 - np.linalg.norm(upper_old - upper_new) / reach
+    assert relative_mixing_similarity(old, new) == pytest.approx(expected, abs=1e-6)
+    assert 0 <= expected <= 1
+    relative = relative_mixing_similarity(old, scale * old)
+    assert relative == pytest.approx(1 - abs(1 - scale) / (1 + scale))
     turn = torch.linalg.qr(normal(seed + 2, len(old), len(old)))[0]
-    assert mixing_similarity(turn @ old, new) == pytest.approx(found)
+    for similarity in (mixing_similarity, relative_mixing_similarity):
+        found = similarity(old, new)
+        assert found == pytest.approx(similarity(new, old))
+        assert similarity(old, old) == 1
+        assert similarity(turn @ old, new) == pytest.approx(found)
 
 
 @on_many
 @given(weights())
-def test_mixing_similarity_of_all_kinds(weight: Tensor) -> None:
-    assert mixing_similarity(weight, weight) == 1
-    zero = torch.zeros_like(weight)
-    assert mixing_similarity(weight, zero) == (0 if weight.any() else 1)
+def test_similarities_of_mixings_of_all_kinds(weight: Tensor) -> None:
+    zero, root = torch.zeros_like(weight), sqrt(weight.numel())
+    assert mixing_similarity(weight, weight) == relative_mixing_similarity(weight, weight) == 1
+    assert mixing_similarity(weight, zero) == pytest.approx(1 - float(weight.norm()) / root)
+    assert relative_mixing_similarity(weight, zero) == (0 if weight.any() else 1)
 
 
 @on_many
@@ -369,42 +334,3 @@ def test_moments(m: int, n: int, kept: int, seed: int) -> None:
     np.testing.assert_allclose(array(rotate_first(moment, left, right)), first, atol=1e-9)
     second_found = rotate_second(moment.square(), left, right)
     np.testing.assert_allclose(array(second_found), second, atol=1e-9)
-
-
-@on_many
-@given(
-    st.integers(0, 9),
-    st.integers(1, 5),
-    st.integers(1, 100),
-    st.booleans(),
-    st.booleans(),
-)
-def test_instants_and_reach(
-    delay: int, frequency: int, percent: int, warmup: bool, growing: bool
-) -> None:
-    model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(5)))
-    changed = make_settings(
-        delay_steps=delay,
-        update_frequency=frequency,
-        layer_fraction=percent / 100,
-        full_rank_warmup=warmup,
-        growing_window=growing,
-    )
-    oialr = OIALR(model, torch.optim.SGD(model.parameters(), lr=0.1), changed)
-    update_number = 0
-    for step in range(1, 21):
-        is_time = step >= delay and (step - delay) % frequency == 0
-        update_number += is_time
-        exact = -(-5 * percent * update_number // 100) if growing else 5  # ℓ = L·α·u
-        reached = [str(i) for i in range(5)][-min(5, max(1, exact)) :] if is_time else []
-        assert [found.layer for found in oialr.step()] == reached
-        assert oialr.converted == (step >= delay or not warmup)
-        if is_time:
-            assert layers_reached(changed, 5, update_number) == len(reached)
-
-
-def test_a_window_that_does_not_grow_is_one_with_all_layers_in_it() -> None:
-    at_once, all_layers = make_settings(growing_window=False), make_settings(layer_fraction=1.0)
-    for num_layers, number in itertools.product(range(1, 30), range(1, 5)):
-        reached = layers_reached(at_once, num_layers, number)
-        assert reached == layers_reached(all_layers, num_layers, number) == num_layers

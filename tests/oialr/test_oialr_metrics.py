@@ -12,17 +12,14 @@ from oialr import (
     OIALRError,
     OIALRSettings,
     mixing_similarity,
+    relative_mixing_similarity,
     stability,
     weight_stability,
 )
 from oialr.decomposition import decompose
 from torch import Tensor, nn
 
-
-def slow_stability(old: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor]) -> float:
-    orthogonal_old, orthogonal_new = old[0] @ old[1], new[0] @ new[1]
-    inner_rank = min(old[0].shape[1], new[0].shape[1])
-    return torch.trace(orthogonal_old @ orthogonal_new.mT).item() / inner_rank
+from .algorithm_2 import stability as slow_stability
 
 
 def bases(m: int, n: int) -> tuple[Tensor, Tensor]:
@@ -106,15 +103,19 @@ def test_weights_of_many_dimensions_count_as_their_matrices() -> None:
     old, new = torch.randn(2, 5, 2, 3, dtype=torch.float64)
     matrices = old.reshape(5, 6), new.reshape(5, 6)
     assert weight_stability(old, new) == pytest.approx(weight_stability(*matrices))
-    assert mixing_similarity(old, new) == pytest.approx(mixing_similarity(*matrices))
+    for similarity in (mixing_similarity, relative_mixing_similarity):
+        assert similarity(old, new) == pytest.approx(similarity(*matrices))
 
 
 def test_mixing_by_hand() -> None:
     old, new = torch.tensor([[3.0, 0], [0, -4]]), torch.tensor([[0.0, 4], [3, 0]])
     # R is diag(3, 4) of the one, where the sign goes to Q, and diag(3, 4) of the other: turned only
-    assert mixing_similarity(old, new) == 1
+    assert mixing_similarity(old, new) == relative_mixing_similarity(old, new) == 1
     new = torch.tensor([[3.0, 0], [0, 1]])
-    assert mixing_similarity(old, new) == pytest.approx(1 - 3 / (5 + 10**0.5))
+    assert mixing_similarity(old, new) == pytest.approx(1 - (3**2 / 4) ** 0.5)
+    assert relative_mixing_similarity(old, new) == pytest.approx(1 - 3 / (5 + 10**0.5))
+    old, new = torch.tensor([[0.0], [-3], [4]]), torch.tensor([[8.0], [0], [0]])  # R: 5 and 8
+    assert mixing_similarity(old, new) == pytest.approx(1 - (3**2 / 3) ** 0.5)
 
 
 class Network(nn.Module):
@@ -180,7 +181,9 @@ def test_observations_are_those_of_the_weights(delay_steps: int | None) -> None:
         )
         assert observation.stability == pytest.approx(weight_stability(old, new), abs=1e-4)
         assert observation.mixing_similarity == pytest.approx(mixing_similarity(old, new), abs=1e-4)
-        assert 0 < observation.mixing_similarity < 1
+        expected = relative_mixing_similarity(old, new)
+        assert observation.relative_mixing_similarity == pytest.approx(expected, abs=1e-4)
+        assert 0 < observation.relative_mixing_similarity < observation.mixing_similarity < 1
         assert observation.stability < 1
 
 
@@ -193,9 +196,11 @@ def test_observing_a_cut_weight_compares_what_was_kept() -> None:
     (observation,) = observer.step()
     assert model[0].inner_rank == 3
     assert observation.stability == pytest.approx(1, abs=1e-5)
-    expected = mixing_similarity(before, model[0].weight.detach())
-    assert observation.mixing_similarity == pytest.approx(expected, abs=1e-5)
-    assert expected < 0.95
+    after = model[0].weight.detach()
+    expected = mixing_similarity(before, after), relative_mixing_similarity(before, after)
+    found = observation.mixing_similarity, observation.relative_mixing_similarity
+    assert found == pytest.approx(expected, abs=1e-5)
+    assert expected[1] < 0.95
 
 
 def test_nothing_happens_to_a_weight_that_nobody_trains() -> None:
@@ -204,6 +209,7 @@ def test_nothing_happens_to_a_weight_that_nobody_trains() -> None:
     assert [(o.step, o.earlier_step, o.layer) for o in found] == [(6, 0, name) for name in NAMES]
     assert [o.stability for o in found] == pytest.approx([1] * 4)
     assert [o.mixing_similarity for o in found] == pytest.approx([1] * 4)
+    assert [o.relative_mixing_similarity for o in found] == pytest.approx([1] * 4)
 
 
 def test_a_weight_taken_apart_starts_anew() -> None:

@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from oialr import OIALR, LowRankLinear, OIALRSettings
+from oialr import OIALR, LowRankLinear, OIALRError, OIALRSettings
 from oialr.basis_update import update_bases
 from oialr.decomposition import decompose
 from torch import Tensor, nn
@@ -228,3 +228,93 @@ def test_only_rotated_moments_spare_a_loss_spike_at_conversion(
     assert oialr.converted
     assert losses[delay - 1] < 0.1 * losses[0]
     assert low < max(losses[delay:]) / losses[delay - 1] < high
+
+
+def make_model() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 7), nn.Linear(7, 4)).double()
+
+
+class Preconditioned(torch.optim.SGD):
+    """Keeps a list of matrices for each weight, as timm's Kron does."""
+
+    def step(self, closure: object = None) -> None:  # type: ignore[override]
+        for parameter in self.param_groups[0]["params"]:
+            self.state[parameter] |= {"Q": [torch.eye(side) for side in parameter.shape]}
+
+
+UNFIT = [
+    torch.optim.Adadelta,
+    torch.optim.Adafactor,
+    torch.optim.Adamax,
+    torch.optim.ASGD,
+    torch.optim.LBFGS,
+    torch.optim.Rprop,
+    Preconditioned,
+]
+
+
+@pytest.mark.parametrize("kind", UNFIT)
+def test_an_optimizer_whose_state_cannot_follow_is_refused_at_once(kind) -> None:  # type: ignore[no-untyped-def]
+    model = make_model()
+    optimizer = kind(model.parameters(), lr=0.01)
+    random_state = torch.get_rng_state()
+    with pytest.raises(OIALRError, match=rf"^{kind.__name__} cannot train with OIALR: .* as '\w+'"):
+        OIALR(model, optimizer, make_settings())
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert not optimizer.state
+    assert all(type(layer) is nn.Linear for layer in model)
+
+
+class LayerNormalised(torch.optim.SGD):
+    """Keeps one second moment for the whole of a weight, as timm's NvNovoGrad does."""
+
+    def step(self, closure: object = None) -> None:  # type: ignore[override]
+        super().step()
+        for parameter in self.param_groups[0]["params"]:
+            self.state[parameter]["exp_avg_sq"] = parameter.grad.square().sum()
+
+
+FIT = {
+    "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.01),
+    "nadam": lambda p: torch.optim.NAdam(p, lr=0.01),
+    "radam": lambda p: torch.optim.RAdam(p, lr=0.01),
+    "layer_normalised": lambda p: LayerNormalised(p, lr=0.01, momentum=0.9),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS | FIT)
+def test_an_optimizer_whose_state_follows_trains_on(name: str) -> None:
+    model = make_model()
+    optimizer = (OPTIMIZERS | FIT)[name](model.parameters())
+    oialr = OIALR(model, optimizer, make_settings(cutoff_fraction=0.5, update_frequency=2))
+    for _ in range(8):
+        train(model, optimizer)
+        oialr.step()
+    assert model[-1].inner_rank < 4
+    for layer in model:
+        for value in optimizer.state[layer.sigma].values():
+            shaped = isinstance(value, Tensor) and value.ndim > 0
+            assert not shaped or value.shape == layer.sigma.shape
+
+
+class RowNormSGD(torch.optim.SGD):
+    """Keeps a number for each row; how to make a new one only its owner knows."""
+
+    def __init__(self, parameters: object, lr: float, *, secret: object) -> None:
+        super().__init__(parameters, lr)  # type: ignore[arg-type]
+
+    def step(self, closure: object = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter]["row_norms"] = parameter.grad.norm(dim=-1)
+
+
+def test_an_optimizer_of_which_none_can_be_made_is_refused_before_anything_changes() -> None:
+    model = make_model()
+    optimizer = RowNormSGD(model.parameters(), 0.1, secret="a mesh")
+    oialr = OIALR(model, optimizer, make_settings(delay_steps=1))
+    train(model, optimizer)
+    with pytest.raises(OIALRError, match=r"RowNormSGD cannot train with OIALR: .* as 'row_norms'"):
+        oialr.step()
+    assert all(type(layer) is nn.Linear for layer in model)
+    assert not oialr.converted

@@ -47,9 +47,12 @@ def test_gradcheck(shape: tuple[int, int, int], num_tokens: int) -> None:
     x = torch.randn(num_tokens, n, dtype=torch.float64, requires_grad=True)
     bias = torch.randn(m, dtype=torch.float64, requires_grad=True)
     sigma.requires_grad_()
-    assert torch.autograd.gradcheck(
-        lambda x, sigma, bias: low_rank_linear(x, basis, sigma, cobasis, bias), (x, sigma, bias)
-    )
+
+    def apply(x: Tensor, sigma: Tensor, bias: Tensor) -> Tensor:
+        return low_rank_linear(x, basis, sigma, cobasis, bias)
+
+    assert torch.autograd.gradcheck(apply, (x, sigma, bias))
+    assert torch.autograd.gradgradcheck(apply, (x, sigma, bias))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -68,6 +71,36 @@ def test_gradients_are_those_of_the_dense_layer(shape: tuple[int, int, int]) -> 
     )  # ∂L/∂Σ = Uᵀ (∂L/∂W) V
     torch.testing.assert_close(inputs[low_rank].grad, inputs[dense].grad)
     torch.testing.assert_close(low_rank.bias.grad, dense.bias.grad)
+
+
+def test_a_gradient_penalty_is_that_of_the_dense_layer() -> None:
+    m, n, r = 30, 20, 2
+    factors = random_factors(m, n, r)
+    sigma = factors.sigma.requires_grad_()
+    x = torch.randn(50, n, dtype=torch.float64, requires_grad=True)
+    gradients = []
+    for y in (low_rank_linear(x, *factors), slow_reference(x, factors, None)):
+        parts = torch.autograd.grad(y.sin().sum(), (x, sigma), create_graph=True)
+        penalty = sum(part.square().sum() for part in parts)
+        gradients.append(torch.autograd.grad(penalty, (x, sigma)))
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("leading", [(0,), (0, 3), (3, 0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_empty_batch(
+    shape: tuple[int, int, int], leading: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    m, n, _ = shape
+    layer = LowRankLinear(random_factors(*shape, dtype), nn.Parameter(torch.ones(m, dtype=dtype)))
+    x = torch.randn(*leading, n, dtype=dtype, requires_grad=True)
+    y = layer(x)
+    assert y.shape == (*leading, m)
+    y.sum().backward()
+    assert x.grad.shape == x.shape
+    assert not layer.sigma.grad.any()
+    assert not layer.bias.grad.any()
 
 
 def test_stacked_layer_is_its_blocks_above_one_another() -> None:

@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Annotated
 
 import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
 from oialr_training.config import OIALRConfig
 from oialr_training.errors import ConfigError
 from oialr_training.tasks import TASKS, validate_training
@@ -27,6 +30,7 @@ from oialr_search.space.search_file import load_search
 from oialr_search.storage import open_storage
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import EvaluationRecord, SearchRecord, Status
+from oialr_search.storage.schema import METADATA, REVISION_TABLE
 
 from ..conftest import make_command
 
@@ -81,6 +85,15 @@ def by_status(storage: Storage, search: SearchRecord) -> dict[Status, set[int]]:
 def test_it_says_how_it_is_upgraded(run: Run) -> None:
     with pytest.raises(Exception, match="run `oialr-search upgrade --db"):
         run("status")
+
+
+def test_it_has_the_schema_then(upgraded: Run, folder: Path) -> None:
+    engine = sa.create_engine(f"sqlite:///{folder}/searches/search.db")
+    with engine.connect() as connection:
+        options = {"version_table": REVISION_TABLE}
+        context = MigrationContext.configure(connection, opts=options)
+        assert compare_metadata(context, METADATA) == []
+    engine.dispose()
 
 
 def test_status(upgraded: Run) -> None:

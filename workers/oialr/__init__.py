@@ -27,7 +27,13 @@ from oialr.layers import (
     LowRankWeight,
     StackedLowRankLinear,
 )
-from oialr.metrics import ParameterCounts, mixing_similarity, stability, weight_stability
+from oialr.metrics import (
+    ParameterCounts,
+    mixing_similarity,
+    relative_mixing_similarity,
+    stability,
+    weight_stability,
+)
 from oialr.observation import Observation, Observer
 from oialr.oialr import OIALR
 from oialr.plain_modules import export
@@ -52,6 +58,7 @@ __all__ = [
     "export",
     "low_rank_linear",
     "mixing_similarity",
+    "relative_mixing_similarity",
     "stability",
     "weight_stability",
 ]

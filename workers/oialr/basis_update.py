@@ -1,4 +1,4 @@
-"""Basis updates and their truncation (Coquelin et al., Algorithm 1)."""
+"""Basis updates (Coquelin et al., Algorithm 1) and their truncation (Algorithm 2, lines 9, 10)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from oialr.decomposition import SVD, Factors, precise_product, svd_alike
 from oialr.layers import LowRankWeight
 from oialr.metrics import stability
-from oialr.optimizer_state import refuse_unknown_state, replace_parameter
+from oialr.optimizer_state import replace_parameter
 from oialr.settings import OIALRSettings
 
 
@@ -43,9 +43,7 @@ def update_bases(
 
     All SVDs come before the first change.
     """
-    for weight in weights:
-        refuse_unknown_state(optimizer, weight.sigma)
-    decomposed = svd_alike([weight.sigma for weight in weights])  # Algorithm 1: U'Σ'V'ᵀ = SVD(Σ)
+    decomposed = svd_alike([weight.sigma for weight in weights])  # Algorithm 1, line 1
     return [
         turn(weight, parts, optimizer, settings)
         for weight, parts in zip(weights, decomposed, strict=True)
@@ -53,7 +51,7 @@ def update_bases(
 
 
 def turn(weight: LowRankWeight, parts: SVD, optimizer: Optimizer, settings: OIALRSettings) -> float:
-    """Turn and cut the bases of one weight by the SVD of its Σ; return the stability."""
+    """Turn and cut the bases of one weight by the SVD of its Σ: (r, r); return the stability."""
     old_basis, old_sigma, old_cobasis = weight.basis, weight.sigma, weight.cobasis
     kept = kept_inner_rank(parts.singular_values, weight.full_inner_rank, settings)
     # cut before multiplying: the products are then fresh tensors, and the old memory goes free
@@ -65,9 +63,9 @@ def turn(weight: LowRankWeight, parts: SVD, optimizer: Optimizer, settings: OIAL
     dtype = old_sigma.dtype
     weight.set_factors(
         Factors(
-            precise_product(old_basis, left).to(dtype),  # Algorithm 1: U ← UU'
-            singular_values.to(dtype).diag(),  # Algorithm 1: Σ ← diag(Σ')
-            precise_product(right, old_cobasis).to(dtype),  # Algorithm 1: Vᵀ ← V'ᵀVᵀ
+            precise_product(old_basis, left).to(dtype),  # U ← UU' (Algorithm 1, line 2)
+            singular_values.to(dtype).diag(),  # Σ ← Σ'
+            precise_product(right, old_cobasis).to(dtype),  # Vᵀ ← V'ᵀVᵀ
         )
     )
     rotations = [(left, right.mT)]
@@ -76,10 +74,10 @@ def turn(weight: LowRankWeight, parts: SVD, optimizer: Optimizer, settings: OIAL
 
 
 def kept_inner_rank(singular_values: Tensor, full_inner_rank: int, settings: OIALRSettings) -> int:
-    """How many of the singular values, given in falling order, survive the truncation."""
+    """How many of the singular values: (r,), given in falling order, survive the truncation."""
     inner_rank = len(singular_values)
     cutoff = settings.cutoff_fraction * singular_values[0]
-    kept = int((singular_values >= cutoff).sum())  # Algorithm 1: drop σ < β · max(Σ')
+    kept = int((singular_values >= cutoff).sum())  # Algorithm 2, line 9
     # The paper has neither limit; the authors' code has both, and the paper's figures need them.
     # 1e-9 is for 10 · (1 - 0.7) = 3.0000000000000004, which is no reason to keep 4.
     share = ceil(inner_rank * (1 - settings.max_cut_fraction) - 1e-9)

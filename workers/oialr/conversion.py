@@ -1,4 +1,4 @@
-"""Conversion: W → U Σ Vᵀ for every eligible weight, in place (Coquelin et al., Algorithm 1)."""
+"""Conversion: W → U Σ Vᵀ for every eligible weight, in place (Coquelin et al., Algorithm 2)."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -16,6 +16,7 @@ from oialr.layers import (
     LowRankMultiheadAttention,
     LowRankWeight,
     StackedLowRankLinear,
+    hand_on,
 )
 from oialr.optimizer_state import (
     parameters_outside,
@@ -23,19 +24,6 @@ from oialr.optimizer_state import (
     replace_parameter,
 )
 from oialr.settings import OptimizerState
-
-# What a call runs, and the marks that go with it; the same dictionaries, so that the handles the
-# user holds still remove his hooks. Hooks on loading and saving see other names now: not kept.
-HOOKS = (
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_backward_pre_hooks",
-    "_backward_hooks",
-    "_is_full_backward_hook",
-)
 
 
 @torch.no_grad()
@@ -46,7 +34,10 @@ def convert(
     factorize: Callable[[Tensor], Factors] = decompose,
     how: OptimizerState = "rotate",
 ) -> dict[str, LowRankLayer]:
-    """Put low-rank layers in the places of dense ones, Σ in the weights' place in the optimiser."""
+    """Put low-rank layers in the places of dense ones, Σ in the weights' place in the optimiser.
+
+    `factorize` takes W: (m, n).
+    """
     for layer in layers:
         for weight in layer.weights:
             refuse_unknown_state(optimizer, weight)
@@ -65,7 +56,7 @@ def convert_layer(
 ) -> LowRankLayer:
     """Make one low-rank layer of a dense one; biases and the rest stay the same objects."""
     factors = [factorize(matrix) for matrix in layer.matrices]
-    low_rank = build_layer(layer.module, factors)
+    low_rank = build_layer(layer, factors)
     sigmas = [weight.sigma for weight in low_rank.weights]
     rotations = [(factor.basis, factor.cobasis.mT) for factor in factors]
     for position, weight in enumerate(layer.weights):
@@ -74,8 +65,9 @@ def convert_layer(
     return low_rank
 
 
-def build_layer(dense: Candidate, factors: Sequence[Factors]) -> LowRankLayer:
-    """Make the low-rank layer that stands in for a dense one, in its mode and with its hooks."""
+def build_layer(layer: EligibleLayer, factors: Sequence[Factors]) -> LowRankLayer:
+    """Make the low-rank layer that stands in for a dense one, frozen where that is."""
+    dense = layer.module
     low_rank: LowRankLayer
     if isinstance(dense, nn.MultiheadAttention):
         low_rank = LowRankMultiheadAttention(dense, factors)
@@ -85,9 +77,11 @@ def build_layer(dense: Candidate, factors: Sequence[Factors]) -> LowRankLayer:
         low_rank = StackedLowRankLinear(factors, dense.bias)
     else:
         low_rank = LowRankLinear(factors[0], dense.bias)
-    for name in HOOKS:
-        setattr(low_rank, name, getattr(dense, name))
-    return low_rank.train(dense.training)
+    if isinstance(dense, nn.Linear):  # the others are made of the dense layer itself
+        hand_on(dense, low_rank)
+    for position, weight in enumerate(low_rank.weights):
+        weight.sigma.requires_grad_(layer.weights[position // layer.num_blocks].requires_grad)
+    return low_rank
 
 
 def replace_modules(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:
@@ -113,8 +107,8 @@ def follow(
                 parts = (weight.basis, weight.sigma, weight.cobasis)
                 weight.set_factors(project(model_weight, *parts))
         else:
-            matrices = EligibleLayer(layer.name, twin, weights_of(twin), layer.num_blocks).matrices
-            replacements[twin] = build_layer(twin, list(map(project, low_rank, matrices)))
+            dense = EligibleLayer(layer.name, twin, weights_of(twin), layer.num_blocks)
+            replacements[twin] = build_layer(dense, list(map(project, low_rank, dense.matrices)))
     replace_modules(average, replacements)
 
 
@@ -127,7 +121,7 @@ def find_twin(average: nn.Module, name: str) -> Candidate | LowRankLayer:
 
 
 def project(weight: LowRankWeight, *parts: Tensor) -> Factors:
-    """A weight's bases, and in them another W, given as a product, as well as they hold it.
+    """A weight's bases, and in them another W: (m, n), the product of `parts`, as they hold it.
 
     It is what becomes of a first moment, which is an average, too.
     """

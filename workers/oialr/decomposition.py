@@ -13,15 +13,15 @@ M = TypeVar("M")
 
 
 class Factors(NamedTuple):
-    """A weight W (m x n) as U Σ Vᵀ of inner rank r."""
+    """A weight W: (m, n) as U Σ Vᵀ of inner rank r."""
 
-    basis: Tensor  # U, m x r, orthonormal columns
-    sigma: Tensor  # Σ, r x r
-    cobasis: Tensor  # Vᵀ, r x n, orthonormal rows
+    basis: Tensor  # U: (m, r), orthonormal columns
+    sigma: Tensor  # Σ: (r, r)
+    cobasis: Tensor  # Vᵀ: (r, n), orthonormal rows
 
 
 def decompose(weight: Tensor) -> Factors:
-    """Take the compact SVD of a weight; the factors have its dtype."""
+    """Take the compact SVD of a weight: (m, n); the factors have its dtype, and r = min(m, n)."""
     left, singular_values, right = svd(weight)
     return Factors(
         left.to(weight.dtype).contiguous(),
@@ -31,7 +31,7 @@ def decompose(weight: Tensor) -> Factors:
 
 
 def blank(weight: Tensor) -> Factors:
-    """Make factors of inner rank 0: the structure alone, to be resized and loaded into."""
+    """Make factors of inner rank 0 for a weight: (m, n), to be resized and loaded into."""
     num_rows, num_columns = weight.shape
     return Factors(
         weight.new_empty(num_rows, 0), weight.new_empty(0, 0), weight.new_empty(0, num_columns)
@@ -39,20 +39,26 @@ def blank(weight: Tensor) -> Factors:
 
 
 class SVD(NamedTuple):
-    """A compact SVD, in float64; with a leading dimension for a batch of them."""
+    """A compact SVD, q = min(m, n), in float64; with a leading dimension for a batch of them."""
 
-    left: Tensor  # U
-    singular_values: Tensor  # in falling order
-    right: Tensor  # Vᵀ
+    left: Tensor  # U: (m, q)
+    singular_values: Tensor  # (q,), in falling order
+    right: Tensor  # Vᵀ: (q, n)
 
 
 def svd(matrix: Tensor) -> SVD:
-    """Decompose in float64: in float32 fifty updates wear a basis's orthogonality off by 1e-4."""
+    """Decompose a matrix: (..., m, n) in float64.
+
+    In float32 fifty updates wear a basis's orthogonality off by 1e-4.
+    """
     return SVD(*torch.linalg.svd(matrix.double(), full_matrices=False))
 
 
 def svd_alike(matrices: Sequence[Tensor]) -> list[SVD]:
-    """Decompose many matrices, all of one shape, device and dtype in one call: faster on a GPU."""
+    """Decompose many matrices: (m, n), all of one kind in one call, which is faster on a GPU.
+
+    Of one kind are those of one shape, device and dtype.
+    """
     alike: dict[tuple[object, ...], list[int]] = {}
     for position, matrix in enumerate(matrices):
         alike.setdefault((matrix.shape, matrix.device, matrix.dtype), []).append(position)
@@ -71,7 +77,7 @@ def numbered(layer_name: str, matrices: Sequence[M]) -> dict[str, M]:
 
 
 def refuse_not_finite(matrices: Mapping[str, Tensor], step: int) -> None:
-    """Refuse what has no SVD, or one whose singular values its dtype cannot hold."""
+    """Refuse matrices: (m, n) without an SVD, or whose singular values their dtype cannot hold."""
     for name, matrix in matrices.items():
         # a bound on the singular values, and NaN or infinite if an entry is
         norm = torch.linalg.vector_norm(matrix, dtype=torch.float64).to(matrix.dtype).item()
@@ -83,6 +89,9 @@ def refuse_not_finite(matrices: Mapping[str, Tensor], step: int) -> None:
 
 
 def precise_product(*matrices: Tensor) -> Tensor:
-    """Multiply in float64: neither TF32 nor autocast may wear a basis's orthogonality away."""
+    """Multiply matrices: (a, b), (b, c), ..., (y, z) in float64; returns (a, z).
+
+    Neither TF32 nor autocast may wear a basis's orthogonality away.
+    """
     product: Tensor = torch.linalg.multi_dot([matrix.double() for matrix in matrices])
     return product

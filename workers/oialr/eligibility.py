@@ -31,7 +31,7 @@ class EligibleLayer:
 
     @property
     def matrices(self) -> list[Tensor]:
-        """What U Σ Vᵀ takes the place of, m x n each; a kernel (out, in, k...) as out x in·k..."""
+        """What U Σ Vᵀ takes the place of, (m, n) each; of a kernel: (out, in, k...) n is in·k..."""
         return [
             block.flatten(1) for weight in self.weights for block in weight.chunk(self.num_blocks)
         ]
@@ -101,7 +101,7 @@ def has_own_forward(module: Candidate) -> bool:
 
 
 def unfit_shape(matrix: Tensor, settings: OIALRSettings) -> str:
-    """Say why a matrix is too small or too narrow to convert; nothing, if it is fit."""
+    """Say why a matrix: (m, n) is too small or too narrow to convert; nothing, if it is fit."""
     num_rows, num_columns = matrix.shape
     short, long = sorted(matrix.shape)
     if short < settings.min_dim:
@@ -132,7 +132,7 @@ def kept_at_full_rank(
 
 
 def weights_of(module: Candidate) -> tuple[nn.Parameter, ...]:
-    """The weights that U Σ Vᵀ would replace; none where a parametrization computes them."""
+    """The weights: (out, ...) to replace; none where a parametrization computes them."""
     names = PROJECTION_NAMES if isinstance(module, nn.MultiheadAttention) else ("weight",)
     parameters = dict(module.named_parameters(recurse=False))
     return tuple(parameters[name] for name in names if name in parameters)

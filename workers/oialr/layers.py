@@ -1,6 +1,6 @@
 """Layers that hold their weights as U Σ Vᵀ (Coquelin et al.) and train Σ alone."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from math import prod
 from typing import Any
 
@@ -15,13 +15,42 @@ Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 CONVOLVE: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
+# What a call runs, and the marks that go with it; the same dictionaries, so that the handles the
+# user holds still remove his hooks. Hooks on loading and saving see other names now: not kept.
+HOOKS = (
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_backward_pre_hooks",
+    "_backward_hooks",
+    "_is_full_backward_hook",
+)
+
+
+def hand_on(old: nn.Module, new: nn.Module, without: Collection[str] = ()) -> None:
+    """Give a layer what its predecessor holds and it lacks: attributes, tensors, modules, hooks.
+
+    They stay the same objects; what the new one has in a way of its own, as its weight, it keeps.
+    """
+    new.train(old.training)
+    for kind in ("_parameters", "_buffers", "_modules"):
+        for name, value in getattr(old, kind).items():
+            if name not in without and not hasattr(type(new), name):
+                getattr(new, kind).setdefault(name, value)
+    new._non_persistent_buffers_set |= old._non_persistent_buffers_set
+    for name, value in vars(old).items():
+        if name in HOOKS or not (name in without or name in vars(new) or hasattr(type(new), name)):
+            vars(new)[name] = value
+
 
 class LowRankWeight(nn.Module):
-    """One weight W (m x n, out x in): U and Vᵀ are buffers, Σ the only parameter."""
+    """One weight W: (m, n), out x in: U and Vᵀ are buffers, Σ the only parameter."""
 
-    basis: Tensor  # U, m x r
-    sigma: nn.Parameter  # Σ, r x r
-    cobasis: Tensor  # Vᵀ, r x n
+    basis: Tensor  # U: (m, r)
+    sigma: nn.Parameter  # Σ: (r, r)
+    cobasis: Tensor  # Vᵀ: (r, n)
 
     def __init__(self, factors: Factors) -> None:
         """Take the factors over as they are."""
@@ -46,16 +75,17 @@ class LowRankWeight(nn.Module):
         return min(self.basis.shape[0], self.cobasis.shape[1])
 
     def dense(self) -> Tensor:
-        """Build W, differentiably."""
+        """Build W, differentiably; returns (m, n)."""
         return dense_weight(self.basis, self.sigma, self.cobasis)
 
     def set_factors(self, factors: Factors) -> None:
         """Put new factors in the place of the old; Σ becomes a new parameter without gradient.
 
         A new one, because a graph still alive (somebody's `loss`) ties the old one to its shape.
+        It is frozen if the old one is.
         """
         self.basis, self.cobasis = factors.basis, factors.cobasis
-        self.sigma = nn.Parameter(factors.sigma)
+        self.sigma = nn.Parameter(factors.sigma, self.sigma.requires_grad)
 
     def extra_repr(self) -> str:
         """Shape and inner rank, for print(model)."""
@@ -69,13 +99,13 @@ class LowRankLinear(LowRankWeight):
     bias: nn.Parameter | None
 
     def __init__(self, factors: Factors, bias: nn.Parameter | None) -> None:
-        """Keep the dense layer's own bias parameter."""
+        """Keep the dense layer's own bias parameter: (m,)."""
         super().__init__(factors)
         self.register_parameter("bias", bias)
 
     @property
     def weight(self) -> Tensor:
-        """W, built anew at each reading, for code that reads a Linear's weight."""
+        """W: (m, n), built anew at each reading, for code that reads a Linear's weight."""
         return self.dense()
 
     @property
@@ -89,7 +119,7 @@ class LowRankLinear(LowRankWeight):
         return self.basis.shape[0]
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., n) -> (..., m)."""
+        """x: (..., n); returns (..., m)."""
         return low_rank_linear(x, self.basis, self.sigma, self.cobasis, self.bias)
 
 
@@ -100,26 +130,33 @@ class LowRankConv(LowRankWeight):
     W, a small convolution has Vᵀ for its kernel, and Σ and U mix the r channels it gives.
     """
 
+    in_channels: int
+    out_channels: int
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: str | tuple[int, ...]
+    padding_mode: str
+    dilation: tuple[int, ...]
+    groups: int
     bias: Tensor | None
+    # the padding in numbers, also where it is "same": before and after, last dimension first
+    _reversed_padding_repeated_twice: Sequence[int]
 
     def __init__(self, dense: Convolution, factors: Factors) -> None:
         """Take over all of the dense layer but its weight."""
         super().__init__(factors)
-        self.in_channels, self.out_channels = dense.in_channels, dense.out_channels
-        self.kernel_size, self.stride = dense.kernel_size, dense.stride
-        self.padding, self.padding_mode = dense.padding, dense.padding_mode
-        self.dilation, self.groups = dense.dilation, dense.groups
-        # the padding in numbers, also where it is "same": before and after, last dimension first
-        self._margins = dense._reversed_padding_repeated_twice
-        self.bias = dense.bias
+        hand_on(dense, self)
 
     @property
     def weight(self) -> Tensor:
-        """The kernel, built anew at each reading, for code that reads a convolution's weight."""
+        """The kernel: (out, in, k...), built anew at each reading, for code that reads it."""
         return self._kernel(self.dense())
 
     def forward(self, x: Tensor) -> Tensor:
-        """(batch, in, positions...) -> (batch, out, positions...), with or without the batch."""
+        """x: (batch, in, positions...); returns (batch, out, positions...).
+
+        The batch may be missing.
+        """
         # each of several groups would need all r channels of Vᵀ for itself, which seldom pays
         if self.groups > 1 or dense_is_cheaper(
             self._num_tokens(x),
@@ -140,26 +177,33 @@ class LowRankConv(LowRankWeight):
         )
 
     def _kernel(self, matrix: Tensor) -> Tensor:
-        """(rows, in·k...) -> (rows, in, k...), of `in` each group's share."""
+        """matrix: (rows, in·k...); returns (rows, in, k...), of `in` each group's share."""
         return matrix.reshape(-1, self.in_channels // self.groups, *self.kernel_size)
 
     def _convolve(self, x: Tensor, kernel: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Move a kernel over x as the dense layer would."""
+        """Move a kernel over x as the dense layer would.
+
+        x: (batch, in, positions...), kernel: (rows, in, k...); returns (batch, rows, positions...).
+        """
         padding = self.padding
         if self.padding_mode != "zeros":
-            x, padding = F.pad(x, self._margins, mode=self.padding_mode), "valid"
+            margins = self._reversed_padding_repeated_twice
+            x, padding = F.pad(x, margins, mode=self.padding_mode), "valid"
         convolve = CONVOLVE[len(self.kernel_size)]
         return convolve(x, kernel, bias, self.stride, padding, self.dilation, self.groups)
 
     def _mix_channels(self, x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Multiply the channels at each position by a matrix, (rows, channels)."""
+        """Multiply the channels of x at each position by a matrix: (rows, channels).
+
+        x: (batch, channels, positions...); returns (batch, rows, positions...).
+        """
         num_dims = len(self.kernel_size)
         return CONVOLVE[num_dims](x, matrix.reshape(*matrix.shape, *(1,) * num_dims), bias)
 
     def _num_tokens(self, x: Tensor) -> int:
-        """How many positions the output for x has, over the whole batch."""
-        num_dims = len(self.kernel_size)
-        before, after = self._margins[-2::-2], self._margins[::-2]
+        """How many positions the output for x: (batch, in, positions...) has, over the batch."""
+        num_dims, margins = len(self.kernel_size), self._reversed_padding_repeated_twice
+        before, after = margins[-2::-2], margins[::-2]
         padded = map(sum, zip(x.shape[-num_dims:], before, after, strict=True))
         reaches = [
             dilation * (size - 1) + 1
@@ -178,7 +222,7 @@ class StackedLowRankLinear(nn.Module):
     bias: nn.Parameter | None
 
     def __init__(self, factors: Sequence[Factors], bias: nn.Parameter | None) -> None:
-        """Stack in the order given; keep the dense layer's own bias parameter."""
+        """Stack in the order given; keep the dense layer's own bias parameter: (m,)."""
         super().__init__()
         self.blocks = nn.ModuleList(map(LowRankWeight, factors))
         self.register_parameter("bias", bias)
@@ -190,11 +234,11 @@ class StackedLowRankLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """W, built anew at each reading, for code that reads a Linear's weight."""
+        """W: (m, n), built anew at each reading, for code that reads a Linear's weight."""
         return torch.cat([weight.dense() for weight in self.weights])
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., n) -> (..., m), m over all blocks."""
+        """x: (..., n); returns (..., m), m over all blocks."""
         parts = [low_rank_linear(x, w.basis, w.sigma, w.cobasis) for w in self.weights]
         y = torch.cat(parts, dim=-1)
         return y if self.bias is None else y + self.bias
@@ -209,16 +253,9 @@ class LowRankMultiheadAttention(nn.MultiheadAttention):
     def __init__(self, dense: nn.MultiheadAttention, factors: Sequence[Factors]) -> None:
         """Take over all of the dense layer but its input projections' weights."""
         nn.Module.__init__(self)  # nn.MultiheadAttention's own draws random weights
-        self.embed_dim, self.kdim, self.vdim = dense.embed_dim, dense.kdim, dense.vdim
-        self._qkv_same_embed_dim = dense._qkv_same_embed_dim
-        self.num_heads, self.head_dim = dense.num_heads, dense.head_dim
-        self.dropout, self.batch_first = dense.dropout, dense.batch_first
-        self.add_zero_attn = dense.add_zero_attn
         self.in_proj = nn.ModuleList(map(LowRankWeight, factors))
-        self.register_parameter("in_proj_bias", dense.in_proj_bias)
-        self.bias_k, self.bias_v = dense.bias_k, dense.bias_v
-        self.out_proj = dense.out_proj
         self._built: dict[str, Tensor] = {}
+        hand_on(dense, self)
 
     @property
     def weights(self) -> tuple[LowRankWeight, ...]:
@@ -227,26 +264,26 @@ class LowRankMultiheadAttention(nn.MultiheadAttention):
 
     @property
     def in_proj_weight(self) -> Tensor | None:  # type: ignore[override]
-        """The fused weight, 3E x E; None where the three have different widths."""
+        """The fused weight: (3E, E); None where the three have different widths."""
         return self._projections().get("in_proj_weight")
 
     @property
     def q_proj_weight(self) -> Tensor | None:  # type: ignore[override]
-        """The query weight, E x E; None where it is fused."""
+        """The query weight: (E, E); None where it is fused."""
         return self._projections().get("q_proj_weight")
 
     @property
     def k_proj_weight(self) -> Tensor | None:  # type: ignore[override]
-        """The key weight, E x kdim; None where it is fused."""
+        """The key weight: (E, kdim); None where it is fused."""
         return self._projections().get("k_proj_weight")
 
     @property
     def v_proj_weight(self) -> Tensor | None:  # type: ignore[override]
-        """The value weight, E x vdim; None where it is fused."""
+        """The value weight: (E, vdim); None where it is fused."""
         return self._projections().get("v_proj_weight")
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-        """As `nn.MultiheadAttention.forward`."""
+        """As `nn.MultiheadAttention.forward`, which says the shapes."""
         self._built = self._projections()
         try:
             return super().forward(*args, **kwargs)
@@ -254,6 +291,7 @@ class LowRankMultiheadAttention(nn.MultiheadAttention):
             self._built = {}
 
     def _projections(self) -> dict[str, Tensor]:
+        """The weights of the four properties that are not None, by name."""
         if self._built:
             return self._built
         dense = [weight.dense() for weight in self.weights]

@@ -12,7 +12,7 @@ from oialr.decomposition import numbered, precise_product, refuse_not_finite, sv
 from oialr.eligibility import Candidate, weights_of
 from oialr.errors import OIALRError
 from oialr.layers import LowRankLayer, LowRankWeight
-from oialr.metrics import compare_mixings, mixing, stability
+from oialr.metrics import euclidean_similarity, mixing, relative_similarity, stability
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +34,16 @@ class Observation:
     mixing_similarity: float
     """Eq. (5) between the linear mixings R of W at the two instants."""
 
+    relative_mixing_similarity: float
+    """The same relative to the norms of the two R: 0 to 1, whatever the unit of the weights."""
+
 
 class Portrait(NamedTuple):
     """One weight at one instant: what Eqs. (4) and (5) need of it."""
 
-    basis: Tensor  # U, m x r
-    cobasis: Tensor  # Vᵀ, r x n
-    mixing: Tensor  # R of W = QR, r x n
+    basis: Tensor  # U: (m, r)
+    cobasis: Tensor  # Vᵀ: (r, n)
+    mixing: Tensor  # R of W = QR: (r, n)
 
 
 class Observer:
@@ -117,7 +120,7 @@ class Observer:
 
 
 def observed_weights(model: nn.Module) -> dict[str, Tensor | LowRankWeight]:
-    """A model's weights by name, as they are held today."""
+    """A model's weights by name, as they are held today; dense ones: (out, ...)."""
     found: dict[str, Tensor | LowRankWeight] = {}
     for name, module in model.named_modules():
         if isinstance(module, LowRankLayer):
@@ -128,12 +131,12 @@ def observed_weights(model: nn.Module) -> dict[str, Tensor | LowRankWeight]:
 
 
 def trained_matrix(weight: Tensor | LowRankWeight) -> Tensor:
-    """Σ, or a dense weight as a matrix."""
+    """Σ: (r, r), or a dense weight: (out, ...) as its matrix: (m, n)."""
     return weight.sigma if isinstance(weight, LowRankWeight) else weight.flatten(1)
 
 
 def portray(weight: Tensor | LowRankWeight) -> Portrait:
-    """Decompose a weight; W = U Σ Vᵀ through Σ = U'Σ'V'ᵀ, to the bases UU' and V'ᵀVᵀ."""
+    """Decompose a weight: (out, ...); W = U Σ Vᵀ by Σ = U'Σ'V'ᵀ, to the bases UU' and V'ᵀVᵀ."""
     matrix = trained_matrix(weight)
     left, _, right = svd(matrix)
     if not isinstance(weight, LowRankWeight):
@@ -160,5 +163,6 @@ def compare(
         earlier_step=earlier_step,
         layer=layer,
         stability=stability(before.basis, before.cobasis, now.basis, now.cobasis),
-        mixing_similarity=compare_mixings(before.mixing, now.mixing),
+        mixing_similarity=euclidean_similarity(before.mixing, now.mixing, len(now.basis)),
+        relative_mixing_similarity=relative_similarity(before.mixing, now.mixing),
     )

@@ -1,4 +1,4 @@
-"""OIALR beside a training loop (Coquelin et al., Algorithm 1): the one object a user holds."""
+"""OIALR beside a training loop (Coquelin et al., Algorithm 2): the one object a user holds."""
 
 from collections.abc import Mapping, Sequence
 from itertools import count
@@ -16,7 +16,12 @@ from oialr.eligibility import EligibleLayer, survey
 from oialr.errors import OIALRError
 from oialr.layers import LowRankLayer, LowRankWeight
 from oialr.metrics import compression_percent, count_parameters, trainable_percent
-from oialr.optimizer_state import moments, refuse_unknown_state, replace_parameter
+from oialr.optimizer_state import (
+    moments,
+    refuse_unfit,
+    refuse_unknown_state,
+    replace_parameter,
+)
 from oialr.settings import OIALRSettings, OptimizerState
 from oialr.update_times import conversion_step, layers_reached, update_number
 
@@ -51,7 +56,11 @@ class OIALR:
         *,
         process_group: distributed.ProcessGroup | None = None,
     ) -> None:
-        """Choose the layers; convert them at once if there is no full-rank warm-up."""
+        """Choose the layers; convert them at once if there is no full-rank warm-up.
+
+        Raises:
+            OIALRError: when no layer can become low-rank, or the optimiser's state cannot follow.
+        """
         self.settings = settings
         self._model = model
         self._optimizer = optimizer
@@ -59,6 +68,7 @@ class OIALR:
         self._averages: list[nn.Module] = []
         self._steps = 0
         refuse_distributed(model)
+        refuse_unfit(optimizer)
         self._eligible, self._dense_layers = survey(model, optimizer, settings)
         refuse_unusable(self._eligible, self._dense_layers)
         self._low_rank_layers: dict[str, LowRankLayer] = {}
@@ -161,7 +171,10 @@ class OIALR:
 
     @torch.no_grad()
     def _refuse_divergence(self, trained: Sequence[Tensor]) -> None:
-        """Refuse to go on where each process has trained by itself; sharing would hide it."""
+        """Refuse to go on where each process has trained by itself; sharing would hide it.
+
+        trained: weights or Σ of any shape.
+        """
         if self._process_group is None:
             return
         norms = torch.stack([torch.linalg.vector_norm(t, dtype=torch.float64) for t in trained])

@@ -7,6 +7,8 @@ forget the moments. The step count always goes on.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from inspect import signature
 from typing import Any
 
 import torch
@@ -17,7 +19,7 @@ from oialr.decomposition import precise_product
 from oialr.errors import OIALRError
 from oialr.settings import OptimizerState
 
-# left: m x r, right: n x r; a moment goes from m x n to r x r
+# left: (m, r), right: (n, r); a moment goes from (m, n) to (r, r)
 
 FIRST_MOMENTS = frozenset({"exp_avg", "momentum_buffer", "grad_avg"})
 SECOND_MOMENTS = frozenset({"exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum"})
@@ -32,7 +34,11 @@ def replace_parameter(
     rotations: Sequence[tuple[Tensor, Tensor]],
     how: OptimizerState = "rotate",
 ) -> None:
-    """Put the Σ made of a weight or of an older Σ in its place in the optimiser, state and all."""
+    """Put the Σ made of a weight or of an older Σ in its place in the optimiser, state and all.
+
+    old: (m, n), or a kernel: (out, in, k...), or as many of them above one another as there are
+    new: (r, r); rotations are the left and right of each.
+    """
     group, position = find_group(optimizer, old)
     group["params"][position : position + 1] = new
     if "param_names" in group:
@@ -46,10 +52,10 @@ def replace_parameter(
 
 
 def carry(state: State, left: Tensor, right: Tensor, how: OptimizerState) -> State:
-    """Carry one parameter's moments over; copy what is no moment, as the step count."""
+    """Carry one parameter's moments: (m, n) over; copy what is no moment, as the step count."""
     carried = {}
     for key, value in state.items():
-        if key in FIRST_MOMENTS | SECOND_MOMENTS and value is not None:
+        if is_shaped(value):
             carried[key] = CARRY[how](key, value, left, right)
         else:
             carried[key] = value.clone() if isinstance(value, Tensor) else value
@@ -57,19 +63,19 @@ def carry(state: State, left: Tensor, right: Tensor, how: OptimizerState) -> Sta
 
 
 def rotate(key: str, moment: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """Take a moment into new bases."""
+    """Take a moment: (m, n) into new bases; returns (r, r)."""
     rotate_moment = rotate_first if key in FIRST_MOMENTS else rotate_second
     return rotate_moment(moment, left, right)
 
 
 def cut(key: str, moment: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """Keep the corner of a moment that has the kept inner rank, in the old bases (the authors)."""
+    """Keep the corner of a moment: (m, n) in the old bases, as the authors; returns (r, r)."""
     corner = moment[: left.shape[1], : right.shape[1]]
     return corner.clone(memory_format=torch.contiguous_format)  # no view, which would hold it all
 
 
 def reset(key: str, moment: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """Forget a moment."""
+    """Forget a moment: (m, n); returns (r, r)."""
     return moment.new_zeros(left.shape[1], right.shape[1])
 
 
@@ -81,18 +87,24 @@ CARRY: dict[OptimizerState, Callable[[str, Tensor, Tensor, Tensor], Tensor]] = {
 
 
 def rotate_first(moment: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """A mean of gradients changes bases as the gradient does."""
+    """A mean of gradients: (m, n) changes bases as the gradient does; returns (r, r)."""
     return precise_product(left.mT, moment, right).to(moment.dtype)  # m ← U'ᵀ m V'
 
 
 def rotate_second(moment: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """A mean of squares follows as if the gradient's entries were uncorrelated."""
+    """A mean of squares: (m, n) follows as if the gradient's entries were uncorrelated.
+
+    Returns (r, r).
+    """
     left, right = left.double().square(), right.double().square()
     return precise_product(left.mT, moment, right).to(moment.dtype)  # v ← (U'∘U')ᵀ v (V'∘V')
 
 
 def matrix_states(state: State, num_blocks: int) -> list[State]:
-    """Cut a fused weight's state into its blocks' states; flatten a kernel's, (out, in, k...)."""
+    """Cut a fused weight's state into its blocks' states; flatten a kernel's.
+
+    Moments: (num_blocks·m, n), or (out, in, k...); returns them as (m, n).
+    """
     return [
         {
             key: value.chunk(num_blocks)[block].flatten(1) if is_shaped(value) else value
@@ -102,18 +114,49 @@ def matrix_states(state: State, num_blocks: int) -> list[State]:
     ]
 
 
+def refuse_unfit(optimizer: Optimizer) -> None:
+    """Refuse an optimiser whose state could not follow a change of bases, before it has any.
+
+    A new one of its kind and settings takes a step with a matrix of its own. Where that is not to
+    be had, `refuse_unknown_state` decides at conversion.
+    """
+    weight = nn.Parameter(torch.ones(32, 48))  # some kinds factorise from a side of 16 on
+    accepted = signature(type(optimizer)).parameters
+    settings = {name: value for name, value in optimizer.defaults.items() if name in accepted}
+    twin = None
+
+    def gradient() -> float:
+        weight.grad = torch.ones_like(weight)
+        return 0.0
+
+    with (
+        torch.random.fork_rng(devices=[]),
+        torch.compiler.set_stance("force_eager"),  # timm's Kron compiles for a minute
+        suppress(Exception),  # whatever it says, it is not about the user's optimiser
+    ):
+        twin = type(optimizer)([weight], **settings)
+        gradient()
+        twin.step(gradient)
+    if twin is not None:
+        refuse_unknown_state(twin, weight)
+
+
 def refuse_unknown_state(optimizer: Optimizer, parameter: nn.Parameter) -> None:
-    """Refuse an optimiser whose state for a parameter could not follow a change of bases."""
-    for key, value in moments(optimizer.state.get(parameter, {})).items():
-        if key not in FIRST_MOMENTS | SECOND_MOMENTS:
+    """Refuse an optimiser whose state for a parameter could not follow a change of bases.
+
+    parameter: (m, n), or a kernel: (out, in, k...).
+    """
+    for key, value in optimizer.state.get(parameter, {}).items():
+        known = key in FIRST_MOMENTS | SECOND_MOMENTS and value.shape == parameter.shape
+        if isinstance(value, list | tuple | dict) or (is_shaped(value) and not known):
             raise OIALRError(
-                f"{type(optimizer).__name__} keeps {key!r}, of shape {tuple(value.shape)}, for a"
-                f" weight of shape {tuple(parameter.shape)}: OIALR cannot take it into new bases"
+                f"{type(optimizer).__name__} cannot train with OIALR: what it keeps of each weight"
+                f" as {key!r} has no form in other bases; AdamW, Adam and SGD can"
             )
 
 
 def moments(state: State) -> dict[str, Tensor]:
-    """The part of a parameter's state that has its shape."""
+    """The part of a parameter's state that has its shape: (m, n), or (out, in, k...)."""
     return {key: value for key, value in state.items() if is_shaped(value)}
 
 

@@ -15,11 +15,13 @@ from oialr.layers import (
     LowRankLinear,
     LowRankMultiheadAttention,
     StackedLowRankLinear,
+    hand_on,
 )
 
 Layer = TypeVar("Layer", bound=nn.Module)
 Form = Literal["dense", "smallest"]
 CONVOLUTIONS: dict[int, type[Convolution]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+LOW_RANK_PARTS = ("basis", "sigma", "cobasis", "bias", "blocks", "in_proj", "_built")
 
 
 @torch.no_grad()
@@ -38,7 +40,8 @@ def export(model: nn.Module, form: Form = "dense") -> nn.Module:
         for child in parent.children():
             if isinstance(child, LowRankLayer):
                 plain = plain_layer(child, "dense" if reads_weights else form)
-                replacements[child] = plain.train(child.training)
+                hand_on(child, plain, without=LOW_RANK_PARTS)
+                replacements[child] = plain
     replace_modules(exported, replacements)
     return exported
 
@@ -75,7 +78,7 @@ def saves_parameters(layer: LowRankLayer) -> bool:
 
 
 def linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """An `nn.Linear` of these numbers."""
+    """An `nn.Linear` of weight: (m, n) and bias: (m,)."""
     num_rows, num_columns = weight.shape
     layer: nn.Linear = blank(
         nn.Linear, num_columns, num_rows, bias=bias is not None, device=weight.device
@@ -84,7 +87,7 @@ def linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
 
 
 def convolution(layer: LowRankConv, matrix: Tensor, bias: Tensor | None) -> nn.Module:
-    """A convolution that moves as the layer does, its kernel given as a matrix."""
+    """A convolution that moves as the layer does; matrix: (rows, in·k...), bias: (rows,)."""
     dense: Convolution = blank(
         CONVOLUTIONS[len(layer.kernel_size)],
         layer.in_channels,
@@ -102,7 +105,7 @@ def convolution(layer: LowRankConv, matrix: Tensor, bias: Tensor | None) -> nn.M
 
 
 def pointwise(matrix: Tensor, bias: Tensor | None, num_dims: int) -> nn.Module:
-    """A convolution of kernel 1: the matrix at each position."""
+    """A convolution of kernel 1: at each position the matrix: (rows, channels); bias: (rows,)."""
     num_rows, num_columns = matrix.shape
     dense: Convolution = blank(
         CONVOLUTIONS[num_dims],
@@ -144,7 +147,7 @@ def blank(kind: type[nn.Module], *arguments: Any, **options: Any) -> Any:
 
 
 def fill(layer: Layer, weight: Tensor, bias: Tensor | None) -> Layer:
-    """Give a layer its numbers, in their own precision."""
+    """Give a layer its numbers, in their own precision; weight: as the layer's, bias: (rows,)."""
     layer.weight = nn.Parameter(weight.detach().clone())
     if bias is not None:
         layer.bias = nn.Parameter(bias.detach().clone())

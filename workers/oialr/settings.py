@@ -1,4 +1,4 @@
-"""OIALR's hyperparameters (Coquelin et al., Algorithm 1), and options where the paper is silent."""
+"""OIALR's hyperparameters (Coquelin et al., Algorithm 2), and options where the paper is silent."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args

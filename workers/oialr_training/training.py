@@ -467,10 +467,7 @@ def _train_epoch(training: Training, epoch: int, pulse: _Pulse) -> _TrainedEpoch
             if training.oialr:
                 updates += [RankUpdate(**vars(update)) for update in training.oialr.step()]
             if training.observer:
-                observations += [
-                    Observation(**{"relative_mixing_similarity": o.mixing_similarity, **vars(o)})
-                    for o in training.observer.step()
-                ]
+                observations += [Observation(**vars(o)) for o in training.observer.step()]
     return _TrainedEpoch(
         loss=total_loss.item() / num_samples,  # and so, also on a GPU, all steps are done
         num_samples=num_samples,

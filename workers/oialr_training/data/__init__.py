@@ -13,7 +13,7 @@ from oialr_training.config import HeldOutData
 from oialr_training.errors import DataSettingsError
 
 Batch = tuple[tuple[Tensor, ...], Tensor]
-"""What the network's forward takes, and the targets; all begin with the batch's dimension."""
+"""What the network's forward takes, and the targets: (B, ...) each, for a batch of B samples."""
 
 
 class Batches(Protocol):
@@ -46,7 +46,7 @@ class LoadSettings:
 
 
 class TensorBatches:
-    """Batches of a data set that fits into the device's memory as two tensors."""
+    """Batches of a data set that fits into the device's memory: inputs and targets, (N, ...)."""
 
     def __init__(
         self, inputs: Tensor, targets: Tensor, settings: LoadSettings, *, shuffle: bool
@@ -74,7 +74,7 @@ def epoch_generator(settings: LoadSettings, epoch: int) -> torch.Generator:
 def held_out_indices(
     num_samples: int, config: HeldOutData, *, whole: bool
 ) -> tuple[Tensor, Tensor]:
-    """Indices of the training and the validation part; `whole` leaves the validation part empty.
+    """Indices of training (N,) and validation part (M,); `whole` leaves the latter empty.
 
     Raises:
         DataSettingsError: when one of the parts would be empty.
@@ -98,6 +98,6 @@ def held_out_indices(
 
 
 def test_indices(num_samples: int, config: HeldOutData) -> Tensor:
-    """Indices of the test samples in use."""
+    """Indices (N,) of the test samples in use."""
     generator = torch.Generator().manual_seed(config.split_seed)
     return torch.randperm(num_samples, generator=generator)[: config.test_subset]

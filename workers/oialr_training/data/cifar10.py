@@ -78,11 +78,11 @@ class DecodedImages:
     pixels: Tensor
     """(N, 32, 32, 3) bytes."""
     classes: Tensor
-    """(N) class numbers."""
+    """(N,) class numbers."""
 
 
 class ImageBatches:
-    """Batches of decoded images; those for training are augmented."""
+    """Batches of decoded images, (B, 3, 32, 32) and (B,) classes; for training, augmented."""
 
     def __init__(
         self, images: DecodedImages, config: CIFAR10Data, settings: LoadSettings, *, training: bool
@@ -139,6 +139,8 @@ class _EpochSampler(Sampler[tuple[int, int]]):
 
 
 class _Transformed(Dataset[tuple[Tensor, int]]):
+    """Images as the network takes them, (3, 32, 32) each, with their classes."""
+
     def __init__(self, images: DecodedImages, transform: Callable[[Image.Image], Tensor]) -> None:
         self._images = images
         self._transform = transform
@@ -170,6 +172,7 @@ class _SeededRandomness:
 
 
 def _transform(config: CIFAR10Data, *, training: bool) -> Callable[[Image.Image], Tensor]:
+    """32×32 image → (3, 32, 32), standardised."""
     shared: dict[str, Any] = {"input_size": IMAGE_SIZE, "mean": MEAN, "std": STD}
     if not training:
         return create_transform(**shared, is_training=False, crop_pct=1.0)  # type: ignore[no-any-return]
@@ -240,6 +243,7 @@ def _classes(images: Any) -> dict[str, int]:
 
 
 def _decode(images: Any, indices: Tensor) -> DecodedImages:
+    """Those of the images that (N,) indices name."""
     pixels = np.empty((len(indices), IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
     classes = torch.empty(len(indices), dtype=torch.long)
     for position, index in enumerate(indices.tolist()):

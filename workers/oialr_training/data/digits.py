@@ -33,6 +33,7 @@ def load(config: DigitsData, *, validate_on_test: bool) -> Callable[[LoadSetting
     validation = test if validate_on_test else rest[held_out]
 
     def batches(settings: LoadSettings) -> Splits:
+        # (N,) indices → inputs (B, 1, 8, 8), targets (B,)
         def part(indices: Tensor, *, shuffle: bool = False) -> TensorBatches:
             return TensorBatches(inputs[indices], targets[indices], settings, shuffle=shuffle)
 

@@ -98,7 +98,7 @@ class Part:
     marks: Tensor
     """(rows, 5) time features."""
     chosen: Tensor
-    """(windows) first row of each window in use, rising."""
+    """(windows,) first row of each window in use, rising."""
     seq_len: int
     label_len: int
     pred_len: int
@@ -145,12 +145,12 @@ def windows(series: Tensor, start: int, length: int) -> Tensor:
 
 
 def evenly_spaced(num_windows: int, count: int) -> Tensor:
-    """`count` different windows of `num_windows`, from the first one on."""
+    """(count,) different windows of `num_windows`, from the first one on."""
     return torch.arange(count) * num_windows // count
 
 
 def fit_scaler(numbers: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and (population) standard deviation of each column over the training rows."""
+    """(rows, 7) → mean (7,) and (population) standard deviation (7,) over the training rows."""
     train = numbers[:TRAIN_END]
     return train.mean(axis=0), train.std(axis=0)
 

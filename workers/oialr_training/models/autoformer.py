@@ -24,7 +24,7 @@ from oialr_training.tasks.autoformer import AutoformerModel
 
 
 def apply_linear(layer: nn.Module, x: Tensor) -> Tensor:
-    """`layer(x)` of (B, L, n); a dense Linear in float32 on a CPU goes through oneDNN.
+    """`layer(x)` of (B, L, n) → (B, L, m); a dense Linear in float32 on a CPU goes through oneDNN.
 
     As a convolution of kernel 1 over channels-last memory, (B, n, L, 1). oneDNN is twice as fast as
     the BLAS behind `F.linear` on some CPUs, and PyTorch takes it for any batch if the kernel is
@@ -56,7 +56,7 @@ class Dropout(nn.Dropout):
 def sum_rows(x: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
     """y(b, t) = Σ_j weights(b, t, j) · x(b, rows(b, t, j)) of (B, L, D), in one pass over x.
 
-    Rows and weights are (B, L, j), or (1, L, j) for the whole batch.
+    Rows and weights are (B, L, j), or (1, L, j) for the whole batch. Returns (B, L, D).
     """
     batch, num_steps, width = x.shape
     first_rows = num_steps * torch.arange(batch, device=x.device)[:, None, None]
@@ -81,7 +81,10 @@ class MovingAverage(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        """Each step counts once in the windows around it, an end also for its repetitions."""
+        """(B, L, C) → (B, L, C).
+
+        Each step counts once in the windows around it, an end also for its repetitions.
+        """
         margin, last = ctx.window // 2, grad.shape[1] - 1
         rows = windows(grad, ctx.window)
         steps = torch.arange(last + 1, device=grad.device)[:, None]
@@ -99,7 +102,7 @@ def windows(x: Tensor, window: int) -> Tensor:
 
 
 def decompose(x: Tensor, window: int) -> tuple[Tensor, Tensor]:
-    """Split (B, L, C) into its seasonal part and its trend, Eq. (1)."""
+    """Split (B, L, C) into its seasonal part and its trend, (B, L, C) each: Eq. (1)."""
     trend: Tensor = MovingAverage.apply(x, window)
     return x - trend, trend
 
@@ -124,7 +127,7 @@ def strongest_delays(correlation: Tensor, factor: int, *, shared: bool) -> Tenso
 
 
 def aggregate(x: Tensor, delays: Tensor, weights: Tensor) -> Tensor:
-    """Σ_i weights_i · roll(x, -delays_i) of (B, L, D) with delays and weights (B, k)."""
+    """Σ_i weights_i · roll(x, -delays_i) of (B, L, D), delays and weights (B, k) → (B, L, D)."""
     num_steps = x.shape[1]
     steps = torch.arange(num_steps, device=x.device)[:, None]
     return sum_rows(x, (steps + delays[:, None]) % num_steps, weights[:, None])
@@ -145,7 +148,7 @@ class ChosenCorrelations(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        """(B, k) → the gradients of q and k."""
+        """(B, k) → the gradients of q and k, (B, L, D) each."""
         q, k, delays = ctx.saved_tensors
         grad = grad / q.shape[2]
         return aggregate(k, -delays, grad), aggregate(q, delays, grad), None, None
@@ -154,6 +157,7 @@ class ChosenCorrelations(torch.autograd.Function):
 def auto_correlation(q: Tensor, k: Tensor, v: Tensor, factor: int, *, training: bool) -> Tensor:
     """Time delay aggregation of v (B, S, D) by the correlation of q (B, L, D) and k (B, S, D).
 
+    Returns (B, L, D).
     In training the delays are those of the batch's mean correlation, else each sample's own.
     """
     k, v = fit_length(k, q.shape[1]), fit_length(v, q.shape[1])
@@ -165,7 +169,7 @@ def auto_correlation(q: Tensor, k: Tensor, v: Tensor, factor: int, *, training: 
 
 
 def fit_length(x: Tensor, num_steps: int) -> Tensor:
-    """Cut (B, S, D) to `num_steps`, or pad it with zeros."""
+    """Cut (B, S, D) to (B, num_steps, D), or pad it with zeros."""
     if x.shape[1] >= num_steps:
         return x[:, :num_steps]
     return F.pad(x, (0, 0, 0, num_steps - x.shape[1]))
@@ -366,7 +370,10 @@ class Autoformer(nn.Module):
         return output[:, -self.pred_len :]
 
     def _decoder_start(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """The last known seasonal part, then zeros; the last known trend, then the mean."""
+        """(B, seq_len, num_series) → two (B, label_len + pred_len, num_series).
+
+        The last known seasonal part, then zeros; the last known trend, then the mean.
+        """
         seasonal, trend = (part[:, -self.label_len :] for part in decompose(values, self.window))
         mean = values.mean(dim=1, keepdim=True).expand(-1, self.pred_len, -1)
         zeros = torch.zeros_like(mean)
@@ -388,7 +395,10 @@ PUBLISHED_NAMES = {
 
 
 def from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The authors' `state_dict` under this network's names; its unused positions are left out."""
+    """The authors' `state_dict` under this network's names; its unused positions are left out.
+
+    Their kernels of size 1, (out, in, 1), become matrices, (out, in).
+    """
     renamed = {}
     for name, weight in state.items():
         if "position_embedding" in name:

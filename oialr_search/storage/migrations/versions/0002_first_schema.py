@@ -1,67 +1,34 @@
 """The schema of version 0.1.0; what was before it is no longer read."""
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
 revision = "0002"
 down_revision = None
 
-STATUS_IS_KNOWN = (
-    "status IN ('queued', 'running', 'completed', 'pruned', 'failed', 'timed_out', 'lost')"
-)
-
 
 def upgrade() -> None:
     """Create all tables."""
     op.create_table(
         "searches",
-        sa.Column("id", sa.Integer(), nullable=False, comment="numbers the searches"),
-        sa.Column("name", sa.Text(), nullable=False, comment="what the user calls the search"),
-        sa.Column("task", sa.Text(), nullable=False, comment="what is trained"),
-        sa.Column(
-            "metric",
-            sa.Text(),
-            nullable=False,
-            comment="validation metric that the fitness is made of",
-        ),
-        sa.Column(
-            "settings",
-            sa.JSON(),
-            nullable=False,
-            comment="the complete search file after overrides",
-        ),
-        sa.Column(
-            "space",
-            sa.JSON(),
-            nullable=False,
-            comment="list of hyperparameters: name, kind and limits",
-        ),
-        sa.Column(
-            "metric_names",
-            sa.JSON(),
-            nullable=False,
-            comment="final metrics that are leaderboard columns",
-        ),
-        sa.Column("seed", sa.BigInteger(), nullable=False, comment="seed of the whole search"),
-        sa.Column(
-            "evaluations_total",
-            sa.Integer(),
-            nullable=False,
-            comment="individuals the search will have",
-        ),
-        sa.Column(
-            "version",
-            sa.Text(),
-            nullable=False,
-            comment="oialr_search version that created the search",
-        ),
-        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False, comment="UTC"),
-        sa.Column(
+        _column("id", sa.Integer(), "numbers the searches"),
+        _column("name", sa.Text(), "what the user calls the search"),
+        _column("task", sa.Text(), "what is trained"),
+        _column("metric", sa.Text(), "validation metric that the fitness is made of"),
+        _column("settings", sa.JSON(), "the complete search file after overrides"),
+        _column("space", sa.JSON(), "list of hyperparameters: name, kind and limits"),
+        _column("metric_names", sa.JSON(), "final metrics that are leaderboard columns"),
+        _column("seed", sa.BigInteger(), "seed of the whole search"),
+        _column("evaluations_total", sa.Integer(), "individuals the search will have"),
+        _column("version", sa.Text(), "oialr_search version that created the search"),
+        _column("created_at", sa.DateTime(timezone=True), "UTC"),
+        _column(
             "last_finish_number",
             sa.Integer(),
+            "how many evaluations have finished",
             server_default=sa.text("0"),
-            nullable=False,
-            comment="how many evaluations have finished",
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_searches")),
         sa.UniqueConstraint("name", name=op.f("uq_searches_name")),
@@ -69,87 +36,39 @@ def upgrade() -> None:
     )
     op.create_table(
         "islands",
-        sa.Column("search_id", sa.Integer(), nullable=False, comment="the search"),
-        sa.Column(
-            "island", sa.Integer(), autoincrement=False, nullable=False, comment="its number"
+        _column("search_id", sa.Integer(), "the search"),
+        _column("island", sa.Integer(), "its number", autoincrement=False),
+        _column("queued", sa.Integer(), "bred there and now queued", server_default=sa.text("0")),
+        _column("running", sa.Integer(), "bred there and now running", server_default=sa.text("0")),
+        _column(
+            "completed", sa.Integer(), "bred there and now completed", server_default=sa.text("0")
         ),
-        sa.Column(
-            "queued",
-            sa.Integer(),
-            server_default=sa.text("0"),
-            nullable=False,
-            comment="bred there and now queued",
+        _column("pruned", sa.Integer(), "bred there and now pruned", server_default=sa.text("0")),
+        _column("failed", sa.Integer(), "bred there and now failed", server_default=sa.text("0")),
+        _column(
+            "timed_out", sa.Integer(), "bred there and now timed_out", server_default=sa.text("0")
         ),
-        sa.Column(
-            "running",
-            sa.Integer(),
-            server_default=sa.text("0"),
-            nullable=False,
-            comment="bred there and now running",
-        ),
-        sa.Column(
-            "completed",
-            sa.Integer(),
-            server_default=sa.text("0"),
-            nullable=False,
-            comment="bred there and now completed",
-        ),
-        sa.Column(
-            "pruned",
-            sa.Integer(),
-            server_default=sa.text("0"),
-            nullable=False,
-            comment="bred there and now pruned",
-        ),
-        sa.Column(
-            "failed",
-            sa.Integer(),
-            server_default=sa.text("0"),
-            nullable=False,
-            comment="bred there and now failed",
-        ),
-        sa.Column(
-            "timed_out",
-            sa.Integer(),
-            server_default=sa.text("0"),
-            nullable=False,
-            comment="bred there and now timed_out",
-        ),
-        sa.Column(
-            "lost",
-            sa.Integer(),
-            server_default=sa.text("0"),
-            nullable=False,
-            comment="bred there and now lost",
-        ),
-        sa.ForeignKeyConstraint(["search_id"], ["searches.id"], name=op.f("fk_islands_search_id")),
+        _column("lost", sa.Integer(), "bred there and now lost", server_default=sa.text("0")),
+        _refers("islands", "search_id", "searches"),
         sa.PrimaryKeyConstraint("search_id", "island", name=op.f("pk_islands")),
         comment="individuals of each island by status",
     )
     op.create_table(
         "launches",
-        sa.Column("id", sa.Integer(), nullable=False, comment="numbers the launches"),
-        sa.Column("search_id", sa.Integer(), nullable=False, comment="the search it works on"),
-        sa.Column("started_at", sa.DateTime(timezone=True), nullable=False, comment="UTC"),
-        sa.Column(
-            "ended_at",
-            sa.DateTime(timezone=True),
-            nullable=True,
-            comment="UTC; NULL if running or killed",
+        _column("id", sa.Integer(), "numbers the launches"),
+        _column("search_id", sa.Integer(), "the search it works on"),
+        _column("started_at", sa.DateTime(timezone=True), "UTC"),
+        _column(
+            "ended_at", sa.DateTime(timezone=True), "UTC; NULL if running or killed", nullable=True
         ),
-        sa.Column("exit_code", sa.Integer(), nullable=True, comment="0 finished, 75 resumable"),
-        sa.Column("world_size", sa.Integer(), nullable=False, comment="controller ranks"),
-        sa.Column(
-            "num_islands",
-            sa.Integer(),
-            nullable=False,
-            comment="islands the ranks were divided into",
-        ),
-        sa.Column("hostname", sa.Text(), nullable=False, comment="node of world rank 0"),
-        sa.Column("command_line", sa.Text(), nullable=False, comment="as typed, without passwords"),
-        sa.Column("versions", sa.JSON(), nullable=False, comment="package -> version"),
-        sa.Column("git_revision", sa.Text(), nullable=True, comment="commit of the code, if known"),
-        sa.ForeignKeyConstraint(["search_id"], ["searches.id"], name=op.f("fk_launches_search_id")),
+        _column("exit_code", sa.Integer(), "0 finished, 75 resumable", nullable=True),
+        _column("world_size", sa.Integer(), "controller ranks"),
+        _column("num_islands", sa.Integer(), "islands the ranks were divided into"),
+        _column("hostname", sa.Text(), "node of world rank 0"),
+        _column("command_line", sa.Text(), "as typed, without passwords"),
+        _column("versions", sa.JSON(), "package -> version"),
+        _column("git_revision", sa.Text(), "commit of the code, if known", nullable=True),
+        _refers("launches", "search_id", "searches"),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_launches")),
         comment="one mpirun each; a resumed search has several",
     )
@@ -161,49 +80,23 @@ def upgrade() -> None:
     )
     op.create_table(
         "individuals",
-        sa.Column(
-            "id", sa.Integer(), nullable=False, comment="numbers all individuals of the database"
-        ),
-        sa.Column("search_id", sa.Integer(), nullable=False, comment="the search it belongs to"),
-        sa.Column("launch_id", sa.Integer(), nullable=False, comment="the launch that bred it"),
-        sa.Column("island", sa.Integer(), nullable=False, comment="island it was bred on"),
-        sa.Column(
-            "island_rank",
-            sa.Integer(),
-            nullable=False,
-            comment="rank within the island that bred it",
-        ),
-        sa.Column(
-            "generation", sa.Integer(), nullable=False, comment="count of the rank that bred it"
-        ),
-        sa.Column("parents", sa.JSON(), nullable=False, comment="list of individual ids"),
-        sa.Column("origin", sa.Text(), nullable=False, comment="how it came about: random, bred"),
-        sa.Column("genes", sa.JSON(), nullable=False, comment="hyperparameter -> number in [0, 1]"),
-        sa.Column(
-            "hyperparameters",
-            sa.JSON(),
-            nullable=False,
-            comment="hyperparameter -> value trained with",
-        ),
-        sa.Column(
-            "status", sa.String(length=9), nullable=False, comment="of its latest evaluation"
-        ),
-        sa.Column(
-            "fitness", sa.Double(), nullable=True, comment="minimised; NULL unless completed"
-        ),
-        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False, comment="UTC"),
-        sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True, comment="UTC"),
-        sa.CheckConstraint(STATUS_IS_KNOWN, name=op.f("ck_individuals_status")),
-        sa.CheckConstraint(
-            "(status = 'completed') = (fitness IS NOT NULL)",
-            name=op.f("ck_individuals_fitness_is_for_completed"),
-        ),
-        sa.ForeignKeyConstraint(
-            ["launch_id"], ["launches.id"], name=op.f("fk_individuals_launch_id")
-        ),
-        sa.ForeignKeyConstraint(
-            ["search_id"], ["searches.id"], name=op.f("fk_individuals_search_id")
-        ),
+        _column("id", sa.Integer(), "numbers all individuals of the database"),
+        _column("search_id", sa.Integer(), "the search it belongs to"),
+        _column("launch_id", sa.Integer(), "the launch that bred it"),
+        _column("island", sa.Integer(), "island it was bred on"),
+        _column("island_rank", sa.Integer(), "rank within the island that bred it"),
+        _column("generation", sa.Integer(), "count of the rank that bred it"),
+        _column("parents", sa.JSON(), "list of individual ids"),
+        _column("origin", sa.Text(), "how it came about: random, bred"),
+        _column("genes", sa.JSON(), "hyperparameter -> number in [0, 1]"),
+        _column("hyperparameters", sa.JSON(), "hyperparameter -> value trained with"),
+        _column("status", sa.String(length=9), "of its latest evaluation"),
+        _column("fitness", sa.Double(), "minimised; NULL unless completed", nullable=True),
+        _column("created_at", sa.DateTime(timezone=True), "UTC"),
+        _column("finished_at", sa.DateTime(timezone=True), "UTC", nullable=True),
+        *_checks("individuals"),
+        _refers("individuals", "launch_id", "launches"),
+        _refers("individuals", "search_id", "searches"),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_individuals")),
         sa.UniqueConstraint(
             "search_id",
@@ -234,102 +127,44 @@ def upgrade() -> None:
     )
     op.create_table(
         "evaluations",
-        sa.Column(
-            "id", sa.Integer(), nullable=False, comment="numbers all evaluations of the database"
+        _column("id", sa.Integer(), "numbers all evaluations of the database"),
+        _column("individual_id", sa.Integer(), "what was evaluated"),
+        _column("attempt", sa.Integer(), "1, 2, ... for one individual"),
+        _column("launch_id", sa.Integer(), "the launch that evaluated"),
+        _column("status", sa.String(length=9), "how it ended, running until then"),
+        _column("reason", sa.Text(), "why it did not complete", nullable=True),
+        _column("exit_code", sa.Integer(), "of the worker process", nullable=True),
+        _column("exit_signal", sa.Integer(), "that ended the worker process", nullable=True),
+        _column("hostname", sa.Text(), "node it ran on"),
+        _column("device", sa.Text(), "GPU it ran on", nullable=True),
+        _column("world_rank", sa.Integer(), "controller rank that ran it"),
+        _column("seed", sa.BigInteger(), "seed of the training"),
+        _column("num_threads", sa.Integer(), "CPU threads of the training"),
+        _column("started_at", sa.DateTime(timezone=True), "UTC; claimed by its rank"),
+        _column(
+            "training_started_at", sa.DateTime(timezone=True), "UTC; first step", nullable=True
         ),
-        sa.Column("individual_id", sa.Integer(), nullable=False, comment="what was evaluated"),
-        sa.Column("attempt", sa.Integer(), nullable=False, comment="1, 2, ... for one individual"),
-        sa.Column("launch_id", sa.Integer(), nullable=False, comment="the launch that evaluated"),
-        sa.Column(
-            "status",
-            sa.String(length=9),
-            nullable=False,
-            comment="how it ended, running until then",
+        _column("resumed_epoch", sa.Integer(), "epochs of an earlier attempt", nullable=True),
+        _column("finished_at", sa.DateTime(timezone=True), "UTC", nullable=True),
+        _column("finish_number", sa.Integer(), "n-th of its search to finish", nullable=True),
+        _column("folder", sa.Text(), "where its files are"),
+        _column("log_path", sa.Text(), "output of the worker process"),
+        _column("last_epoch", sa.Integer(), "highest epoch reported", nullable=True),
+        _column("fitness", sa.Double(), "minimised; NULL unless completed", nullable=True),
+        _column("metrics", sa.JSON(), "final metric -> value, null if not finite"),
+        _column("trainable_percent", sa.Double(), "of full rank's parameters", nullable=True),
+        _column("compression_percent", sa.Double(), "total parameters likewise", nullable=True),
+        _column("log_tail", sa.Text(), "end of the log if it did not complete", nullable=True),
+        _column("gpu_energy_j", sa.Double(), "of the whole GPU, whoever uses it", nullable=True),
+        _column(
+            "cpu_energy_j", sa.Double(), "of all CPUs of the node, whoever uses them", nullable=True
         ),
-        sa.Column("reason", sa.Text(), nullable=True, comment="why it did not complete"),
-        sa.Column("exit_code", sa.Integer(), nullable=True, comment="of the worker process"),
-        sa.Column(
-            "exit_signal", sa.Integer(), nullable=True, comment="that ended the worker process"
-        ),
-        sa.Column("hostname", sa.Text(), nullable=False, comment="node it ran on"),
-        sa.Column("device", sa.Text(), nullable=True, comment="GPU it ran on"),
-        sa.Column(
-            "world_rank", sa.Integer(), nullable=False, comment="controller rank that ran it"
-        ),
-        sa.Column("seed", sa.BigInteger(), nullable=False, comment="seed of the training"),
-        sa.Column(
-            "num_threads", sa.Integer(), nullable=False, comment="CPU threads of the training"
-        ),
-        sa.Column(
-            "started_at",
-            sa.DateTime(timezone=True),
-            nullable=False,
-            comment="UTC; claimed by its rank",
-        ),
-        sa.Column(
-            "training_started_at",
-            sa.DateTime(timezone=True),
-            nullable=True,
-            comment="UTC; first step",
-        ),
-        sa.Column(
-            "resumed_epoch", sa.Integer(), nullable=True, comment="epochs of an earlier attempt"
-        ),
-        sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True, comment="UTC"),
-        sa.Column(
-            "finish_number", sa.Integer(), nullable=True, comment="n-th of its search to finish"
-        ),
-        sa.Column("folder", sa.Text(), nullable=False, comment="where its files are"),
-        sa.Column("log_path", sa.Text(), nullable=False, comment="output of the worker process"),
-        sa.Column("last_epoch", sa.Integer(), nullable=True, comment="highest epoch reported"),
-        sa.Column(
-            "fitness", sa.Double(), nullable=True, comment="minimised; NULL unless completed"
-        ),
-        sa.Column(
-            "metrics",
-            sa.JSON(),
-            nullable=False,
-            comment="final metric -> value, null if not finite",
-        ),
-        sa.Column(
-            "trainable_percent", sa.Double(), nullable=True, comment="of full rank's parameters"
-        ),
-        sa.Column(
-            "compression_percent", sa.Double(), nullable=True, comment="total parameters likewise"
-        ),
-        sa.Column(
-            "log_tail", sa.Text(), nullable=True, comment="end of the log if it did not complete"
-        ),
-        sa.Column(
-            "gpu_energy_j", sa.Double(), nullable=True, comment="of the whole GPU, whoever uses it"
-        ),
-        sa.Column(
-            "cpu_energy_j",
-            sa.Double(),
-            nullable=True,
-            comment="of all CPUs of the node, whoever uses them",
-        ),
-        sa.Column(
-            "peak_host_memory_bytes",
-            sa.BigInteger(),
-            nullable=True,
-            comment="with loader processes",
-        ),
-        sa.Column(
-            "peak_gpu_memory_bytes", sa.BigInteger(), nullable=True, comment="of all tensors"
-        ),
-        sa.Column("samples_per_s", sa.Double(), nullable=True, comment="images or windows trained"),
-        sa.CheckConstraint(STATUS_IS_KNOWN, name=op.f("ck_evaluations_status")),
-        sa.CheckConstraint(
-            "(status = 'completed') = (fitness IS NOT NULL)",
-            name=op.f("ck_evaluations_fitness_is_for_completed"),
-        ),
-        sa.ForeignKeyConstraint(
-            ["individual_id"], ["individuals.id"], name=op.f("fk_evaluations_individual_id")
-        ),
-        sa.ForeignKeyConstraint(
-            ["launch_id"], ["launches.id"], name=op.f("fk_evaluations_launch_id")
-        ),
+        _column("peak_host_memory_bytes", sa.BigInteger(), "with loader processes", nullable=True),
+        _column("peak_gpu_memory_bytes", sa.BigInteger(), "of all tensors", nullable=True),
+        _column("samples_per_s", sa.Double(), "images or windows trained", nullable=True),
+        *_checks("evaluations"),
+        _refers("evaluations", "individual_id", "individuals"),
+        _refers("evaluations", "launch_id", "launches"),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_evaluations")),
         sa.UniqueConstraint(
             "individual_id", "attempt", name=op.f("uq_evaluations_individual_id_attempt")
@@ -352,19 +187,15 @@ def upgrade() -> None:
     )
     op.create_table(
         "migrations",
-        sa.Column("id", sa.Integer(), nullable=False, comment="numbers the migrations"),
-        sa.Column("search_id", sa.Integer(), nullable=False, comment="the search it belongs to"),
-        sa.Column("individual_id", sa.Integer(), nullable=False, comment="who moved"),
-        sa.Column("source_island", sa.Integer(), nullable=False, comment="island that sent it"),
-        sa.Column("target_island", sa.Integer(), nullable=False, comment="island that accepted it"),
-        sa.Column("accepted_at", sa.DateTime(timezone=True), nullable=False, comment="UTC"),
-        sa.Column("fitness", sa.Double(), nullable=True, comment="of the individual"),
-        sa.ForeignKeyConstraint(
-            ["individual_id"], ["individuals.id"], name=op.f("fk_migrations_individual_id")
-        ),
-        sa.ForeignKeyConstraint(
-            ["search_id"], ["searches.id"], name=op.f("fk_migrations_search_id")
-        ),
+        _column("id", sa.Integer(), "numbers the migrations"),
+        _column("search_id", sa.Integer(), "the search it belongs to"),
+        _column("individual_id", sa.Integer(), "who moved"),
+        _column("source_island", sa.Integer(), "island that sent it"),
+        _column("target_island", sa.Integer(), "island that accepted it"),
+        _column("accepted_at", sa.DateTime(timezone=True), "UTC"),
+        _column("fitness", sa.Double(), "of the individual", nullable=True),
+        _refers("migrations", "individual_id", "individuals"),
+        _refers("migrations", "search_id", "searches"),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_migrations")),
         sa.UniqueConstraint(
             "individual_id", "target_island", name=op.f("uq_migrations_individual_id_target_island")
@@ -379,36 +210,24 @@ def upgrade() -> None:
     )
     op.create_table(
         "metrics",
-        sa.Column("evaluation_id", sa.Integer(), nullable=False, comment="whose"),
-        sa.Column("epoch", sa.Integer(), autoincrement=False, nullable=False, comment="when"),
-        sa.Column("name", sa.Text(), nullable=False, comment="which metric"),
-        sa.Column("step", sa.BigInteger(), nullable=False, comment="training steps done"),
-        sa.Column("value", sa.Double(), nullable=True, comment="NULL where it was not a number"),
-        sa.ForeignKeyConstraint(
-            ["evaluation_id"], ["evaluations.id"], name=op.f("fk_metrics_evaluation_id")
-        ),
+        _column("evaluation_id", sa.Integer(), "whose"),
+        _column("epoch", sa.Integer(), "when", autoincrement=False),
+        _column("name", sa.Text(), "which metric"),
+        _column("step", sa.BigInteger(), "training steps done"),
+        _column("value", sa.Double(), "NULL where it was not a number", nullable=True),
+        _refers("metrics", "evaluation_id", "evaluations"),
         sa.PrimaryKeyConstraint("evaluation_id", "epoch", "name", name=op.f("pk_metrics")),
         comment="training and validation metrics over time",
     )
     op.create_table(
         "observations",
-        sa.Column("evaluation_id", sa.Integer(), nullable=False, comment="whose"),
-        sa.Column("step", sa.BigInteger(), autoincrement=False, nullable=False, comment="when"),
-        sa.Column(
-            "earlier_step",
-            sa.BigInteger(),
-            autoincrement=False,
-            nullable=False,
-            comment="what it is compared with",
-        ),
-        sa.Column("layer", sa.Text(), nullable=False, comment="which layer"),
-        sa.Column("stability", sa.Double(), nullable=True, comment="of the basis, Eq. (4)"),
-        sa.Column(
-            "mixing_similarity", sa.Double(), nullable=True, comment="of the mixings, Eq. (5)"
-        ),
-        sa.ForeignKeyConstraint(
-            ["evaluation_id"], ["evaluations.id"], name=op.f("fk_observations_evaluation_id")
-        ),
+        _column("evaluation_id", sa.Integer(), "whose"),
+        _column("step", sa.BigInteger(), "when", autoincrement=False),
+        _column("earlier_step", sa.BigInteger(), "what it is compared with", autoincrement=False),
+        _column("layer", sa.Text(), "which layer"),
+        _column("stability", sa.Double(), "of the basis, Eq. (4)", nullable=True),
+        _column("mixing_similarity", sa.Double(), "of the mixings, Eq. (5)", nullable=True),
+        _refers("observations", "evaluation_id", "evaluations"),
         sa.PrimaryKeyConstraint(
             "evaluation_id", "step", "earlier_step", "layer", name=op.f("pk_observations")
         ),
@@ -416,19 +235,13 @@ def upgrade() -> None:
     )
     op.create_table(
         "rank_updates",
-        sa.Column("evaluation_id", sa.Integer(), nullable=False, comment="whose"),
-        sa.Column("step", sa.BigInteger(), autoincrement=False, nullable=False, comment="when"),
-        sa.Column("layer", sa.Text(), nullable=False, comment="which layer"),
-        sa.Column("inner_rank", sa.Integer(), nullable=False, comment="after the update"),
-        sa.Column(
-            "full_inner_rank", sa.Integer(), nullable=False, comment="of the layer at full rank"
-        ),
-        sa.Column(
-            "stability", sa.Double(), nullable=True, comment="of the basis; NULL at conversion"
-        ),
-        sa.ForeignKeyConstraint(
-            ["evaluation_id"], ["evaluations.id"], name=op.f("fk_rank_updates_evaluation_id")
-        ),
+        _column("evaluation_id", sa.Integer(), "whose"),
+        _column("step", sa.BigInteger(), "when", autoincrement=False),
+        _column("layer", sa.Text(), "which layer"),
+        _column("inner_rank", sa.Integer(), "after the update"),
+        _column("full_inner_rank", sa.Integer(), "of the layer at full rank"),
+        _column("stability", sa.Double(), "of the basis; NULL at conversion", nullable=True),
+        _refers("rank_updates", "evaluation_id", "evaluations"),
         sa.PrimaryKeyConstraint("evaluation_id", "step", "layer", name=op.f("pk_rank_updates")),
         comment="how OIALR cut the inner rank of each layer",
     )
@@ -436,15 +249,26 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Drop all tables."""
-    for table in (
-        "observations",
-        "rank_updates",
-        "metrics",
-        "migrations",
-        "evaluations",
-        "individuals",
-        "launches",
-        "islands",
-        "searches",
-    ):
+    measured = ("observations", "rank_updates", "metrics")
+    for table in (*measured, "migrations", "evaluations", "individuals", "launches", "islands"):
         op.drop_table(table)
+    op.drop_table("searches")
+
+
+def _column(name: str, kind: Any, comment: str, **options: Any) -> sa.Column[Any]:
+    return sa.Column(name, kind, comment=comment, **{"nullable": False} | options)
+
+
+def _refers(table: str, column: str, to: str) -> sa.ForeignKeyConstraint:
+    return sa.ForeignKeyConstraint([column], [f"{to}.id"], name=op.f(f"fk_{table}_{column}"))
+
+
+def _checks(table: str) -> list[sa.CheckConstraint]:
+    known = "'queued', 'running', 'completed', 'pruned', 'failed', 'timed_out', 'lost'"
+    rules = {
+        "status": f"status IN ({known})",
+        "fitness_is_for_completed": "(status = 'completed') = (fitness IS NOT NULL)",
+    }
+    return [
+        sa.CheckConstraint(rule, name=op.f(f"ck_{table}_{name}")) for name, rule in rules.items()
+    ]

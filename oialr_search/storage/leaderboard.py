@@ -65,10 +65,11 @@ COMPARE: Mapping[str, Any] = {
     ">=": operator.ge,
 }
 
-LATEST = evaluations.alias("e")
+LATEST = evaluations.alias("latest")
 DURATION_S = {
-    "sqlite": "ROUND((julianday(e.finished_at) - julianday(e.started_at)) * 86400, 3)",
-    "postgresql": "CAST(EXTRACT(EPOCH FROM e.finished_at - e.started_at) AS DOUBLE PRECISION)",
+    "sqlite": "ROUND((julianday(latest.finished_at) - julianday(latest.started_at)) * 86400, 3)",
+    "postgresql": "CAST(EXTRACT(EPOCH FROM latest.finished_at - latest.started_at) "
+    "AS DOUBLE PRECISION)",
 }
 _attempts = evaluations.alias("attempts")
 IS_LATEST = (LATEST.c.individual_id == individuals.c.id) & (

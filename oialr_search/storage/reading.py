@@ -17,7 +17,7 @@ from oialr_training.protocol import Observation, RankUpdate, Resources
 from oialr_search.space.hyperparameters import SearchSpace
 from oialr_search.storage import queries
 from oialr_search.storage.errors import storage_errors
-from oialr_search.storage.leaderboard import INDIVIDUAL, leaderboard
+from oialr_search.storage.leaderboard import INDIVIDUAL, IS_LATEST, LATEST, leaderboard
 from oialr_search.storage.records import (
     EpochRecord,
     EvaluationRecord,
@@ -65,19 +65,7 @@ def parameter(name: str) -> sa.BindParameter[Any]:
     return sa.bindparam(f"the_{name}")
 
 
-_attempts = evaluations.alias()
-INDIVIDUALS = sa.select(individuals, evaluations).outerjoin_from(
-    individuals,
-    evaluations,
-    (evaluations.c.individual_id == individuals.c.id)
-    & (
-        evaluations.c.attempt
-        == sa.select(sa.func.max(_attempts.c.attempt))
-        .where(_attempts.c.individual_id == individuals.c.id)
-        .correlate(individuals)
-        .scalar_subquery()
-    ),
-)
+INDIVIDUALS = sa.select(individuals, LATEST).outerjoin_from(individuals, LATEST, IS_LATEST)
 INDIVIDUAL_FIELDS, EVALUATION_FIELDS = individuals.c.keys(), evaluations.c.keys()
 
 _bred = (

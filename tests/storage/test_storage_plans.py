@@ -22,7 +22,7 @@ from oialr_search.storage import open_storage
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import Outcome, Status, utc_now
 
-GROWING = "(?:launches|individuals|evaluations|migrations)"
+GROWING = "(?:launches|individuals|evaluations|migrations|latest)"
 COMPLETED = Outcome(status=Status.COMPLETED, fitness=0.5)
 CALLS: dict[str, tuple[Callable[[Storage, int, int, int], object], set[str]]] = {
     "claim": (

@@ -40,7 +40,6 @@ from oialr_search.space.search_file import ENGINES, SearchSettings
 from oialr_search.storage.records import Known, Status
 
 MIX = ("svm", "sgd", "oialr", "bbob-mixint-5", "bbob-mixint-10", "bbob-5", "bbob-10")
-APART = ("boosting", "bbob-3", "bbob-mixint-20", "bbob-20")
 COMPARED = ("random", "propulate", "tpe", "cmaes", "screened")
 ENGINES["gp"] = "benchmarks.optuna_gp:OptunaGP"
 SMALL = {"problems": "svm,bbob-mixint-5,bbob-5", "seeds": 2, "evaluations": 50}

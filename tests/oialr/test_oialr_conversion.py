@@ -347,7 +347,7 @@ def test_what_else_a_layer_holds_is_kept(fused: str) -> None:
         assert type(layer) is not type(dense.get_submodule(name))
         assert all(getattr(layer, key) is thing for key, thing in things.items())
         assert not layer.norm.training
-    assert model.qkv.in_features, model.qkv.out_features == (12, 36)
+    assert (model.qkv.in_features, model.qkv.out_features) == (12, 36)
     torch.testing.assert_close(model(x), expected, atol=1e-5, rtol=1e-5)
     assert not any("scratch" in name for name in model.state_dict())
     optimized = oialr._optimizer.param_groups[0]["params"]

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from oialr_training.models.autoformer import Autoformer
-from oialr_training.tasks.autoformer import AutoformerModel
+from oialr_training.sections import AutoformerModel
 
 from benchmarks.plain_autoformer import PlainAutoformer
 

@@ -12,7 +12,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from oialr_training.tasks.autoformer import AutoformerModel
+from oialr_training.sections import AutoformerModel
 from torch import Tensor, nn
 
 # B: batch, L: time steps, S: time steps of keys and values, D: d_model, H: heads, E: D / H

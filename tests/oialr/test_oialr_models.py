@@ -10,8 +10,7 @@ import torchvision
 from oialr import OIALR, OIALRError, OIALRSettings
 from oialr_training.models import minivit
 from oialr_training.models.autoformer import Autoformer
-from oialr_training.tasks.autoformer import AutoformerModel
-from oialr_training.tasks.minivit import MiniViTModel
+from oialr_training.sections import AutoformerModel, MiniViTModel
 from timm.models.vgg import VGG
 from torch import Tensor, nn
 

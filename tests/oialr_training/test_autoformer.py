@@ -22,7 +22,7 @@ from oialr_training.models.autoformer import (
     from_published,
     strongest_delays,
 )
-from oialr_training.tasks.autoformer import AutoformerModel
+from oialr_training.sections import AutoformerModel
 from torch import Tensor, nn
 
 from benchmarks.plain_autoformer import PlainAutoformer, PlainDecomposition

@@ -11,7 +11,7 @@ import pytest
 import torch
 from oialr_training.data import LoadSettings, Splits, cifar10, digits
 from oialr_training.errors import DataError
-from oialr_training.tasks.minivit import CIFAR10Data, DigitsData
+from oialr_training.sections import CIFAR10Data, DigitsData
 from PIL import Image
 
 CLASSES = [f"class{n}" for n in range(10)]

@@ -16,7 +16,7 @@ import pytest
 import torch
 from oialr_training.data import Batches, LoadSettings, Splits, ettm2
 from oialr_training.errors import DataError
-from oialr_training.tasks.autoformer import ETTm2Data
+from oialr_training.sections import ETTm2Data
 from torch import Tensor
 
 from ..conftest import SHARED

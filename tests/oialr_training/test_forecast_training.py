@@ -12,7 +12,6 @@ import torch
 from oialr import LowRankLinear
 from oialr_training.errors import ConfigError, DivergedError
 from oialr_training.protocol import Completed, Epoch, Event, Started
-from oialr_training.schedules import learning_rate
 from oialr_training.tasks import load_training, validate_training
 from oialr_training.tasks.autoformer import AutoformerETTm2
 from oialr_training.tasks.components import measure_forecast
@@ -159,7 +158,7 @@ def test_training_ends_early_after_epochs_without_a_lower_validation_loss(
 def test_the_learning_rate_follows_table_5(kind: str) -> None:
     """type1: lr, lr, lr/2, lr/4; or a rise to lr in three epochs, then a cosine."""
     planned = config(kind, epochs=6)
-    rates = [learning_rate(step, planned, steps_per_epoch=20) for step in range(120)]
+    rates = [planned.learning_rate(step, steps_per_epoch=20) for step in range(120)]
     if kind == "baseline":
         expected = [4e-4 * factor for factor in (1, 1, 1 / 2, 1 / 4, 1 / 8, 1 / 16)]
         assert rates == pytest.approx([rate for rate in expected for _ in range(20)])

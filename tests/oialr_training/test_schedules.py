@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from oialr_training.config import TrainingConfig
-from oialr_training.schedules import CosineSchedule, learning_rate
+from oialr_training.schedules import CosineSchedule
 from oialr_training.tasks import load_training
 from timm.scheduler.cosine_lr import CosineLRScheduler
 from timm.scheduler.step_lr import StepLRScheduler
@@ -54,5 +54,5 @@ def test_the_learning_rate_is_timm_s_to_the_last_digit(file: str, changes: list[
     scheduler = timm_s(config, optimizer)
     for step in range(config.epochs * STEPS_PER_EPOCH + 3):
         used = optimizer.param_groups[0]["lr"]
-        assert learning_rate(step, config, STEPS_PER_EPOCH) == used
+        assert config.learning_rate(step, STEPS_PER_EPOCH) == used
         scheduler.step_update(step + 1)

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from oialr_training.config import OptimizerConfig
 from oialr_training.protocol import Completed, Epoch, Event, Started
+from oialr_training.sections import OptimizerConfig
 from oialr_training.state import FORMAT, StateFile, identity
 from oialr_training.tasks import TASKS, load_training, validate_training
 from oialr_training.tasks.minivit import MiniViTDigits

@@ -11,10 +11,10 @@ import oialr_training.training
 import pytest
 import torch
 from oialr import OIALRSettings
-from oialr_training.config import OIALRConfig
 from oialr_training.errors import DivergedError
 from oialr_training.models import minivit
 from oialr_training.protocol import Epoch, Event, Progressed, Started
+from oialr_training.sections import OIALRConfig
 from oialr_training.tasks import load_training, validate_training
 from oialr_training.tasks.components import measure_classification
 from oialr_training.tasks.minivit import MiniViTDigits

@@ -16,8 +16,8 @@ import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from oialr_training.config import OIALRConfig
 from oialr_training.errors import ConfigError
+from oialr_training.sections import OIALRConfig
 from oialr_training.tasks import TASKS, validate_training
 from oialr_training.tasks.minivit import MiniViTDigits
 from oialr_training.yaml_files import parse_yaml

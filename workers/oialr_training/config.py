@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import Field, JsonValue
 
 from oialr_training.schedules import SchedulerConfig
-from oialr_training.validation import Config, Fraction, Pair
+from oialr_training.sections import ObservationConfig, OIALRConfig, OptimizerConfig
+from oialr_training.validation import Config
 
 if TYPE_CHECKING:
     from oialr_training.tasks.components import Components
@@ -52,90 +53,6 @@ OF_ALL_TASKS = (
 )
 
 
-class HeldOutData(Config):
-    """What every data set has: a validation part held out of the training set."""
-
-    validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
-    """Part of the (sub)set of training samples held out for validation."""
-    split_seed: Annotated[int, Field(ge=0)] = 0
-    """Seed of the split, apart from `seed` so that repeated trainings share their split."""
-    train_subset: Annotated[int, Field(ge=2)] | None = None
-    """Use so many training samples only (validation included); null: all."""
-    test_subset: Annotated[int, Field(ge=1)] | None = None
-    """Use so many test samples only; null: all."""
-
-
-class OptimizerConfig(Config):
-    """AdamW (Loshchilov & Hutter 2019)."""
-
-    name: Literal["adamw"] = "adamw"
-    lr: Annotated[float, Field(gt=0.0)]
-    """Learning rate after the warm-up."""
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
-    betas: Pair = (0.9, 0.999)
-    eps: Annotated[float, Field(gt=0.0)] = 1e-8
-
-    @model_validator(mode="after")
-    def _betas_in_range(self) -> Self:
-        if not all(0.0 <= beta < 1.0 for beta in self.betas):
-            raise ValueError(f"`betas` must lie in [0, 1), got {self.betas}")
-        return self
-
-
-class CrossEntropyConfig(Config):
-    """Cross-entropy; the validation loss has no label smoothing."""
-
-    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-
-
-class OIALRConfig(Config):
-    """OIALR's hyperparameters; `oialr.OIALRSettings` explains each at length."""
-
-    delay_steps: Annotated[int, Field(ge=0)]
-    """d: optimiser steps of full-rank training before the conversion."""
-    update_frequency: Annotated[int, Field(ge=1)]
-    """ν: optimiser steps between basis updates ("stability frequency" in the supplementary)."""
-    cutoff_fraction: Annotated[float, Field(ge=0.0, lt=1.0)]
-    """β: singular values under this fraction of the largest are cut."""
-    layer_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
-    """α: each update takes this fraction of the layers more, from the last one on."""
-    growing_window: bool = True
-    """False: each update takes all layers; `layer_fraction` then has no effect."""
-    full_rank_warmup: bool = True
-    """False: the network is low-rank from the first step, whatever the delay."""
-    full_rank_first_layer: bool = False
-    full_rank_last_layer: bool = False
-    last_layer: Literal["last_converted", "classifier"] = "last_converted"
-    """What "last layer" means; the paper's printed figures fit `last_converted`."""
-    keep_dense: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    """Names of further layers that stay dense."""
-    fused_projections: Literal["together", "apart"] = "together"
-    """Decompose a fused q, k, v weight as one matrix (the authors) or as three."""
-    min_dim: Annotated[int, Field(ge=1)] = 2
-    """Layers whose smaller dimension is under it stay dense."""
-    max_aspect_ratio: Annotated[float, Field(gt=1.0)] = 10.0
-    """Layers at least this elongated stay dense."""
-    max_cut_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
-    """At most this part of the inner rank is cut in one update."""
-    min_inner_rank_fraction: Fraction = 0.01
-    """The inner rank never falls under this fraction of the full rank."""
-    optimizer_state: Literal["rotate", "cut", "reset"] = "rotate"
-    """The optimiser's moments at conversion and updates: taken into the new bases, or zeroed and
-    sliced (the authors), or zeroed; its step counts always stay."""
-
-
-class ObservationConfig(Config):
-    """How the bases of all layers are watched, also at full rank; changes no result."""
-
-    interval_steps: Annotated[int, Field(ge=1)]
-    """Optimiser steps between two instants; each takes an SVD of every weight, a low-rank one's
-    of its Σ."""
-    lags: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False, min_length=1)] = (
-        1,
-    )
-    """An instant is compared with those so many instants before."""
-
-
 class TrainingConfig(Config):
     """What a worker needs to train once; a subclass is a task (`oialr_training.tasks`)."""
 
@@ -156,6 +73,10 @@ class TrainingConfig(Config):
     @abstractmethod
     def components(self) -> Components:
         """Network, data, criterion and measure; imports torch, so called in the worker only."""
+
+    def learning_rate(self, step: int, steps_per_epoch: int) -> float:
+        """The rate of the optimiser step that follows `step` steps."""
+        return self.scheduler.rate(step, self.optimizer.lr, self.epochs, steps_per_epoch)
 
     @classmethod
     def metric(cls, reported: str) -> Metric | None:

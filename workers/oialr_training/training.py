@@ -16,7 +16,7 @@ import torch
 from oialr import OIALR, NotFiniteError, Observer, OIALRSettings
 from torch import nn
 
-from oialr_training.config import ObservationConfig, OIALRConfig, TrainingConfig
+from oialr_training.config import TrainingConfig
 from oialr_training.data import Batch, Batches, LoadSettings, Splits
 from oialr_training.errors import DeviceError, DivergedError
 from oialr_training.protocol import (
@@ -32,7 +32,8 @@ from oialr_training.protocol import (
     encode,
 )
 from oialr_training.resources import Meter
-from oialr_training.schedules import CosineSchedule, learning_rate
+from oialr_training.schedules import CosineSchedule
+from oialr_training.sections import ObservationConfig, OIALRConfig
 from oialr_training.state import StateFile, identity, random_states, set_random_states
 from oialr_training.tasks.components import Components
 
@@ -451,7 +452,7 @@ def _train_epoch(training: Training, epoch: int, pulse: _Pulse) -> _TrainedEpoch
     steps_per_epoch = training.splits.train.num_batches
     lr, num_updates = math.nan, (epoch - 1) * steps_per_epoch
     for inputs, targets in _Watched(training.splits.train, pulse).epoch(epoch):
-        lr = learning_rate(num_updates, training.config, steps_per_epoch)
+        lr = training.config.learning_rate(num_updates, steps_per_epoch)
         for group in training.optimizer.param_groups:
             group["lr"] = lr
         training.optimizer.zero_grad()

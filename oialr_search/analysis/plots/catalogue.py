@@ -9,7 +9,6 @@ from typing import TypeVar
 
 import plotly.graph_objects as go
 from oialr_training.errors import ConfigError
-from oialr_training.schedules import learning_rate
 
 from oialr_search.analysis.labels import describe_search, fitness_label, metric_label, plain
 from oialr_search.analysis.plots import space
@@ -251,7 +250,7 @@ def _planned(source: Source, epochs: Sequence[EpochRecord]) -> list[Training]:
         EpochRecord(
             epoch=epoch,
             step=epoch * steps_per_epoch,
-            metrics={"lr": learning_rate(epoch * steps_per_epoch - 1, config, steps_per_epoch)},
+            metrics={"lr": config.learning_rate(epoch * steps_per_epoch - 1, steps_per_epoch)},
         )
         for epoch in range(1, config.epochs + 1)
     ]

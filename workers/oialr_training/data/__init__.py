@@ -9,8 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from oialr_training.config import HeldOutData
 from oialr_training.errors import DataSettingsError
+from oialr_training.sections import HeldOutData
 
 Batch = tuple[tuple[Tensor, ...], Tensor]
 """What the network's forward takes, and the targets: (B, ...) each, for a batch of B samples."""

@@ -34,7 +34,7 @@ from oialr_training.data import (
 )
 from oialr_training.errors import DataError
 from oialr_training.parent_death import die_with
-from oialr_training.tasks.minivit import CIFAR10Data
+from oialr_training.sections import CIFAR10Data
 
 IMAGE_SIZE = 32
 NUM_CLASSES = 10

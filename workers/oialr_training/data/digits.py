@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from oialr_training.data import LoadSettings, Splits, TensorBatches, held_out_indices, test_indices
-from oialr_training.tasks.minivit import DigitsData
+from oialr_training.sections import DigitsData
 
 # Mean and standard deviation of all pixels, which lie in 0 ... 16.
 MEAN, STD = 4.884, 6.017

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from oialr_training.data import Batch, LoadSettings, Splits, epoch_generator
 from oialr_training.errors import DataError, DataSettingsError
-from oialr_training.tasks.autoformer import ETTm2Data
+from oialr_training.sections import ETTm2Data
 
 FILE_NAMES = ("ETTm2.csv", "ETTm2.csv.gz")
 COLUMNS = ("HUFL", "HULL", "MUFL", "MULL", "LUFL", "LULL", "OT")

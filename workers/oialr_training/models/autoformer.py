@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from oialr_training.tasks.autoformer import AutoformerModel
+from oialr_training.sections import AutoformerModel
 
 # B: batch, L: time steps of the queries, S: time steps of keys and values, D: d_model,
 # k: number of delays chosen

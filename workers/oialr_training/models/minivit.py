@@ -5,7 +5,7 @@ from __future__ import annotations
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from oialr_training.tasks.minivit import MiniViTModel
+from oialr_training.sections import MiniViTModel
 
 
 def build(config: MiniViTModel, *, num_classes: int) -> nn.Module:

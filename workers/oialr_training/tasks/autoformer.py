@@ -8,51 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from oialr_training.config import Metric, TrainingConfig
+from oialr_training.sections import AutoformerModel, ETTm2Data
 from oialr_training.tasks.registry import register
-from oialr_training.validation import Config
 
 if TYPE_CHECKING:
     from oialr_training.tasks.components import Components
-
-
-class AutoformerModel(Config):
-    """Autoformer (Wu et al. 2021) of the supplementary's Table 5."""
-
-    d_model: Annotated[int, Field(gt=0)]
-    """Width of the hidden states."""
-    d_ff: Annotated[int, Field(gt=0)]
-    """Width of the feed-forward layers."""
-    num_heads: Annotated[int, Field(gt=0)]
-    """Must divide `d_model`; changes no result, as all heads share their delays and weights."""
-    encoder_layers: Annotated[int, Field(gt=0)]
-    decoder_layers: Annotated[int, Field(gt=0)]
-    factor: Annotated[int, Field(gt=0, le=100)] = 1
-    """c: the attention takes the int(c · ln L) strongest delays of L time steps."""
-    moving_average: Annotated[int, Field(gt=0)] = 25
-    """Time steps over which the trend is averaged; odd."""
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.d_model % self.num_heads:
-            raise ValueError(
-                f"`num_heads` must divide `d_model`, "
-                f"got num_heads={self.num_heads}, d_model={self.d_model}"
-            )
-        if self.moving_average % 2 == 0:
-            raise ValueError(f"`moving_average` must be odd, got {self.moving_average}")
-        return self
-
-
-class ETTm2Data(Config):
-    """ETTm2 (Zhou et al. 2021): its standard split, cut into overlapping windows."""
-
-    train_subset: Annotated[int, Field(ge=1)] | None = None
-    """Use so many training windows only, evenly spaced; null: all."""
-    validation_subset: Annotated[int, Field(ge=1)] | None = None
-    """Use so many validation windows only, evenly spaced; null: all."""
-    test_subset: Annotated[int, Field(ge=1)] | None = None
-    """Use so many test windows only, evenly spaced; null: all."""
 
 
 @register

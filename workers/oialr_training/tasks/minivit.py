@@ -2,70 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING
 
-from pydantic import Field, model_validator
-
-from oialr_training.config import CrossEntropyConfig, HeldOutData, Metric, TrainingConfig
+from oialr_training.config import Metric, TrainingConfig
+from oialr_training.sections import (
+    CIFAR10Data,
+    CrossEntropyConfig,
+    DigitsData,
+    HeldOutData,
+    MiniViTModel,
+)
 from oialr_training.tasks.registry import register
-from oialr_training.validation import Config, Fraction, Pair
 
 if TYPE_CHECKING:
     from oialr_training.tasks.components import Components, LoadData
-
-
-class MiniViTModel(Config):
-    """timm's VisionTransformer, small (supplementary, Table 3)."""
-
-    image_size: Annotated[int, Field(gt=0)]
-    """Height and width of the input in pixels."""
-    patch_size: Annotated[int, Field(gt=0)]
-    """Height and width of a patch in pixels."""
-    in_channels: Annotated[int, Field(gt=0)] = 3
-    embed_dim: Annotated[int, Field(gt=0)]
-    depth: Annotated[int, Field(gt=0)]
-    num_heads: Annotated[int, Field(gt=0)]
-    mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
-    qkv_bias: bool = False
-    drop_path_rate: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-
-    @model_validator(mode="after")
-    def _divisible(self) -> Self:
-        if self.embed_dim % self.num_heads:
-            raise ValueError(
-                f"`num_heads` must divide `embed_dim`, "
-                f"got num_heads={self.num_heads}, embed_dim={self.embed_dim}"
-            )
-        if self.image_size % self.patch_size:
-            raise ValueError(
-                f"`patch_size` must divide `image_size`, "
-                f"got patch_size={self.patch_size}, image_size={self.image_size}"
-            )
-        return self
-
-
-class CIFAR10Data(HeldOutData):
-    """CIFAR-10 through timm's data sets and transforms."""
-
-    auto_augment: str | None = "rand-m9-mstd0.5-inc1"
-    """timm's policy string; null: none."""
-    random_erasing: Fraction = 0.25
-    random_erasing_mode: Literal["const", "rand", "pixel"] = "pixel"
-    interpolation: Literal["random", "bilinear", "bicubic"] = "random"
-    crop_scale: Pair = (0.8, 1.0)
-    """Area of the random crop relative to the image: (smallest, largest)."""
-    horizontal_flip: Fraction = 0.5
-    num_loader_processes: Annotated[int, Field(ge=0)] | None = None
-    """Processes that decode and augment; null: one per CPU thread of the evaluation, none on a CPU
-    device. The images do not depend on it: every sample has a random seed of its own."""
-
-
-class DigitsData(HeldOutData):
-    """scikit-learn's digits: 1,797 grey 8×8 images that come with the package."""
-
-    validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
-    test_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
-    """Part of all samples that only `oialr-search train` looks at."""
 
 
 class MiniViTTraining(TrainingConfig):

@@ -15,9 +15,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-from oialr_training.protocol import Completed
-from oialr_training.tasks import load_training
-
 from oialr_search.evaluation.devices import (
     WorkerSettings,
     affinity,
@@ -25,6 +22,8 @@ from oialr_search.evaluation.devices import (
     visible_gpus,
 )
 from oialr_search.evaluation.repeated_seeds import train
+from oialr_training.protocol import Completed
+from oialr_training.tasks import load_training
 
 TRAININGS = Path(__file__).parents[1] / "search_spaces" / "training"
 SMALL = {

@@ -23,10 +23,9 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.plain_autoformer import PlainAutoformer
 from oialr_training.models.autoformer import Autoformer
 from oialr_training.sections import AutoformerModel
-
-from benchmarks.plain_autoformer import PlainAutoformer
 
 SEQ_LEN, LABEL_LEN, NUM_SERIES, NUM_TIME_FEATURES, BATCH_SIZE = 96, 48, 7, 5, 32
 CONFIG = AutoformerModel(d_model=512, d_ff=2048, num_heads=8, encoder_layers=2, decoder_layers=1)

@@ -21,8 +21,6 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, ClassVar
 
-from oialr_training.protocol import Completed, Epoch, Evaluate, Event, Message, Ready, Started
-
 from oialr_search.evaluation import evaluator
 from oialr_search.evaluation.devices import WorkerSettings
 from oialr_search.evaluation.outbox import Outbox
@@ -35,6 +33,7 @@ from oialr_search.launch.progress import ProgressDisplay
 from oialr_search.launch.stop_request import StopRequest
 from oialr_search.space.search_file import load_search
 from oialr_search.storage.database import Storage
+from oialr_training.protocol import Completed, Epoch, Evaluate, Event, Message, Ready, Started
 
 SEARCH_FILE = Path(__file__).parents[1] / "search_spaces" / "minivit_digits.yaml"
 # What a rank does for an evaluation, none of it inside another.

@@ -17,14 +17,14 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from oialr import NotFiniteError
+from oialr_search.space.hyperparameters import with_hyperparameters
+from oialr_search.space.search_file import SearchFile, load_search
 from oialr_training.errors import DivergedError
 from oialr_training.protocol import Epoch, Event
 from oialr_training.tasks import validate_training
 from oialr_training.training import set_up, train
-
-from oialr_search.space.hyperparameters import with_hyperparameters
-from oialr_search.space.search_file import SearchFile, load_search
 
 DIGITS = Path(__file__).parents[1] / "search_spaces" / "minivit_digits.yaml"
 

@@ -12,8 +12,9 @@ import math
 
 import torch
 import torch.nn.functional as F
-from oialr_training.sections import AutoformerModel
 from torch import Tensor, nn
+
+from oialr_training.sections import AutoformerModel
 
 # B: batch, L: time steps, S: time steps of keys and values, D: d_model, H: heads, E: D / H
 

@@ -32,6 +32,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.autoformer import batch as autoformer_batch
+from benchmarks.autoformer import build as build_autoformer
 from oialr import OIALR, LowRankConv, LowRankLinear, OIALRSettings
 from oialr.decomposition import Factors
 from oialr.layers import low_rank_weights
@@ -39,9 +41,6 @@ from oialr_training.models import minivit
 from oialr_training.models.autoformer import Autoformer
 from oialr_training.tasks import load_training
 from oialr_training.tasks.minivit import MiniViTCIFAR10
-
-from benchmarks.autoformer import batch as autoformer_batch
-from benchmarks.autoformer import build as build_autoformer
 
 MINIVIT = Path(__file__).parents[1] / "search_spaces/training/minivit_cifar10_baseline.yaml"
 CPU = torch.device("cpu")

@@ -12,9 +12,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from oialr_training.protocol import RankUpdate
-from oialr_training.tasks import TASKS
-
 from oialr_search.space.fitness import fitness_of
 from oialr_search.space.search_file import SearchFile
 from oialr_search.storage.database import Storage
@@ -29,6 +26,8 @@ from oialr_search.storage.records import (
     SearchRecord,
     Status,
 )
+from oialr_training.protocol import RankUpdate
+from oialr_training.tasks import TASKS
 
 BEGAN = datetime(2026, 5, 4, 8, tzinfo=UTC)
 STEPS_PER_EPOCH = 44

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from oialr_training.protocol import Observation, RankUpdate, Resources
 
 from oialr_search.storage import open_storage
 from oialr_search.storage.records import (
@@ -18,6 +17,7 @@ from oialr_search.storage.records import (
     IndividualHistory,
     Status,
 )
+from oialr_training.protocol import Observation, RankUpdate, Resources
 
 from .invented import evaluation_record, individual_record, launch_record, search_record
 from .storage.postgres_server import PostgresServer, started_server

@@ -19,6 +19,12 @@ import sqlalchemy as sa
 import yaml
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
+
+from oialr_search.space.hyperparameters import with_hyperparameters
+from oialr_search.space.search_file import SearchFile, load_search
+from oialr_search.storage.opening import display_name, parse_url
+from oialr_search.storage.records import StorageError
 from oialr_training.config import TrainingConfig
 from oialr_training.errors import ConfigError, ProtocolError
 from oialr_training.protocol import (
@@ -41,12 +47,6 @@ from oialr_training.protocol import (
 )
 from oialr_training.tasks import load_training, validate_training
 from oialr_training.yaml_files import dump_yaml, parse_yaml
-from pydantic import TypeAdapter
-
-from oialr_search.space.hyperparameters import with_hyperparameters
-from oialr_search.space.search_file import SearchFile, load_search
-from oialr_search.storage.opening import display_name, parse_url
-from oialr_search.storage.records import StorageError
 
 from .conftest import DIGITS, SEARCH_SPACES, Command
 

@@ -27,7 +27,6 @@ from urllib.parse import parse_qs
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import optuna_dashboard
-from oialr_training.errors import ConfigError
 from optuna.trial import FrozenTrial, TrialState
 from optuna_dashboard._serializer import serialize_distribution, serialize_study_detail
 
@@ -36,6 +35,7 @@ from oialr_search.analysis.optuna_view import SearchStorage
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import StorageError, StorageUnavailable
 from oialr_search.terminal.values import without_noise
+from oialr_training.errors import ConfigError
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment

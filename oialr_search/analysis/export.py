@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from oialr_training.config import TrainingConfig
-from oialr_training.tasks import validate_training
-from oialr_training.yaml_files import dump_yaml, parse_yaml
-
 from oialr_search.space.hyperparameters import with_hyperparameters
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import IndividualRecord, SearchRecord, Status, StorageError
+from oialr_training.config import TrainingConfig
+from oialr_training.tasks import validate_training
+from oialr_training.yaml_files import dump_yaml, parse_yaml
 
 
 def best_individual(storage: Storage, search: SearchRecord) -> IndividualRecord:

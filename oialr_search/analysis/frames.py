@@ -13,7 +13,6 @@ from types import TracebackType
 from typing import Any
 
 import pandas as pd
-from oialr_training.protocol import Resources
 
 from oialr_search.analysis.choosing import choose_search
 from oialr_search.storage import open_storage
@@ -22,6 +21,7 @@ from oialr_search.storage.leaderboard import all_columns
 from oialr_search.storage.queries import TableName
 from oialr_search.storage.records import SearchRecord
 from oialr_search.storage.selection import Column
+from oialr_training.protocol import Resources
 
 TIME = "datetime64[ns, UTC]"
 TEXT = "string"

@@ -11,8 +11,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from oialr_training.tasks import metric_of
-
 from oialr_search.analysis.choosing import find_individual
 from oialr_search.analysis.leaderboard import finite
 from oialr_search.space.hyperparameters import Hyperparameter
@@ -24,6 +22,7 @@ from oialr_search.storage.records import (
     SearchRecord,
     StorageError,
 )
+from oialr_training.tasks import metric_of
 
 Row = dict[str, Any]
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from html import escape
 
-from oialr_training.tasks import metric_of
-
 from oialr_search.storage.records import IndividualRecord, SearchRecord, Status
+from oialr_training.tasks import metric_of
 
 
 def metric_label(name: str, task: str) -> str:

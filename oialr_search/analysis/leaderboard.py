@@ -6,8 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from oialr_training.errors import ConfigError
-
 from oialr_search.analysis.pareto import pareto_front
 from oialr_search.analysis.where import find_column
 from oialr_search.storage.database import Storage
@@ -22,6 +20,7 @@ from oialr_search.storage.leaderboard import (
 )
 from oialr_search.storage.records import SearchRecord, Status
 from oialr_search.storage.selection import Column, Every, OneOf, Placed, Selection, columns_of
+from oialr_training.errors import ConfigError
 
 Row = dict[str, Any]
 

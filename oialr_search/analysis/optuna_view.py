@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NoReturn
 
-from oialr_training.tasks import metric_of
 from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
@@ -27,6 +26,7 @@ from oialr_search.analysis.distributions import Space, params_of, space_of, wide
 from oialr_search.space.fitness import fitness_of
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import IndividualRecord, SearchRecord, Status, StorageError
+from oialr_training.tasks import metric_of
 
 STATES = {
     Status.QUEUED: TrialState.WAITING,

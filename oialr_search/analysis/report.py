@@ -13,10 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from oialr_training.errors import ConfigError, ProtocolError
-from oialr_training.protocol import RESULT_FILE, Completed, decode
-from oialr_training.tasks import TASKS, metric_of
-from oialr_training.yaml_files import dump_yaml
 from plotly.offline import get_plotlyjs
 
 from oialr_search.analysis import leaderboard, status
@@ -36,6 +32,10 @@ from oialr_search.storage.records import (
     StorageError,
 )
 from oialr_search.terminal.values import number, shown
+from oialr_training.errors import ConfigError, ProtocolError
+from oialr_training.protocol import RESULT_FILE, Completed, decode
+from oialr_training.tasks import TASKS, metric_of
+from oialr_training.yaml_files import dump_yaml
 
 TOP = 10  # of the leaderboard
 MANY_FAILURES = 20  # kinds of them

@@ -11,11 +11,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from oialr_training.protocol import EVENTS_FILE
-
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import LaunchRecord, RunningEvaluation, SearchRecord, Status
 from oialr_search.storage.selection import FailureCount
+from oialr_training.protocol import EVENTS_FILE
 
 Row = dict[str, Any]
 

@@ -11,8 +11,6 @@ import re
 from collections.abc import Mapping
 from typing import NoReturn
 
-from oialr_training.errors import ConfigError, nearest
-
 from oialr_search.storage.selection import (
     Column,
     Comparison,
@@ -24,6 +22,7 @@ from oialr_search.storage.selection import (
     OneOf,
     Operator,
 )
+from oialr_training.errors import ConfigError, nearest
 
 TOKEN = re.compile(
     r"""\s*(?:

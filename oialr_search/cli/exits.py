@@ -7,9 +7,8 @@ import sys
 import time
 import traceback
 
-from oialr_training.errors import KnownError
-
 from oialr_search import exit_codes
+from oialr_training.errors import KnownError
 
 # Rank of this process in a launch, as the launchers announce it before MPI is initialised.
 WORLD_RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from oialr_training.errors import ConfigError
 
 from oialr_search.cli.options import (
     SEARCH_DIR,
@@ -24,6 +23,7 @@ from oialr_search.cli.options import (
 )
 from oialr_search.storage.status import Status
 from oialr_search.terminal.tables import FileFormat, Format
+from oialr_training.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from oialr_training.errors import ConfigError
 
 from oialr_search.storage import has_password, open_storage
 from oialr_search.terminal.tables import Format
+from oialr_training.errors import ConfigError
 
 if TYPE_CHECKING:
     from oialr_search.storage.database import Storage

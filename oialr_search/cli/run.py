@@ -118,10 +118,9 @@ def validate(
 
     Example: `oialr-search validate search_spaces/minivit_cifar10.yaml --set epochs=2`
     """
+    from oialr_search.space.search_file import load_search
     from oialr_training.tasks import load_training
     from oialr_training.yaml_files import in_one_line, read_yaml
-
-    from oialr_search.space.search_file import load_search
 
     content = read_yaml(file)
     if "search" in content or "space" in content:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from oialr_training.errors import ConfigError
 
 from oialr_search.cli.options import (
     SEARCH_DIR,
@@ -23,6 +22,7 @@ from oialr_search.cli.options import (
 )
 from oialr_search.terminal.tables import Format, print_rows, write_file
 from oialr_search.terminal.values import shown
+from oialr_training.errors import ConfigError
 
 if TYPE_CHECKING:
     from oialr_training.protocol import Event
@@ -77,9 +77,8 @@ def train(
 
     Example: `oialr-search train best.yaml --seeds 3`
     """
-    from oialr_training.tasks import load_training
-
     from oialr_search.evaluation import devices, repeated_seeds
+    from oialr_training.tasks import load_training
 
     overrides = [*(assignments or ()), *([f"device={device}"] if device is not None else ())]
     config = load_training(file, overrides)

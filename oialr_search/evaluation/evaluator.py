@@ -17,21 +17,6 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from oialr_training.errors import ConfigError
-from oialr_training.protocol import (
-    Completed,
-    Epoch,
-    Evaluate,
-    Event,
-    Failed,
-    Prepare,
-    Ready,
-    Started,
-    Stop,
-    Stopped,
-    StopReason,
-)
-
 from oialr_search.evaluation.devices import WorkerSettings, with_num_threads
 from oialr_search.evaluation.files import (
     OUTCOME_FILE,
@@ -55,6 +40,20 @@ from oialr_search.evaluation.worker_process import (
 from oialr_search.space.hyperparameters import with_hyperparameters
 from oialr_search.space.search_file import SearchFile
 from oialr_search.storage.records import Claim, Outcome, Runner, Status
+from oialr_training.errors import ConfigError
+from oialr_training.protocol import (
+    Completed,
+    Epoch,
+    Evaluate,
+    Event,
+    Failed,
+    Prepare,
+    Ready,
+    Started,
+    Stop,
+    Stopped,
+    StopReason,
+)
 
 PREPARE_POLL_S = 0.1
 PREPARATIONS = 3

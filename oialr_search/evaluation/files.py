@@ -20,22 +20,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from oialr_training.errors import ConfigError, KnownError, ProtocolError
-from oialr_training.protocol import (
-    EVENTS_FILE,
-    RESULT_FILE,
-    Completed,
-    Epoch,
-    Event,
-    EventReader,
-    Failed,
-    Observation,
-    RankUpdate,
-    Resources,
-    Started,
-    decode,
-)
-from oialr_training.whole_files import written_whole
 from pydantic import TypeAdapter, ValidationError
 
 from oialr_search.evaluation.outcomes import is_of_machine, is_repeated, outcome_of
@@ -55,6 +39,22 @@ from oialr_search.storage.records import (
     individual_folder,
     num_failures,
 )
+from oialr_training.errors import ConfigError, KnownError, ProtocolError
+from oialr_training.protocol import (
+    EVENTS_FILE,
+    RESULT_FILE,
+    Completed,
+    Epoch,
+    Event,
+    EventReader,
+    Failed,
+    Observation,
+    RankUpdate,
+    Resources,
+    Started,
+    decode,
+)
+from oialr_training.whole_files import written_whole
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

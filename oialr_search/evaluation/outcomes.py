@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from oialr_training.protocol import Completed, Epoch, Failed, Stopped
-
 from oialr_search.space.fitness import fitness_of
 from oialr_search.storage.records import Outcome, Status
+from oialr_training.protocol import Completed, Epoch, Failed, Stopped
 
 
 def outcome_of(result: Completed | Failed, metric: str, task: str) -> Outcome:

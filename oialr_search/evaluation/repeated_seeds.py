@@ -12,6 +12,8 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from oialr_search.evaluation.devices import WorkerSettings, with_num_threads
+from oialr_search.evaluation.worker_process import WorkerDied, WorkerProcess
 from oialr_training.config import TrainingConfig
 from oialr_training.errors import ConfigError, KnownError, ProtocolError
 from oialr_training.protocol import (
@@ -25,9 +27,6 @@ from oialr_training.protocol import (
     Prepare,
     decode,
 )
-
-from oialr_search.evaluation.devices import WorkerSettings, with_num_threads
-from oialr_search.evaluation.worker_process import WorkerDied, WorkerProcess
 
 METRICS_FILE = "metrics.jsonl"
 POLL_S = 0.5

@@ -12,10 +12,9 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from oialr_search.evaluation.devices import WorkerSettings
 from oialr_training.errors import KnownError, ProtocolError
 from oialr_training.protocol import Event, EventReader, Message, encode
-
-from oialr_search.evaluation.devices import WorkerSettings
 
 # A worker that inherits these believes to be an MPI rank, or a part of the launch.
 LAUNCHER_VARIABLES = (

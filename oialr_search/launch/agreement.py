@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import errno
 
-from oialr_training.errors import KnownError
-
 from oialr_search import exit_codes
 from oialr_search.launch.islands import wait
 from oialr_search.launch.mpi import MPI
 from oialr_search.storage.records import StorageUnavailable
+from oialr_training.errors import KnownError
 
 PASSING_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from oialr_training.errors import ConfigError
 from rich.console import Console
 
 from oialr_search import exit_codes
@@ -43,6 +42,7 @@ from oialr_search.space.search_file import SearchFile
 from oialr_search.storage import database_exists, open_storage
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import StorageError, StorageUnavailable
+from oialr_training.errors import ConfigError
 
 # The size of the launch as the launchers announce it, whatever MPI mpi4py has loaded.
 WORLD_SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Collection
 
-from oialr_training.errors import ConfigError
-
 from oialr_search import exit_codes
 from oialr_search.evaluation.evaluator import Evaluator
 from oialr_search.evaluation.worker_process import WorkerDied
@@ -14,6 +12,7 @@ from oialr_search.launch.agreement import agree, code_of
 from oialr_search.launch.islands import POLL_S
 from oialr_search.launch.mpi import MPI
 from oialr_search.launch.stop_request import StopRequest
+from oialr_training.errors import ConfigError
 
 PREPARED = 1
 """Tag of the message to world rank 0 that a rank is no longer preparing."""

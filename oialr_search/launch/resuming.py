@@ -12,9 +12,6 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from oialr_training.errors import ConfigError
-from oialr_training.protocol import Epoch, Started
-
 from oialr_search.evaluation.files import (
     OUTCOME_FILE,
     SEARCH_FILE,
@@ -36,6 +33,8 @@ from oialr_search.storage.records import (
     individual_folder,
     num_failures,
 )
+from oialr_training.errors import ConfigError
+from oialr_training.protocol import Epoch, Started
 
 # Where a search runs may change from launch to launch, what it searches may not.
 MACHINE_SETTINGS = ("device", "num_threads", "data.num_loader_processes", "observation")

@@ -13,9 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
+from pydantic import BaseModel, ConfigDict, PlainValidator, TypeAdapter, ValidationError
+
 from oialr_training.errors import ConfigError, mistakes, nearest
 from oialr_training.validation import Config, validate
-from pydantic import BaseModel, ConfigDict, PlainValidator, TypeAdapter, ValidationError
 
 if TYPE_CHECKING:
     from oialr_training.config import TrainingConfig

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+from pydantic import Field
+
+from oialr_search.space.hyperparameters import RANGE_KEYS, SearchSpace, parse_space
 from oialr_training.config import TrainingConfig
 from oialr_training.errors import ConfigError, nearest
 from oialr_training.tasks import TASKS, validate_training
 from oialr_training.validation import Config, Fraction, validate
 from oialr_training.yaml_files import apply_override, in_one_line, parse_assignment, read_yaml
-from pydantic import Field
-
-from oialr_search.space.hyperparameters import RANGE_KEYS, SearchSpace, parse_space
 
 ENGINES = {
     "propulate": "oialr_search.launch.engines.propulate:PropulateEngine",

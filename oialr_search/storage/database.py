@@ -10,7 +10,6 @@ from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
-from oialr_training.protocol import Observation, RankUpdate
 
 from oialr_search.storage import claims, restoring
 from oialr_search.storage.claims import UNFINISHED
@@ -41,6 +40,7 @@ from oialr_search.storage.schema import (
     searches,
 )
 from oialr_search.storage.views import renew_leaderboard
+from oialr_training.protocol import Observation, RankUpdate
 
 PASSWORDS = re.compile(r"""(://[^:/@\s]*:)\S*(?=@)|([?&](?:ssl)?password=)[^&\s"']*""")
 

@@ -8,7 +8,6 @@ from dataclasses import fields
 from typing import Any
 
 import sqlalchemy as sa
-from oialr_training.protocol import Resources
 
 from oialr_search.space.hyperparameters import SearchSpace
 from oialr_search.storage.records import SearchRecord, Status
@@ -26,6 +25,7 @@ from oialr_search.storage.selection import (
     Selection,
     columns_of,
 )
+from oialr_training.protocol import Resources
 
 SEARCH = Column("search", "text", "search", "name")
 PLACE = Column("place", "int", "computed", "place")

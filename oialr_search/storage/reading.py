@@ -11,8 +11,6 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 import sqlalchemy as sa
-from oialr_training.errors import ConfigError
-from oialr_training.protocol import Observation, RankUpdate, Resources
 
 from oialr_search.space.hyperparameters import SearchSpace
 from oialr_search.storage import queries
@@ -46,6 +44,8 @@ from oialr_search.storage.schema import (
 )
 from oialr_search.storage.schema import metrics as metrics_table
 from oialr_search.storage.selection import Column, FailureCount, Placed, Rows, Selection
+from oialr_training.errors import ConfigError
+from oialr_training.protocol import Observation, RankUpdate, Resources
 
 IDS_AT_ONCE = 1000  # in the text of one query
 COUNTS = [islands.c[status.value] for status in Status]

@@ -11,16 +11,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from oialr_search.space.hyperparameters import SearchSpace, Value
+from oialr_search.storage.status import Status as Status
 from oialr_training.errors import Cause, KnownError
 from oialr_training.protocol import Observation, RankUpdate, Resources
 
-from oialr_search.space.hyperparameters import SearchSpace, Value
-from oialr_search.storage.status import Status as Status
-
 if TYPE_CHECKING:
-    from oialr_training.config import TrainingConfig
-
     from oialr_search.space.search_file import SearchSettings
+    from oialr_training.config import TrainingConfig
 
 
 class StorageError(KnownError):

@@ -8,7 +8,6 @@ from itertools import islice
 from typing import Any
 
 import sqlalchemy as sa
-from oialr_training.protocol import Observation, RankUpdate
 
 from oialr_search.storage.records import (
     EpochRecord,
@@ -30,6 +29,7 @@ from oialr_search.storage.schema import (
     row_of,
     searches,
 )
+from oialr_training.protocol import Observation, RankUpdate
 
 NUMBERED = (searches, launches, individuals, evaluations)  # their ids are given out in order
 BATCH = 500  # individuals stored at once

@@ -12,11 +12,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
-from oialr_training.protocol import Resources
 from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeDecorator
 
 from oialr_search.storage.records import EvaluationRecord, Outcome, Status
+from oialr_training.protocol import Resources
 
 FIRST_REVISION, REVISION = "0002", "0003"  # what can be brought up to date, and to what
 REVISION_TABLE = "oialr_search_revision"

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from oialr_training.errors import ConfigError
-from oialr_training.whole_files import written_whole
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from oialr_search.terminal.values import shown
+from oialr_training.errors import ConfigError
+from oialr_training.whole_files import written_whole
 
 if TYPE_CHECKING:
     from oialr_search.storage.selection import Column

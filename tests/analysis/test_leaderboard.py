@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from oialr_training.errors import ConfigError
 
 from oialr_search.analysis.choosing import choose_search
 from oialr_search.analysis.leaderboard import leaderboard
@@ -18,6 +17,7 @@ from oialr_search.storage import open_storage
 from oialr_search.storage.leaderboard import all_columns
 from oialr_search.storage.records import Status
 from oialr_search.storage.selection import Selection
+from oialr_training.errors import ConfigError
 
 from ..seen import COMPLETED, FAILURES, RESUMED, RUNNING
 

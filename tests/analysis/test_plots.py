@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from oialr.observation import observed_weights
-from oialr_training.protocol import Observation, RankUpdate
 
+from oialr.observation import observed_weights
 from oialr_search.analysis.importance import as_study, importances
 from oialr_search.analysis.plots import palette, space
 from oialr_search.analysis.plots.ancestors import MANY_ANCESTORS, ancestors, tree_of
@@ -35,6 +34,7 @@ from oialr_search.storage.records import (
     Status,
     StorageError,
 )
+from oialr_training.protocol import Observation, RankUpdate
 
 from ..conftest import AUTOFORMER, CIFAR10, DIGITS, TINY, Command, settings
 from ..invented import BEGAN, ended, search_record, statuses_of, store_search

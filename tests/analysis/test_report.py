@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from oialr_training.errors import ConfigError
-from oialr_training.protocol import Completed, Failed, Resources, write_result
 
 from oialr_search.analysis.plots.catalogue import Source
 from oialr_search.analysis.report import (
@@ -31,6 +29,8 @@ from oialr_search.space.search_file import load_search
 from oialr_search.storage import open_storage
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import EvaluationRecord, Outcome, SearchRecord, Status
+from oialr_training.errors import ConfigError
+from oialr_training.protocol import Completed, Failed, Resources, write_result
 
 from ..conftest import CIFAR10, Command
 from ..invented import statuses_of, store_search

@@ -8,16 +8,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from oialr_training.protocol import RESULT_FILE, Epoch, Event
-from oialr_training.tasks import validate_training
-from oialr_training.training import set_up, train
-from oialr_training.yaml_files import parse_yaml
 
 from oialr_search.analysis.export import export
 from oialr_search.evaluation.files import OUTCOME_FILE, read_ending
 from oialr_search.storage import open_storage
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import EvaluationRecord, IndividualRecord, SearchRecord, Status
+from oialr_training.protocol import RESULT_FILE, Epoch, Event
+from oialr_training.tasks import validate_training
+from oialr_training.training import set_up, train
+from oialr_training.yaml_files import parse_yaml
 
 Finished = dict[tuple[int, int], Mapping[str, float]]
 """(individual, attempt) → metrics."""

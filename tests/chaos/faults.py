@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
-from oialr_training.protocol import EVENTS_FILE, RESULT_FILE
 
 from oialr_search.evaluation.files import (
     EVALUATION_FILE,
@@ -24,6 +23,7 @@ from oialr_search.evaluation.files import (
     SEARCH_FILE,
     STATE_FILE,
 )
+from oialr_training.protocol import EVENTS_FILE, RESULT_FILE
 
 from .databases import Database
 from .launches import Hung, Launch, wait_until

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
+
 from oialr_training.protocol import EVENTS_FILE
 
 MARK = "CHAOS_LAUNCH"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import typer
-from oialr_training.errors import ConfigError
 
 from oialr_search.cli import exits
 from oialr_search.evaluation.repeated_seeds import TrainingFailed
 from oialr_search.storage.records import StorageUnavailable
+from oialr_training.errors import ConfigError
 
 
 @pytest.fixture(autouse=True)

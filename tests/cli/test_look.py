@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import yaml
-from oialr_training.errors import ConfigError
 
 from oialr_search.analysis.choosing import choose_search
 from oialr_search.analysis.individual import describe
@@ -20,6 +19,7 @@ from oialr_search.analysis.leaderboard import leaderboard
 from oialr_search.cli.options import options_of_database
 from oialr_search.storage import open_storage
 from oialr_search.terminal.tables import as_parquet
+from oialr_training.errors import ConfigError
 
 from ..conftest import Command
 from ..storage.storage_examples import new_search

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from oialr_training.whole_files import written_whole
 
 from ..conftest import Command

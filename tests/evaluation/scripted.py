@@ -12,10 +12,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from oialr_training.protocol import Completed, Epoch, Evaluate, Event, Message, Prepare, Started
 
 from oialr_search.evaluation.devices import WorkerSettings
 from oialr_search.evaluation.worker_process import WorkerDied, WorkerProcess
+from oialr_training.protocol import Completed, Epoch, Evaluate, Event, Message, Prepare, Started
 
 BEGAN = 1_700_000_000.0
 

@@ -10,6 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from oialr_search.evaluation import evaluator as evaluator_module
+from oialr_search.evaluation import outbox as outbox_module
+from oialr_search.evaluation.devices import WorkerSettings
+from oialr_search.evaluation.evaluator import Evaluated, Evaluator
+from oialr_search.evaluation.files import Ending, read_histories, read_record
+from oialr_search.evaluation.outbox import Outbox
+from oialr_search.evaluation.worker_process import WorkerDied
+from oialr_search.space.search_file import SearchFile, load_search
+from oialr_search.storage.database import Storage
+from oialr_search.storage.records import Claim, EvaluationRecord, Status
 from oialr_training.errors import ConfigError
 from oialr_training.protocol import (
     Evaluate,
@@ -22,17 +33,6 @@ from oialr_training.protocol import (
     Stopped,
     write_result,
 )
-
-from oialr_search.evaluation import evaluator as evaluator_module
-from oialr_search.evaluation import outbox as outbox_module
-from oialr_search.evaluation.devices import WorkerSettings
-from oialr_search.evaluation.evaluator import Evaluated, Evaluator
-from oialr_search.evaluation.files import Ending, read_histories, read_record
-from oialr_search.evaluation.outbox import Outbox
-from oialr_search.evaluation.worker_process import WorkerDied
-from oialr_search.space.search_file import SearchFile, load_search
-from oialr_search.storage.database import Storage
-from oialr_search.storage.records import Claim, EvaluationRecord, Status
 
 from ..conftest import DIGITS
 from ..storage.storage_examples import launched_search, new_proposal

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from oialr_training.protocol import Failed, Resources, write_result
-
 from oialr_search.evaluation.files import OUTCOME_FILE, Ending, read_ending, write_record
 from oialr_search.evaluation.outcomes import outcome_of
+from oialr_training.protocol import Failed, Resources, write_result
 
 from .scripted import completed
 

@@ -8,6 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+
+from oialr_search.evaluation.devices import WorkerSettings
+from oialr_search.evaluation.repeated_seeds import TrainingFailed, refuse_completed, summary, train
+from oialr_search.evaluation.worker_process import WorkerDied
 from oialr_training.errors import ConfigError
 from oialr_training.protocol import (
     Completed,
@@ -19,10 +23,6 @@ from oialr_training.protocol import (
     write_result,
 )
 from oialr_training.tasks import load_training
-
-from oialr_search.evaluation.devices import WorkerSettings
-from oialr_search.evaluation.repeated_seeds import TrainingFailed, refuse_completed, summary, train
-from oialr_search.evaluation.worker_process import WorkerDied
 
 from ..conftest import SEARCH_SPACES
 from .scripted import BEGAN, Clock, Line, Workers, completed, epoch, started

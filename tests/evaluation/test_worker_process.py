@@ -15,6 +15,16 @@ from typing import Any
 
 import psutil
 import pytest
+
+from oialr_search.evaluation import worker_process
+from oialr_search.evaluation.devices import (
+    WorkerSettings,
+    choose_gpu,
+    threads_per_rank,
+    visible_gpus,
+)
+from oialr_search.evaluation.files import read_events
+from oialr_search.evaluation.worker_process import WorkerDied, WorkerProcess, worker_environment
 from oialr_training.protocol import (
     EVENTS_FILE,
     Completed,
@@ -27,16 +37,6 @@ from oialr_training.protocol import (
     Started,
     encode,
 )
-
-from oialr_search.evaluation import worker_process
-from oialr_search.evaluation.devices import (
-    WorkerSettings,
-    choose_gpu,
-    threads_per_rank,
-    visible_gpus,
-)
-from oialr_search.evaluation.files import read_events
-from oialr_search.evaluation.worker_process import WorkerDied, WorkerProcess, worker_environment
 
 from ..conftest import BIN, DIGITS
 

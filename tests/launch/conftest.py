@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from oialr_training.protocol import Completed, Evaluate, Event, Prepare
 
 from oialr_search.evaluation import evaluator, outbox
 from oialr_search.launch import controller, islands, launch, preparation, progress, stop_request
@@ -20,6 +19,7 @@ from oialr_search.space.search_file import SearchFile, load_search
 from oialr_search.storage import open_storage
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import SearchRecord
+from oialr_training.protocol import Completed, Evaluate, Event, Prepare
 
 from ..conftest import DIGITS
 from ..evaluation.scripted import Line, ScriptedWorker, Silence, Workers, completed, epoch, started

@@ -8,6 +8,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from oialr_search.evaluation.files import OUTCOME_FILE, Ending, write_claim, write_record
+from oialr_search.launch.resuming import start_search
+from oialr_search.space.search_file import SearchFile, load_search
+from oialr_search.storage.database import Storage
+from oialr_search.storage.records import Claim, EvaluationRecord, Proposal, Runner
 from oialr_training.protocol import (
     EVENTS_FILE,
     Completed,
@@ -18,12 +23,6 @@ from oialr_training.protocol import (
     encode,
     write_result,
 )
-
-from oialr_search.evaluation.files import OUTCOME_FILE, Ending, write_claim, write_record
-from oialr_search.launch.resuming import start_search
-from oialr_search.space.search_file import SearchFile, load_search
-from oialr_search.storage.database import Storage
-from oialr_search.storage.records import Claim, EvaluationRecord, Proposal, Runner
 
 from ..conftest import DIGITS
 from ..evaluation.scripted import epoch, started

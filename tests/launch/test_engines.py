@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from oialr_training.errors import ConfigError
 
 from oialr_search.launch.engines import (
     Engine,
@@ -29,6 +28,7 @@ from oialr_search.launch.population import Population
 from oialr_search.space.hyperparameters import Hyperparameter
 from oialr_search.space.search_file import ENGINES, SearchSettings, load_search
 from oialr_search.storage.records import Known, Status
+from oialr_training.errors import ConfigError
 
 from ..conftest import AUTOFORMER, CIFAR10, DIGITS
 

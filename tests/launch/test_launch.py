@@ -13,8 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from oialr_training.errors import ConfigError
-from oialr_training.protocol import Evaluate, Failed, Prepare, Ready, Stop, Stopped
 
 from oialr_search import exit_codes
 from oialr_search.evaluation.evaluator import Evaluator
@@ -25,6 +23,8 @@ from oialr_search.space.search_file import SearchFile
 from oialr_search.storage import open_storage
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import Status, StorageUnavailable
+from oialr_training.errors import ConfigError
+from oialr_training.protocol import Evaluate, Failed, Prepare, Ready, Stop, Stopped
 
 from ..evaluation.scripted import Line, Silence, epoch, started
 from ..storage.storage_examples import new_launch

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from oialr_training.yaml_files import parse_yaml
 
 from oialr_search.analysis.export import export
 from oialr_search.analysis.individual import describe
@@ -20,6 +19,7 @@ from oialr_search.launch.provenance import git_revision
 from oialr_search.launch.resuming import free_name
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import Outcome, Status
+from oialr_training.yaml_files import parse_yaml
 
 from ..evaluation.scripted import completed, epoch
 from .left_behind import OBSERVED, TRAINED, UPDATE, LeftBehind, failed

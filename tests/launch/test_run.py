@@ -19,12 +19,12 @@ import psutil
 import pytest
 import torch
 import yaml
-from oialr_training.data import LoadSettings
-from oialr_training.protocol import Completed, write_result
-from oialr_training.tasks import load_training
 from safetensors.torch import load_file
 
 from oialr_search.analysis.plots.names import PlotName
+from oialr_training.data import LoadSettings
+from oialr_training.protocol import Completed, write_result
+from oialr_training.tasks import load_training
 
 from ..conftest import (
     AUTOFORMER,

@@ -10,8 +10,9 @@ from fractions import Fraction
 from math import inf
 
 import torch
-from oialr import OIALRSettings
 from torch import Tensor
+
+from oialr import OIALRSettings
 
 LR, BETAS, EPS, WEIGHT_DECAY = 0.02, (0.9, 0.99), 1e-3, 0.01
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from oialr import OIALR, OIALRSettings
 from torch import Tensor, nn
+
+from oialr import OIALR, OIALRSettings
 
 from .algorithm_2 import BETAS, EPS, LR, WEIGHT_DECAY, algorithm_2
 

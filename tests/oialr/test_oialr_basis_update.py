@@ -2,12 +2,13 @@ import copy
 
 import pytest
 import torch
-from oialr import OIALR, LowRankLinear, OIALRError, OIALRSettings, stability
-from oialr.basis_update import kept_inner_rank, update_bases
-from oialr.decomposition import decompose
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from oialr import OIALR, LowRankLinear, OIALRError, OIALRSettings, stability
+from oialr.basis_update import kept_inner_rank, update_bases
+from oialr.decomposition import decompose
 
 
 def make_settings(**changes: object) -> OIALRSettings:

@@ -7,8 +7,9 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from oialr import OIALR, LowRankConv, LowRankLinear, OIALRSettings
 from torch import Tensor, nn
+
+from oialr import OIALR, LowRankConv, LowRankLinear, OIALRSettings
 
 
 class BuiltLinear(LowRankLinear):

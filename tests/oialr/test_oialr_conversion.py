@@ -3,6 +3,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
 from oialr import (
     OIALR,
     LowRankLinear,
@@ -11,8 +14,6 @@ from oialr import (
     StackedLowRankLinear,
     export,
 )
-from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
 
 
 class Attend(nn.Module):

@@ -3,11 +3,12 @@ import io
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from oialr import OIALR, LowRankConv, OIALRSettings
 from oialr.basis_update import update_bases
 from oialr.decomposition import Factors, decompose
 from oialr.layers import Convolution
-from torch import Tensor, nn
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 

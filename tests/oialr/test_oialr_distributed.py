@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed
-from oialr import OIALR, OIALRError, OIALRSettings
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from oialr import OIALR, OIALRError, OIALRSettings
 
 NUM_PROCESSES = 2
 NUM_STEPS = 20

@@ -2,11 +2,12 @@ import logging
 
 import pytest
 import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
 from oialr import OIALR, OIALRError, OIALRSettings
 from oialr.eligibility import EligibleLayer, survey
 from oialr.metrics import count_parameters
-from timm.models.vision_transformer import VisionTransformer
-from torch import nn
 
 
 def make_settings(**changes: object) -> OIALRSettings:

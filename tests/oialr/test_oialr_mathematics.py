@@ -8,6 +8,8 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from torch import Tensor, nn
+
 from oialr import (
     OIALR,
     LowRankLinear,
@@ -21,7 +23,6 @@ from oialr import (
 from oialr.basis_update import update_bases
 from oialr.decomposition import decompose
 from oialr.optimizer_state import rotate_first, rotate_second
-from torch import Tensor, nn
 
 from .algorithm_2 import Weight
 

@@ -4,6 +4,8 @@ import io
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from oialr import (
     OIALR,
     NotFiniteError,
@@ -17,7 +19,6 @@ from oialr import (
     weight_stability,
 )
 from oialr.decomposition import decompose
-from torch import Tensor, nn
 
 from .algorithm_2 import stability as slow_stability
 

@@ -7,12 +7,13 @@ import pytest
 import timm
 import torch
 import torchvision
+from timm.models.vgg import VGG
+from torch import Tensor, nn
+
 from oialr import OIALR, OIALRError, OIALRSettings
 from oialr_training.models import minivit
 from oialr_training.models.autoformer import Autoformer
 from oialr_training.sections import AutoformerModel, MiniViTModel
-from timm.models.vgg import VGG
-from torch import Tensor, nn
 
 Case = tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...], int]
 

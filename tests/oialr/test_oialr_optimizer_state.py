@@ -2,10 +2,11 @@ import copy
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from oialr import OIALR, LowRankLinear, OIALRError, OIALRSettings
 from oialr.basis_update import update_bases
 from oialr.decomposition import decompose
-from torch import Tensor, nn
 
 
 def slow_first(moment: Tensor, left: Tensor, right: Tensor) -> Tensor:

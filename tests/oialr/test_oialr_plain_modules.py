@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from oialr import OIALR, OIALRSettings, export
 from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+
+from oialr import OIALR, OIALRSettings, export
 
 
 class SelfAttention(nn.Module):

@@ -1,10 +1,11 @@
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
 from oialr import LowRankLinear, StackedLowRankLinear, low_rank_linear
 from oialr.decomposition import Factors
 from oialr.products import dense_is_cheaper
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 SHAPES = [(7, 5, 3), (5, 7, 3), (6, 6, 6), (4, 9, 1)]  # m, n, r
 

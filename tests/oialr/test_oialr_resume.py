@@ -3,9 +3,10 @@ from typing import Any
 
 import pytest
 import torch
-from oialr import OIALR, OIALRError, OIALRSettings
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
+
+from oialr import OIALR, OIALRError, OIALRSettings
 
 Training = tuple[nn.Module, torch.optim.Optimizer, OIALR]
 

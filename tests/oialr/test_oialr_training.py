@@ -7,6 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.checkpoint import checkpoint
+
 from oialr import (
     OIALR,
     BasisUpdate,
@@ -15,11 +21,6 @@ from oialr import (
     OIALRSettings,
     stability,
 )
-from timm.utils import ModelEmaV3
-from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.checkpoint import checkpoint
 
 NUM_STEPS = 12
 

@@ -2,9 +2,10 @@ import itertools
 
 import pytest
 import torch
+from torch import nn
+
 from oialr import OIALR, OIALRError, OIALRSettings
 from oialr.update_times import conversion_step, update_number, window_size
-from torch import nn
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-from oialr_training.config import Metric, TrainingConfig
 from pydantic import Field
+
+from oialr_training.config import Metric, TrainingConfig
 
 if TYPE_CHECKING:
     import torch
+
     from oialr_training.data import Batches
     from oialr_training.tasks.components import Components
 
@@ -31,9 +33,10 @@ class Margins(TrainingConfig):
     def components(self) -> Components:
         """See `TrainingConfig.components`."""
         import torch
+        from torch import nn
+
         from oialr_training.data import LoadSettings, Splits, TensorBatches
         from oialr_training.tasks.components import Components
-        from torch import nn
 
         def splits(settings: LoadSettings) -> Splits:
             points = torch.rand(96, 3, generator=torch.Generator().manual_seed(0))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
 from oialr_training.protocol import Event, Message, Progressed, decode, encode
 from oialr_training.tasks import validate_training
 from oialr_training.yaml_files import read_yaml

@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
+
+from benchmarks.plain_autoformer import PlainAutoformer, PlainDecomposition
 from oialr_training.models import autoformer
 from oialr_training.models.autoformer import (
     Autoformer,
@@ -23,9 +26,6 @@ from oialr_training.models.autoformer import (
     strongest_delays,
 )
 from oialr_training.sections import AutoformerModel
-from torch import Tensor, nn
-
-from benchmarks.plain_autoformer import PlainAutoformer, PlainDecomposition
 
 from ..conftest import SHARED
 

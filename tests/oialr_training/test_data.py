@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
 from oialr_training.data import LoadSettings, Splits, cifar10, digits
 from oialr_training.errors import DataError
 from oialr_training.sections import CIFAR10Data, DigitsData
-from PIL import Image
 
 CLASSES = [f"class{n}" for n in range(10)]
 CPU = torch.device("cpu")

@@ -14,10 +14,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch import Tensor
+
 from oialr_training.data import Batches, LoadSettings, Splits, ettm2
 from oialr_training.errors import DataError
 from oialr_training.sections import ETTm2Data
-from torch import Tensor
 
 from ..conftest import SHARED
 

@@ -6,6 +6,7 @@ import errno
 
 import pytest
 import torch
+
 from oialr import NotFiniteError, OIALRError
 from oialr_training.errors import (
     ConfigError,

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from oialr import LowRankLinear
 from oialr_training.errors import ConfigError, DivergedError
 from oialr_training.protocol import Completed, Epoch, Event, Started
@@ -16,7 +18,6 @@ from oialr_training.tasks import load_training, validate_training
 from oialr_training.tasks.autoformer import AutoformerETTm2
 from oialr_training.tasks.components import measure_forecast
 from oialr_training.training import Trained, Training, set_up, settings_without_effect, train
-from torch import Tensor, nn
 
 from ..conftest import SEARCH_SPACES, SHARED
 

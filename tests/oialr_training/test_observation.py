@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import pytest
+
 from oialr_training.errors import ConfigError
 from oialr_training.protocol import Epoch, Event, Observation, Started
 from oialr_training.tasks import validate_training

@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+
 from oialr_training.errors import ProtocolError
 from oialr_training.protocol import (
     MAX_RECORDS,

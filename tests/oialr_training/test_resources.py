@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+
 from oialr_training.protocol import Completed, Epoch
 from oialr_training.resources import CpuEnergy, Meter, gpu_energy, peak_host_memory, whole_gpu
 

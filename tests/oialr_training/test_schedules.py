@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from timm.scheduler.cosine_lr import CosineLRScheduler
+from timm.scheduler.step_lr import StepLRScheduler
+
 from oialr_training.config import TrainingConfig
 from oialr_training.schedules import CosineSchedule
 from oialr_training.tasks import load_training
-from timm.scheduler.cosine_lr import CosineLRScheduler
-from timm.scheduler.step_lr import StepLRScheduler
 
 from ..conftest import SEARCH_SPACES
 

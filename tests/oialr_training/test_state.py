@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from oialr_training.protocol import Completed, Epoch, Event, Started
 from oialr_training.sections import OptimizerConfig
 from oialr_training.state import FORMAT, StateFile, identity

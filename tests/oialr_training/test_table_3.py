@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from oialr_training.schedules import CosineSchedule
 from oialr_training.tasks import load_training, validate_training
 from oialr_training.yaml_files import read_yaml

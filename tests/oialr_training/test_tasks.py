@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+
 from oialr_training.config import TrainingConfig
 from oialr_training.data import LoadSettings, Splits
 from oialr_training.errors import ConfigError

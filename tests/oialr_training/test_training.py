@@ -7,9 +7,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-import oialr_training.training
 import pytest
 import torch
+
+import oialr_training.training
 from oialr import OIALRSettings
 from oialr_training.errors import DivergedError
 from oialr_training.models import minivit

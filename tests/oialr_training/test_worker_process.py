@@ -11,6 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
+
 from oialr_training.__main__ import Worker
 from oialr_training.protocol import (
     EVENTS_FILE,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from oialr_training.__main__ import Worker
 from oialr_training.protocol import (
     Completed,

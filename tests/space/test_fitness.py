@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 import pytest
-from oialr_training.errors import ConfigError
-from oialr_training.tasks import TASKS
 
 from oialr_search.space.fitness import fitness_of
+from oialr_training.errors import ConfigError
+from oialr_training.tasks import TASKS
 
 from ..oialr_training.margins import Margins
 

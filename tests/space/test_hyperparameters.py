@@ -7,11 +7,11 @@ from collections import Counter
 from typing import Any
 
 import pytest
+
+from oialr_search.space.hyperparameters import Hyperparameter, parse_space, with_hyperparameters
 from oialr_training.errors import ConfigError
 from oialr_training.tasks import TASKS
 from oialr_training.yaml_files import read_yaml
-
-from oialr_search.space.hyperparameters import Hyperparameter, parse_space, with_hyperparameters
 
 from ..conftest import DIGITS
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
+from oialr_search.space.search_file import load_search
 from oialr_training.errors import ConfigError
 from oialr_training.tasks import TASKS, load_training
 from oialr_training.tasks.autoformer import AutoformerETTm2
 from oialr_training.yaml_files import parse_yaml
-
-from oialr_search.space.search_file import load_search
 
 from ..conftest import AUTOFORMER, CIFAR10, DIGITS, SEARCH_SPACES
 from ..oialr_training.margins import Margins

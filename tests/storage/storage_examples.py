@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from oialr_training.protocol import Resources
-
 from oialr_search.space.hyperparameters import SearchSpace
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import (
@@ -16,6 +14,7 @@ from oialr_search.storage.records import (
     Proposal,
     Runner,
 )
+from oialr_training.protocol import Resources
 
 
 def space_of(*hyperparameters: dict[str, Any]) -> SearchSpace:

@@ -8,7 +8,6 @@ from datetime import UTC, timedelta, timezone
 from typing import Any
 
 import pytest
-from oialr_training.protocol import Observation, RankUpdate, Resources
 from storage_examples import (
     HYPERPARAMETERS,
     RESOURCES,
@@ -25,6 +24,7 @@ from storage_examples import (
 from oialr_search.storage import open_storage
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import Outcome, Status, StorageError, StorageUnavailable, utc_now
+from oialr_training.protocol import Observation, RankUpdate, Resources
 
 COMPLETED = Outcome(status=Status.COMPLETED, fitness=0.25, metrics={"val.top1": 0.75})
 FAILED = Outcome(status=Status.FAILED, reason="CUDA out of memory", exit_signal=9)

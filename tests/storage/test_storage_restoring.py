@@ -8,7 +8,6 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
-from oialr_training.protocol import Observation, RankUpdate
 from storage_examples import (
     RESOURCES,
     epoch_record,
@@ -30,6 +29,7 @@ from oialr_search.storage.records import (
     Status,
     StorageError,
 )
+from oialr_training.protocol import Observation, RankUpdate
 
 UPDATE = RankUpdate(step=100, layer="größe", inner_rank=8, full_inner_rank=64, stability=None)
 OBSERVATION = Observation(

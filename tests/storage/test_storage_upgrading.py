@@ -12,7 +12,6 @@ import pytest
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
-from oialr_training.protocol import Resources
 from storage_examples import new_launch, new_proposal, new_runner
 from test_storage_breeding import breeders_by_looking_at_all, check_counts
 
@@ -21,6 +20,7 @@ from oialr_search.storage import open_storage, upgrade_storage
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import Outcome, Status, StorageError
 from oialr_search.storage.schema import REVISION_TABLE
+from oialr_training.protocol import Resources
 
 AT = "2025-03-01 12:00:00.250000"
 GENES = '{"optimizer.lr": 0.5}'

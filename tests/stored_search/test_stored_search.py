@@ -16,11 +16,6 @@ import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from oialr_training.errors import ConfigError
-from oialr_training.sections import OIALRConfig
-from oialr_training.tasks import TASKS, validate_training
-from oialr_training.tasks.minivit import MiniViTDigits
-from oialr_training.yaml_files import parse_yaml
 from pydantic import Field
 
 from oialr_search.analysis.export import best_individual, export
@@ -31,6 +26,11 @@ from oialr_search.storage import open_storage
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import EvaluationRecord, SearchRecord, Status
 from oialr_search.storage.schema import METADATA, REVISION_TABLE
+from oialr_training.errors import ConfigError
+from oialr_training.sections import OIALRConfig
+from oialr_training.tasks import TASKS, validate_training
+from oialr_training.tasks.minivit import MiniViTDigits
+from oialr_training.yaml_files import parse_yaml
 
 from ..conftest import make_command
 

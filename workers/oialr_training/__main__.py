@@ -196,9 +196,10 @@ def log_event(event: Event) -> None:
 
 def _save_checkpoint(model: nn.Module, path: Path) -> None:
     """Dense weights, which the network loads as it is built, without OIALR."""
-    from oialr import export
     from safetensors import SafetensorError
     from safetensors.torch import save_file
+
+    from oialr import export
 
     try:
         with written_whole(path) as aside:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 
 import torch
-from oialr import OIALRError
 
+from oialr import OIALRError
 from oialr_training.errors import Cause, KnownError
 from oialr_training.protocol import Failed
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from oialr import OIALR, NotFiniteError, Observer, OIALRSettings
 from torch import nn
 
+from oialr import OIALR, NotFiniteError, Observer, OIALRSettings
 from oialr_training.config import TrainingConfig
 from oialr_training.data import Batch, Batches, LoadSettings, Splits
 from oialr_training.errors import DeviceError, DivergedError

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import plotly.graph_objects as go
-from oialr_training.protocol import Observation, RankUpdate
 
 from oialr_search.analysis.plots import style
+from oialr_training.protocol import Observation, RankUpdate
 
 STABILITY = ("stability", "Stability of the bases, Eq. (4)")
 MIXING = ("mixing_similarity", "Mixing similarity, Eq. (5)")

@@ -8,7 +8,6 @@ from functools import cached_property
 from typing import TypeVar
 
 import plotly.graph_objects as go
-from oialr_training.errors import ConfigError
 
 from oialr_search.analysis.labels import describe_search, fitness_label, metric_label, plain
 from oialr_search.analysis.plots import space
@@ -29,6 +28,7 @@ from oialr_search.storage.records import (
     Status,
     StorageError,
 )
+from oialr_training.errors import ConfigError
 
 R = TypeVar("R")
 

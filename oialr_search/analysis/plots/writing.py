@@ -8,9 +8,9 @@ from pathlib import Path
 import kaleido
 import plotly.graph_objects as go
 from kaleido.errors import BrowserClosedError, BrowserFailedError, ChromeNotFoundError
-from oialr_training.errors import ConfigError
 
 from oialr_search.terminal.tables import write_file
+from oialr_training.errors import ConfigError
 
 PICTURES = ("png", "pdf", "svg")
 FORMATS = ("html", *PICTURES)

@@ -29,7 +29,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # the other modules of bench
 
 from benchmarks.search_problems import Problem, problem
 from oialr_search.launch.engines import (
-    Individuals,
     Knowledge,
     Member,
     engine_for,
@@ -38,6 +37,7 @@ from oialr_search.launch.engines import (
 from oialr_search.launch.population import Population
 from oialr_search.space.search_file import ENGINES, SearchSettings
 from oialr_search.storage.records import Known, Status
+from oialr_search.surrogate.individuals import Individuals
 
 MIX = ("svm", "sgd", "oialr", "bbob-mixint-5", "bbob-mixint-10", "bbob-5", "bbob-10")
 COMPARED = ("random", "propulate", "tpe", "cmaes", "screened")

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from oialr_search.launch.engines import Individuals, Member
+from oialr_search.launch.engines import Member
 from oialr_search.space.hyperparameters import Hyperparameter
 from oialr_search.storage.database import Storage
+from oialr_search.surrogate.individuals import Individuals
 
 
 class Population:

@@ -17,7 +17,6 @@ import pytest
 
 from oialr_search.launch.engines import (
     Engine,
-    Individuals,
     Knowledge,
     Member,
     Offspring,
@@ -28,6 +27,7 @@ from oialr_search.launch.population import Population
 from oialr_search.space.hyperparameters import Hyperparameter
 from oialr_search.space.search_file import ENGINES, SearchSettings, load_search
 from oialr_search.storage.records import Known, Status
+from oialr_search.surrogate.individuals import Individuals
 from oialr_training.errors import ConfigError
 
 from ..conftest import AUTOFORMER, CIFAR10, DIGITS

@@ -19,18 +19,17 @@ from hypothesis import strategies as st
 
 from oialr_search.launch.engines import (
     Engine,
-    Individuals,
     Knowledge,
     Member,
     Offspring,
     engine_for,
     screened,
 )
-from oialr_search.launch.engines.individuals import middle
 from oialr_search.launch.population import Population
 from oialr_search.space.hyperparameters import Hyperparameter
 from oialr_search.space.search_file import SearchSettings
 from oialr_search.storage.records import Known, Status
+from oialr_search.surrogate.individuals import Individuals, middle
 
 LR = Hyperparameter(name="lr", kind="float", low=1e-4, high=1e-1, scale="log")
 DECAY = Hyperparameter(name="decay", kind="float", low=0.0, high=1.0)

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from oialr_search.launch.engines.individuals import Individuals as Individuals
 from oialr_search.space.hyperparameters import Hyperparameter
 from oialr_search.space.search_file import ENGINES, SearchSettings
+from oialr_search.surrogate.individuals import Individuals
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,8 +16,9 @@ from optuna.distributions import (
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from oialr_search.launch.engines import Engine, Individuals, Knowledge, Offspring
+from oialr_search.launch.engines import Engine, Knowledge, Offspring
 from oialr_search.space.hyperparameters import Hyperparameter
+from oialr_search.surrogate.individuals import Individuals
 
 BEST, NEWEST = 250, 250  # what a proposal is built on, of all individuals
 

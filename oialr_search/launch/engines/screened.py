@@ -20,9 +20,7 @@ from propulate.population import Individual
 from scipy.special import ndtr
 from threadpoolctl import threadpool_limits
 
-from oialr_search.launch.engines import Engine, Individuals, Knowledge, Member, Offspring
-from oialr_search.launch.engines.gaussian_process import GaussianProcess, fit
-from oialr_search.launch.engines.individuals import Array, share
+from oialr_search.launch.engines import Engine, Knowledge, Member, Offspring
 from oialr_search.launch.engines.variation import (
     CrossoverAndMove,
     DrawOneAnew,
@@ -34,6 +32,8 @@ from oialr_search.launch.engines.variation import (
 )
 from oialr_search.space.hyperparameters import Hyperparameter
 from oialr_search.space.search_file import SearchSettings
+from oialr_search.surrogate.gaussian_process import GaussianProcess, fit
+from oialr_search.surrogate.individuals import Array, Individuals, share
 
 START = 12
 UNIFORM, UNSCREENED = 0.03, 0.10

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from oialr_search.launch.engines import gaussian_process
-from oialr_search.launch.engines.gaussian_process import Array, GaussianProcess, fit
+from oialr_search.surrogate import gaussian_process
+from oialr_search.surrogate.gaussian_process import Array, GaussianProcess, fit
 
 CATEGORICAL = np.array([False, False, True])
 

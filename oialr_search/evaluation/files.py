@@ -282,6 +282,11 @@ def _read_history(
         status=Status.LOST if repeat else last.status,
         fitness=None if repeat else last.fitness,
         finished_at=None if repeat else last.finished_at,
+        objectives=last.objectives,
+        constraints=last.constraints,
+        violation=last.violation,
+        num_seeds=int(last.fitness is not None),
+        cost_s=sum(history.evaluation.duration_s or 0.0 for history in evaluations),
         evaluation=last,
     )
     yield IndividualHistory(individual=individual, evaluations=evaluations)

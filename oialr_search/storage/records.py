@@ -154,8 +154,8 @@ class Outcome:
     exit_code: int | None = None
     exit_signal: int | None = None
     fitness: float | None = None
-    objectives: Sequence[float] = ()  # minimised; empty where the fitness is the only one
-    constraints: Sequence[float] = ()  # what each exceeds its bound by; fulfilled up to 0
+    objectives: Sequence[float] = field(default_factory=list)  # minimised; empty: the fitness alone
+    constraints: Sequence[float] = field(default_factory=list)  # excesses; met up to 0
     violation: float = 0.0  # of all constraints; 0: none
     metrics: Mapping[str, float] = field(default_factory=dict)  # final values; inf reads as NaN
     trainable_percent: float | None = None  # of the full-rank model's parameters
@@ -195,8 +195,8 @@ class EvaluationRecord:
     trainable_percent: float | None
     compression_percent: float | None
     log_tail: str | None
-    objectives: Sequence[float] = ()
-    constraints: Sequence[float] = ()
+    objectives: Sequence[float] = field(default_factory=list)
+    constraints: Sequence[float] = field(default_factory=list)
     violation: float = 0.0
     resources: Resources = field(default_factory=Resources)
 
@@ -205,7 +205,7 @@ class EvaluationRecord:
         """Seconds from the request to the end."""
         if self.finished_at is None:
             return None
-        return (self.finished_at - self.started_at).total_seconds()
+        return max((self.finished_at - self.started_at).total_seconds(), 0.0)
 
 
 def num_failures(attempts: Iterable[EvaluationRecord]) -> int:
@@ -223,8 +223,8 @@ class Known:
     genes: Mapping[str, float]
     fitness: float | None  # None unless completed; of an individual with repeats their mean
     violation: float = 0.0
-    objectives: Sequence[float] = ()
-    constraints: Sequence[float] = ()
+    objectives: Sequence[float] = field(default_factory=list)
+    constraints: Sequence[float] = field(default_factory=list)
     repeat_of: int | None = None
     cost_s: float = 0.0
 
@@ -245,8 +245,8 @@ class IndividualRecord(Proposal):
     finished_at: datetime | None
     evaluation: EvaluationRecord | None  # the latest attempt
     violation: float = 0.0
-    objectives: Sequence[float] = ()
-    constraints: Sequence[float] = ()
+    objectives: Sequence[float] = field(default_factory=list)
+    constraints: Sequence[float] = field(default_factory=list)
     fitness_deviation: float | None = None  # standard deviation over seeds; None: only one
     num_seeds: int = 0  # completed measurements of it; their mean is the fitness
     cost_s: float = 0.0  # of all its attempts

@@ -7,6 +7,7 @@ reads by index, and what must be counted is counted as it changes (`islands` and
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -50,6 +51,8 @@ from oialr_search.storage.schema import (
 UNFINISHED = (Status.QUEUED, Status.RUNNING)
 GIVEN_RANK = -1
 """The island rank of those that no rank bred: a person named them."""
+MEASURED = ("fitness", "violation", "objectives", "constraints")
+"""What completed evaluations of an individual have come to."""
 INSERTS: Mapping[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 
 
@@ -103,9 +106,25 @@ ATTEMPTS = (
     .where(evaluations.c.individual_id == parameter("individual_id"))
     .order_by(evaluations.c.attempt)
 )
+MEASUREMENTS = (
+    sa.select(*evaluations.c[MEASURED])
+    .join_from(evaluations, individuals)
+    .where(
+        sa.or_(
+            individuals.c.id == parameter("individual_id"),
+            individuals.c.repeat_of == parameter("individual_id"),
+        ),
+        evaluations.c.fitness.is_not(None),
+    )
+    .order_by(evaluations.c.id)
+)
 RUNNING = sa.select(evaluations).where(_with_id(evaluations))
 LOCK_SEARCH_OF_EVALUATION = (
-    sa.select(*individuals.c["id", "search_id", "island"], searches.c.last_finish_number)
+    sa.select(
+        *individuals.c["id", "search_id", "island", "repeat_of", "cost_s"],
+        evaluations.c.started_at,
+        searches.c.last_finish_number,
+    )
     .select_from(
         evaluations.join(individuals, individuals.c.id == evaluations.c.individual_id).join(
             searches, searches.c.id == individuals.c.search_id
@@ -223,7 +242,7 @@ def claim(
         individual = connection.execute(INSERT_INDIVIDUAL, values).one()
         earlier = []
     _count(connection, search_id, individual.island, left, Status.RUNNING)
-    evaluation = _start_evaluation(connection, individual.id, earlier, runner)
+    evaluation = _start_evaluation(connection, individual, earlier, runner)
     return Claim(
         individual=IndividualRecord(**individual._mapping, evaluation=evaluation),
         evaluation=evaluation,
@@ -285,18 +304,38 @@ def finish(
     values = {"the_id": evaluation_id, **row_of(outcome), "finish_number": number}
     if not connection.execute(CLOSE_EVALUATION, values).rowcount:
         return False
+    took_s = max((outcome.finished_at - found.started_at).total_seconds(), 0.0)
     connection.execute(
         UPDATE_INDIVIDUAL,
         {
             "the_id": found.id,
             "status": status,
-            "fitness": outcome.fitness,
             "finished_at": outcome.finished_at,
+            "cost_s": found.cost_s + took_s,
+            "num_seeds": int(outcome.fitness is not None),
+            **{name: getattr(outcome, name) for name in MEASURED},
         },
     )
+    if found.repeat_of is not None and outcome.fitness is not None:
+        average(connection, found.repeat_of)
     connection.execute(UPDATE_SEARCH, {"the_id": found.search_id, "last_finish_number": number})
     _count(connection, found.search_id, found.island, Status.RUNNING, status)
     return True
+
+
+def average(connection: sa.Connection, individual_id: int) -> None:
+    """Make an individual's figures the means over its own measurement and its repeats'."""
+    measured = connection.execute(MEASUREMENTS, {"the_individual_id": individual_id}).all()
+    fitness, violation, objectives, constraints = zip(*measured, strict=True)
+    values = {
+        "fitness": statistics.fmean(fitness),
+        "violation": statistics.fmean(violation),
+        "objectives": [statistics.fmean(values) for values in zip(*objectives, strict=True)],
+        "constraints": [statistics.fmean(values) for values in zip(*constraints, strict=True)],
+        "fitness_deviation": statistics.stdev(fitness) if len(fitness) > 1 else None,
+        "num_seeds": len(fitness),
+    }
+    connection.execute(UPDATE_INDIVIDUAL, {"the_id": individual_id, **values})
 
 
 def _count(
@@ -308,12 +347,14 @@ def _count(
 
 
 def _start_evaluation(
-    connection: sa.Connection, individual_id: int, earlier: Sequence[Any], runner: Runner
+    connection: sa.Connection, individual: Any, earlier: Sequence[Any], runner: Runner
 ) -> EvaluationRecord:
     """Store the next attempt; a repeated one keeps the threads that its sums depend on."""
-    values = vars(runner) | {"individual_id": individual_id}
+    values = vars(runner) | {"individual_id": individual.id}
+    if individual.seed is not None:
+        values["seed"] = individual.seed
     attempt = earlier[-1].attempt + 1 if earlier else 1
-    folder = f"{individual_folder(values.pop('search_folder'), individual_id)}/attempt-{attempt}"
+    folder = f"{individual_folder(values.pop('search_folder'), individual.id)}/attempt-{attempt}"
     if earlier:
         values["num_threads"] = earlier[-1].num_threads
     values |= {

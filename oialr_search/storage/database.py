@@ -208,19 +208,22 @@ class Storage(StorageReader):
             StorageError: when the individual has not completed: only fitness breeds.
         """
         search_id, individual_id = migration.search_id, migration.individual_id
-        fitness = sa.select(individuals.c.fitness).where(
-            individuals.c.id == individual_id, individuals.c.search_id == search_id
+        measured = sa.select(*individuals.c["fitness", "violation"]).where(
+            individuals.c.id == individual_id,
+            individuals.c.search_id == search_id,
+            individuals.c.fitness.is_not(None),
         )
         with self._writing() as connection:
             claims.lock_search(connection, search_id)  # before the island's row, as a claim does
-            row = vars(migration) | {"fitness": connection.scalar(fitness)}
-            if row["fitness"] is None:
+            found = connection.execute(measured).one_or_none()
+            if found is None:
                 raise StorageError(
                     f"individual {individual_id} has not completed in search {search_id}: "
                     "it cannot migrate"
                 )
             island = {"search_id": search_id, "island": migration.target_island}
             connection.execute(claims.INSERT_NEW[connection.dialect.name, "islands"], island)
+            row = vars(migration) | dict(found._mapping)
             insert = claims.INSERT_NEW[connection.dialect.name, "migrations"]
             return connection.execute(insert.returning(migrations.c.id), row).first() is not None
 

@@ -218,7 +218,10 @@ class Evaluator:
         self._running = running = _Running(claim=claim, since=now, heard=now, log_seen=now)
         evaluation = claim.evaluation
         folder = Path(evaluation.folder)
-        training = self._training | {"num_threads": evaluation.num_threads}
+        training = self._training | {
+            "num_threads": evaluation.num_threads,
+            "seed": evaluation.seed,
+        }
         request = Evaluate(
             config=with_hyperparameters(training, claim.individual.hyperparameters),
             folder=evaluation.folder,

@@ -256,17 +256,20 @@ def _read_history(
     if (individual.search_id, folder) != (search.id, belongs):
         raise FolderError(f"{folder} is not where individual {individual.id} belongs")
     attempts = sorted(folder.glob("attempt-*"), key=lambda path: (len(path.name), path.name))
-    evaluations, repeat = list[EvaluationHistory](), True
+    evaluations, repeat, cost_s = list[EvaluationHistory](), True, 0.0
     for path in attempts:
         try:
             failures = num_failures(history.evaluation for history in evaluations)
             ending = read_ending(
                 path, search.metric, search.task, failures=failures, retries=retries
             )
+            told = ending is not None
             if ending is None:
                 lost = Outcome(status=Status.LOST, reason="no result in its folder")
                 ending = Ending(outcome=lost, repeat=True)
-            evaluations.append(_read_evaluation(path, individual, ending.outcome))
+            history = _read_evaluation(path, individual, ending.outcome)
+            evaluations.append(history)
+            cost_s += (history.evaluation.duration_s or 0.0) if told else 0.0
             repeat = ending.repeat
         except FolderError as error:  # its rank may have been killed before it had written that
             yield str(error)
@@ -282,6 +285,11 @@ def _read_history(
         status=Status.LOST if repeat else last.status,
         fitness=None if repeat else last.fitness,
         finished_at=None if repeat else last.finished_at,
+        objectives=last.objectives,
+        constraints=last.constraints,
+        violation=last.violation,
+        num_seeds=int(last.fitness is not None),
+        cost_s=cost_s,
         evaluation=last,
     )
     yield IndividualHistory(individual=individual, evaluations=evaluations)

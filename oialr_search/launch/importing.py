@@ -48,7 +48,7 @@ def import_search(storage: Storage, folder: Path) -> tuple[SearchRecord, int, li
     launches.sort(key=attrgetter("id"))
     completed = {h.individual.id for h in histories if h.individual.fitness is not None}
     with storage.together():
-        storage.restore(search, launches, numbered(histories))
+        storage.restore(search, launches, numbered(alone_where_the_first_is_lost(histories)))
         for migration in migrations:
             if migration.individual_id in completed:
                 storage.record_migration(migration)
@@ -82,6 +82,19 @@ def lost_launches(
             )
         )
     return launches
+
+
+def alone_where_the_first_is_lost(
+    histories: Sequence[IndividualHistory],
+) -> list[IndividualHistory]:
+    """The same; who repeats an individual that was not found is one by itself."""
+    found = {history.individual.id for history in histories}
+    return [
+        history
+        if history.individual.repeat_of in found | {None}
+        else replace(history, individual=replace(history.individual, repeat_of=None))
+        for history in histories
+    ]
 
 
 def numbered(histories: Sequence[IndividualHistory]) -> list[IndividualHistory]:

@@ -32,7 +32,7 @@ class Population:
         """
         if any(known.individual_id == member.individual_id for known in self._members):
             return False
-        insort(self._members, member, key=lambda m: (m.fitness, m.individual_id))
+        insort(self._members, member, key=lambda m: m.standing)
         del self._members[self.size :]
         return member in self._members
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from oialr_search.space.given import OfFile, Start
 from oialr_search.space.hyperparameters import RANGE_KEYS, SearchSpace, parse_space
 from oialr_search.space.stopping import StoppingSettings, rule_class
 from oialr_training.config import OF_ALL_TASKS, TrainingConfig
@@ -64,6 +65,10 @@ class SearchSettings(Config):
     """Probability that a child is replaced by a random individual."""
     migration_probability: Fraction = 0.9
     """Probability, after each evaluation, that an island's best visits all other islands."""
+    start_with: tuple[Start, ...] = Field(default=(), strict=False)
+    """What is evaluated first: `file`, the file's own values at the searched paths;
+    `{search: NAME, best: 3}`, the best of another search in the database; `{file: PATH}`, a
+    training configuration, e.g. an exported one."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of breeding and migration; that of the trainings is the top-level `seed`."""
     evaluation_time_limit_s: Annotated[float, Field(gt=0.0)] | None = None
@@ -190,6 +195,12 @@ def load_search(
             f"`search.engines` names one for each of `search.islands` = {search.islands}, "
             f"got {len(search.engines)} ({source})"
         )
+    beside = path.absolute().parent
+    start = tuple(
+        OfFile(file=str(beside / entry.file)) if isinstance(entry, OfFile) else entry
+        for entry in search.start_with
+    )
+    search = search.model_copy(update={"start_with": start})
     task = TASKS[training.task]
     metrics = task.validation_metrics()
     if search.metric not in metrics:

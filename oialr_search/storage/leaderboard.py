@@ -11,7 +11,13 @@ import sqlalchemy as sa
 
 from oialr_search.space.hyperparameters import SearchSpace
 from oialr_search.storage.records import SearchRecord, Status
-from oialr_search.storage.schema import evaluations, individuals, searches
+from oialr_search.storage.schema import (
+    BEST_FIRST,
+    IS_NO_REPEAT,
+    evaluations,
+    individuals,
+    searches,
+)
 from oialr_search.storage.selection import (
     Column,
     Comparison,
@@ -133,8 +139,9 @@ def leaderboard(
     completed = list(selection.statuses) == [Status.COMPLETED]
     with_places = columns is None and selection != Selection()
     asked = [*columns_of(selection.where), *(columns or ())]
-    fitness = individuals.c.fitness if completed else individuals.c.fitness.nulls_last()
-    order: list[sa.ColumnElement[Any]] = [fitness, individuals.c.id]
+    order: list[sa.ColumnElement[Any]] = [*BEST_FIRST]
+    if not completed:
+        order.insert(0, individuals.c.fitness.is_(None))
     source: sa.FromClause = individuals
     if search_id is None:
         # In order before the wide rows are looked up one by one: with a LIMIT, PostgreSQL then
@@ -163,6 +170,8 @@ def leaderboard(
             if completed
             else individuals.c.status.in_(selection.statuses),
         )
+    if columns is None and search_id is not None:
+        query = query.where(IS_NO_REPEAT)
     if selection.islands:
         query = query.where(individuals.c.island.in_(selection.islands))
     if selection.where is not None:
@@ -172,10 +181,9 @@ def leaderboard(
 
 def _places(search_id: int | None) -> sa.Subquery:
     """Number the completed individuals of each search, from an index alone."""
-    order = (individuals.c.fitness, individuals.c.id)
-    place = sa.func.row_number().over(partition_by=individuals.c.search_id, order_by=order)
+    place = sa.func.row_number().over(partition_by=individuals.c.search_id, order_by=BEST_FIRST)
     query = sa.select(*individuals.c["id", "search_id"], place.label("place")).where(
-        individuals.c.fitness.is_not(None)
+        individuals.c.fitness.is_not(None), IS_NO_REPEAT
     )
     if search_id is not None:
         query = query.where(individuals.c.search_id == search_id)

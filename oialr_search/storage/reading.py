@@ -34,6 +34,8 @@ from oialr_search.storage.records import (
     StorageUnavailable,
 )
 from oialr_search.storage.schema import (
+    BEST_FIRST,
+    IS_NO_REPEAT,
     RESOURCES,
     evaluations,
     individuals,
@@ -71,24 +73,25 @@ INDIVIDUALS = sa.select(individuals, LATEST).outerjoin_from(individuals, LATEST,
 INDIVIDUAL_FIELDS, EVALUATION_FIELDS = individuals.c.keys(), evaluations.c.keys()
 
 _bred = (
-    sa.select(individuals.c.fitness, individuals.c.id)
+    sa.select(*BEST_FIRST)
     .where(
         individuals.c.search_id == parameter("search_id"),
         individuals.c.island == parameter("island"),
         individuals.c.fitness.is_not(None),
+        IS_NO_REPEAT,
     )
-    .order_by(individuals.c.fitness, individuals.c.id)
+    .order_by(*BEST_FIRST)
     .limit(parameter("limit"))
     .subquery()
 )
 _accepted = (
-    sa.select(migrations.c.fitness, migrations.c.individual_id)
+    sa.select(*migrations.c["violation", "fitness", "individual_id"])
     .where(
         migrations.c.search_id == parameter("search_id"),
         migrations.c.target_island == parameter("island"),
         migrations.c.fitness.is_not(None),
     )
-    .order_by(migrations.c.fitness, migrations.c.individual_id)
+    .order_by(*migrations.c["violation", "fitness", "individual_id"])
     .limit(parameter("limit"))
     .subquery()
 )
@@ -99,8 +102,9 @@ BEST_OF_ISLAND = (
         individuals.c.search_id == islands.c.search_id,
         individuals.c.island == islands.c.island,
         individuals.c.fitness.is_not(None),
+        IS_NO_REPEAT,
     )
-    .order_by(individuals.c.fitness, individuals.c.id)
+    .order_by(*BEST_FIRST)
     .limit(1)
     .correlate(islands)
     .scalar_subquery()
@@ -193,8 +197,12 @@ class StorageReader(AbstractContextManager["StorageReader"]):
             counts = connection.execute(sums.where(islands.c.search_id == search_id)).one()
             best = connection.execute(
                 sa.select(individuals.c.fitness, individuals.c.id)
-                .where(individuals.c.search_id == search_id, individuals.c.fitness.is_not(None))
-                .order_by(individuals.c.fitness, individuals.c.id)
+                .where(
+                    individuals.c.search_id == search_id,
+                    individuals.c.fitness.is_not(None),
+                    IS_NO_REPEAT,
+                )
+                .order_by(*BEST_FIRST)
                 .limit(1)
             ).one_or_none()
             return Progress(
@@ -237,16 +245,12 @@ class StorageReader(AbstractContextManager["StorageReader"]):
         asked = {"the_search_id": search_id, "the_limit": limit}
         with self._reading() as connection:
             candidates = {
-                (fitness, individual_id)
+                tuple(row)
                 for number in connection.scalars(as_this).all()
-                for fitness, individual_id in connection.execute(
-                    BREEDERS, {**asked, "the_island": number}
-                )
+                for row in connection.execute(BREEDERS, {**asked, "the_island": number})
             }
-            chosen = [individual_id for _, individual_id in sorted(candidates)[:limit]]
-            return read_individuals(
-                connection, individuals.c.id.in_(chosen), order=[individuals.c.fitness]
-            )
+            chosen = [individual_id for _, _, individual_id in sorted(candidates)[:limit]]
+            return read_individuals(connection, individuals.c.id.in_(chosen), order=BEST_FIRST[:2])
 
     def next_generation(self, search_id: int, island: int, island_rank: int) -> int:
         """Return the number of the next proposal of a rank: one more than its highest so far."""
@@ -274,9 +278,9 @@ class StorageReader(AbstractContextManager["StorageReader"]):
         by_fitness: list[sa.ColumnElement[Any]] = []
         if order == "fitness" and status is Status.COMPLETED:
             conditions[1] = individuals.c.fitness.is_not(None)  # the same, and the index knows it
-            by_fitness = [individuals.c.fitness]
+            by_fitness = [*BEST_FIRST]
         elif order == "fitness" and status is None:
-            by_fitness = [individuals.c.fitness.nulls_last()]
+            by_fitness = [individuals.c.fitness.is_(None), *BEST_FIRST]
         with self._reading() as connection:
             return read_individuals(connection, *conditions, order=by_fitness, limit=limit)
 
@@ -300,7 +304,11 @@ class StorageReader(AbstractContextManager["StorageReader"]):
     ) -> list[Known]:
         """Return the same individuals as engines know them: a quarter of the memory and time."""
         c = individuals.c
-        query = sa.select(c.id.label("individual_id"), c.island, c.status, c.genes, c.fitness)
+        query = sa.select(
+            c.id.label("individual_id"),
+            *c["island", "status", "genes", "fitness", "violation"],
+            *c["objectives", "constraints", "repeat_of", "cost_s"],
+        )
         with self._reading() as connection:
             return [
                 Known(**row._mapping)
@@ -393,7 +401,7 @@ class StorageReader(AbstractContextManager["StorageReader"]):
 
     def migrations(self, search_id: int) -> list[MigrationRecord]:
         """Return a search's accepted migrations, oldest first."""
-        columns = [column for column in migrations.c if column.name != "fitness"]
+        columns = [c for c in migrations.c if c.name not in ("fitness", "violation")]
         query = sa.select(*columns).where(migrations.c.search_id == search_id).order_by("id")
         with self._reading() as connection:
             return [MigrationRecord(**row) for row in connection.execute(query).mappings()]

@@ -123,6 +123,8 @@ class Proposal:
     origin: str  # how it came about: "random", "bred"
     genes: Mapping[str, float]  # each in [0, 1]
     hyperparameters: Mapping[str, Value]  # decoded
+    seed: int | None = None  # of the training; None: the search file's
+    repeat_of: int | None = None  # the individual that this one measures again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +154,9 @@ class Outcome:
     exit_code: int | None = None
     exit_signal: int | None = None
     fitness: float | None = None
+    objectives: Sequence[float] = field(default_factory=list)  # minimised; empty: the fitness alone
+    constraints: Sequence[float] = field(default_factory=list)  # excesses; met up to 0
+    violation: float = 0.0  # of all constraints; 0: none
     metrics: Mapping[str, float] = field(default_factory=dict)  # final values; inf reads as NaN
     trainable_percent: float | None = None  # of the full-rank model's parameters
     compression_percent: float | None = None  # total parameters, same reference
@@ -190,6 +195,9 @@ class EvaluationRecord:
     trainable_percent: float | None
     compression_percent: float | None
     log_tail: str | None
+    objectives: Sequence[float] = field(default_factory=list)
+    constraints: Sequence[float] = field(default_factory=list)
+    violation: float = 0.0
     resources: Resources = field(default_factory=Resources)
 
     @property
@@ -197,7 +205,7 @@ class EvaluationRecord:
         """Seconds from the request to the end."""
         if self.finished_at is None:
             return None
-        return (self.finished_at - self.started_at).total_seconds()
+        return max((self.finished_at - self.started_at).total_seconds(), 0.0)
 
 
 def num_failures(attempts: Iterable[EvaluationRecord]) -> int:
@@ -213,12 +221,20 @@ class Known:
     island: int
     status: Status
     genes: Mapping[str, float]
-    fitness: float | None  # None unless completed
+    fitness: float | None  # None unless completed; of an individual with repeats their mean
+    violation: float = 0.0
+    objectives: Sequence[float] = field(default_factory=list)
+    constraints: Sequence[float] = field(default_factory=list)
+    repeat_of: int | None = None
+    cost_s: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class IndividualRecord(Proposal):
-    """A stored individual with its latest evaluation."""
+    """A stored individual with its latest evaluation.
+
+    Fitness, objectives, constraints and violation are means over it and those that repeat it.
+    """
 
     id: int
     search_id: int
@@ -228,6 +244,12 @@ class IndividualRecord(Proposal):
     created_at: datetime
     finished_at: datetime | None
     evaluation: EvaluationRecord | None  # the latest attempt
+    violation: float = 0.0
+    objectives: Sequence[float] = field(default_factory=list)
+    constraints: Sequence[float] = field(default_factory=list)
+    fitness_deviation: float | None = None  # standard deviation over seeds; None: only one
+    num_seeds: int = 0  # completed measurements of it; their mean is the fitness
+    cost_s: float = 0.0  # of all its attempts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,9 +258,9 @@ class Claim:
 
     individual: IndividualRecord  # with the evaluation that has just been stored as running
     evaluation: EvaluationRecord  # the same
-    repeated: bool  # lost earlier: the proposal was not used
+    repeated: bool  # lost earlier, or queued: the proposal was not used
     failures: int  # earlier attempts that failed or timed out
-    remaining: int  # claims left after this one, lost individuals included
+    remaining: int  # claims left after this one, lost and queued individuals included
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -327,6 +349,21 @@ class Progress:
     best_fitness: float | None
     best_individual_id: int | None
     running: Sequence[RunningEvaluation]
+
+    @property
+    def ended(self) -> int:
+        """Individuals that have been evaluated to their end, whichever it was."""
+        return sum(self.counts.values()) - self.unfinished
+
+    @property
+    def unfinished(self) -> int:
+        """Individuals that run or wait to."""
+        return sum(self.counts[s] for s in (Status.QUEUED, Status.RUNNING, Status.LOST))
+
+    @property
+    def expected(self) -> int:
+        """Individuals there will be: a person may have queued more than the total."""
+        return max(self.total, sum(self.counts.values()))
 
 
 @dataclass(frozen=True, kw_only=True)

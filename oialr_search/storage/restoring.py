@@ -9,6 +9,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from oialr_search.storage.claims import average
 from oialr_search.storage.records import (
     EpochRecord,
     EvaluationRecord,
@@ -48,7 +49,7 @@ def restore(
         names = ", ".join(table.name for table in NUMBERED)
         connection.exec_driver_sql(f"LOCK TABLE {names} IN SHARE ROW EXCLUSIVE MODE")
     census: Counter[tuple[int, Status]] = Counter()
-    last_finish_number = 0
+    last_finish_number, repeated = 0, set[int]()
     try:
         fields = _fields(search, searches) | {"space": search.space.as_json()}
         connection.execute(sa.insert(searches), [fields])
@@ -69,6 +70,13 @@ def restore(
                     attempt.observations,
                 ):
                     _insert(connection, table, rows)
+            repeated.update(
+                h.individual.repeat_of
+                for h in batch
+                if h.individual.repeat_of is not None and h.individual.fitness is not None
+            )
+        for individual_id in sorted(repeated):
+            average(connection, individual_id)
         _insert(connection, islands, list(_islands(search.id, census)))
     except sa.exc.IntegrityError as error:
         reason = str(error.orig).partition("DETAIL:")[0].strip()

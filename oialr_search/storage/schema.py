@@ -18,7 +18,7 @@ from sqlalchemy.types import TypeDecorator
 from oialr_search.storage.records import EvaluationRecord, Outcome, Status
 from oialr_training.protocol import Resources
 
-FIRST_REVISION, REVISION = "0002", "0003"  # what can be brought up to date, and to what
+FIRST_REVISION, REVISION = "0002", "0004"  # what can be brought up to date, and to what
 REVISION_TABLE = "oialr_search_revision"
 
 METADATA = sa.MetaData(
@@ -119,6 +119,16 @@ def _column(name: str, type_: Any, *args: Any, comment: str, **options: Any) -> 
     return sa.Column(name, type_, *args, comment=comment, **{"nullable": False} | options)
 
 
+def _aims() -> list[sa.Column[Any]]:
+    """Make what an individual, or an evaluation, has come to beside the fitness."""
+    empty = sa.text("'[]'")
+    return [
+        _column("objectives", sa.JSON, server_default=empty, comment="list, each minimised"),
+        _column("constraints", sa.JSON, server_default=empty, comment="list, <= 0 where met"),
+        _column("violation", Number, server_default=sa.text("0"), comment="of constraints"),
+    ]
+
+
 def _counter(name: str, *, comment: str) -> sa.Column[Any]:
     """Make a number that is kept up to date in the transaction that changes what it counts."""
     return _column(name, sa.Integer, server_default=sa.text("0"), comment=comment)
@@ -182,14 +192,36 @@ individuals = sa.Table(
     _column("genes", sa.JSON, comment="hyperparameter -> number in [0, 1]"),
     _column("hyperparameters", sa.JSON, comment="hyperparameter -> value trained with"),
     _column("status", _status(), comment="of its latest evaluation"),
-    _column("fitness", Number, nullable=True, comment="minimised; NULL unless completed"),
+    _column(
+        "fitness",
+        Number,
+        nullable=True,
+        comment="mean over seeds, minimised; NULL unless completed",
+    ),
     _column("created_at", UtcDateTime, comment="UTC"),
     _column("finished_at", UtcDateTime, nullable=True, comment="UTC"),
+    *_aims(),
+    _column("fitness_deviation", Number, nullable=True, comment="over seeds; NULL for one"),
+    _counter("num_seeds", comment="seeds that the fitness is the mean of"),
+    _column("cost_s", Number, server_default=sa.text("0"), comment="seconds of all its attempts"),
+    _column("seed", sa.BigInteger, nullable=True, comment="of the training if not the search's"),
+    _column(
+        "repeat_of",
+        sa.Integer,
+        nullable=True,
+        comment="the individual that it measures again, with another seed",
+    ),
     sa.UniqueConstraint("search_id", "island", "island_rank", "generation"),
     _fitness_is_for_completed(),
     sa.Index(None, "search_id", "status", "id"),
-    sa.Index(None, "search_id", "fitness", "id"),
-    sa.Index(None, "search_id", "island", "fitness", "id"),
+    sa.Index(None, "search_id", "violation", "fitness", "id"),
+    sa.Index(None, "search_id", "island", "violation", "fitness", "id"),
+    sa.Index(
+        "ix_individuals_repeat_of",
+        "repeat_of",
+        sqlite_where=sa.text("repeat_of IS NOT NULL"),
+        postgresql_where=sa.text("repeat_of IS NOT NULL"),
+    ),
     comment="genes and their provenance",
 )
 
@@ -227,6 +259,7 @@ evaluations = sa.Table(
     _column("log_path", sa.Text, comment="output of the worker process"),
     _column("last_epoch", sa.Integer, nullable=True, comment="highest epoch reported"),
     _column("fitness", Number, nullable=True, comment="minimised; NULL unless completed"),
+    *_aims(),
     _column("metrics", MetricsJson, comment="final metric -> value, null if not finite"),
     _column("trainable_percent", Number, nullable=True, comment="of full rank's parameters"),
     _column("compression_percent", Number, nullable=True, comment="total parameters likewise"),
@@ -309,11 +342,20 @@ migrations = sa.Table(
     _column("source_island", sa.Integer, comment="island that sent it"),
     _column("target_island", sa.Integer, comment="island that accepted it"),
     _column("accepted_at", UtcDateTime, comment="UTC"),
-    _column("fitness", Number, nullable=True, comment="of the individual"),
+    _column("fitness", Number, nullable=True, comment="of the individual when it was accepted"),
+    _column("violation", Number, server_default=sa.text("0"), comment="likewise"),
     sa.UniqueConstraint("individual_id", "target_island"),
-    sa.Index(None, "search_id", "target_island", "fitness", "individual_id"),
+    sa.Index(
+        "ix_migrations_best_first",
+        *("search_id", "target_island", "violation", "fitness", "individual_id"),
+    ),
     comment="individuals accepted by other islands",
 )
+
+
+BEST_FIRST = (individuals.c.violation, individuals.c.fitness, individuals.c.id)
+"""Who meets all constraints before who breaks one; of equals the one with the lower id."""
+IS_NO_REPEAT = individuals.c.repeat_of.is_(None)
 
 
 def row_of(record: Outcome | EvaluationRecord) -> dict[str, Any]:

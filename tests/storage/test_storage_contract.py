@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, timedelta, timezone
 from typing import Any
@@ -21,9 +22,19 @@ from storage_examples import (
     started_evaluation,
 )
 
+from oialr_search.space.given import Given
 from oialr_search.storage import open_storage
 from oialr_search.storage.database import Storage
-from oialr_search.storage.records import Outcome, Status, StorageError, StorageUnavailable, utc_now
+from oialr_search.storage.records import (
+    Claim,
+    Outcome,
+    Proposal,
+    Status,
+    StorageError,
+    StorageUnavailable,
+    utc_now,
+)
+from oialr_search.storage.selection import Selection
 from oialr_training.protocol import Observation, RankUpdate, Resources
 
 COMPLETED = Outcome(status=Status.COMPLETED, fitness=0.25, metrics={"val.top1": 0.75})
@@ -532,3 +543,160 @@ class TestTogether:
         assert storage.epochs(evaluation_id) == []
         storage.add_epoch(evaluation_id, epoch_record(1, top1=0.5))
         assert len(storage.epochs(evaluation_id)) == 1
+
+
+class TestQueue:
+    def test_what_is_queued_goes_after_the_lost_and_before_the_proposals(
+        self, storage: Storage
+    ) -> None:
+        search_id, launch_id = launched_search(storage)
+        lost, evaluation = started_evaluation(storage, search_id, launch_id)
+        assert storage.finish_evaluation(evaluation, LOST)
+        queued = storage.queue(search_id, [given(0.1), given(0.2), given(0.1)])
+        first, second = (number for number, _ in queued[:2])
+        assert queued == [(first, True), (second, True), (first, False)]
+        assert storage.progress(search_id).counts[Status.QUEUED] == 2
+
+        claims = [
+            storage.claim(search_id, new_proposal(9), 2, new_runner(launch_id, world_rank=rank))
+            for rank in range(4)
+        ]
+
+        assert [c and (c.individual.id, c.repeated, c.remaining) for c in claims] == [
+            (lost, True, 2), (first, True, 1), (second, True, 0), None,
+        ]  # fmt: skip
+        again = storage.claim(search_id, new_proposal(9), 2, new_runner(launch_id, world_rank=1))
+        assert again
+        assert (again.individual.id, again.evaluation.attempt, again.repeated) == (first, 1, True)
+        assert again == claims[1] or again.remaining == 0
+        counts = storage.progress(search_id).counts
+        assert (counts[Status.QUEUED], counts[Status.RUNNING]) == (0, 3)
+
+    def test_they_are_dealt_to_the_islands_of_the_last_launch(self, storage: Storage) -> None:
+        search_id, launch_id = launched_search(storage)
+        storage.queue(search_id, [given(n) for n in (1, 2, 3)])
+        storage.start_launch(new_launch(search_id, num_islands=3))
+        storage.queue(search_id, [given(n) for n in (4, 5)])
+        found = storage.individuals(search_id)
+        assert [i.hyperparameters["optimizer.lr"] for i in found] == [1, 2, 3, 4, 5]
+        places = [(i.island, i.island_rank, i.generation) for i in found]
+        assert places == [(0, -1, 0), (1, -1, 0), (0, -1, 1), (2, -1, 0), (1, -1, 1)]
+        assert {i.status for i in found} == {Status.QUEUED}  # a new launch leaves them so
+        assert [(i.origin, i.launch_id) for i in found[:1]] == [("given", launch_id)]
+        assert [i.counts[Status.QUEUED] for i in storage.islands(search_id)] == [2, 2, 1]
+        assert storage.next_generation(search_id, 0, 0) == 0
+
+    def test_they_count_and_go_beyond_the_total(self, storage: Storage) -> None:
+        search_id, launch_id = launched_search(storage)
+        started_evaluation(storage, search_id, launch_id)
+        storage.queue(search_id, [given(1)])
+        storage.queue(search_id, [given(2), given(3)])
+        runners = [new_runner(launch_id, world_rank=rank) for rank in range(1, 6)]
+        claims = [storage.claim(search_id, new_proposal(5), 3, runner) for runner in runners]
+        assert [c is not None for c in claims] == [True, True, True, False, False]
+        progress = storage.progress(search_id)
+        assert (progress.total, progress.expected, progress.unfinished) == (3, 4, 4)
+
+    def test_nothing_before_the_first_launch(self, storage: Storage) -> None:
+        search_id = storage.create_search(new_search())
+        with pytest.raises(StorageError, match="before the first launch"):
+            storage.queue(search_id, [given(1)])
+
+
+def given(lr: float) -> Given:
+    hyperparameters = HYPERPARAMETERS | {"optimizer.lr": lr}
+    return Given(genes=dict.fromkeys(hyperparameters, 0.5), hyperparameters=hyperparameters)
+
+
+class TestRepeats:
+    def test_the_fitness_is_the_mean_over_seeds(self, storage: Storage) -> None:
+        search_id, launch_id = launched_search(storage)
+        measured = [(0.5, [0.5, 4.0], 2.0), (0.2, [0.2, 1.0], -1.0), (0.8, [0.8, 1.0], 0.5)]
+        first = claimed(storage, search_id, launch_id, new_proposal(0))
+        finish(storage, first, *measured[0])
+        for number, outcome in enumerate(measured[1:], start=1):
+            again = new_proposal(number, repeat_of=first.individual.id, seed=100 + number)
+            claim = claimed(storage, search_id, launch_id, again)
+            assert claim.evaluation.seed == 100 + number
+            finish(storage, claim, *outcome)
+
+        found = storage.individual(first.individual.id)
+
+        assert found is not None
+        assert found.fitness == pytest.approx(0.5)
+        assert found.fitness_deviation == pytest.approx(0.3)
+        assert found.objectives == pytest.approx([0.5, 2.0])
+        assert found.constraints == pytest.approx([0.5])
+        assert found.violation == pytest.approx(2.5 / 3)
+        assert (found.num_seeds, found.seed, found.status) == (3, None, Status.COMPLETED)
+        assert [e.fitness for e in storage.evaluations(found.id)] == [0.5]
+
+    def test_they_stand_nowhere_by_themselves(self, storage: Storage) -> None:
+        search_id, launch_id = launched_search(storage)
+        first = claimed(storage, search_id, launch_id, new_proposal(0))
+        finish(storage, first, 0.5)
+        again = claimed(
+            storage, search_id, launch_id, new_proposal(1, repeat_of=first.individual.id, seed=7)
+        )
+        finish(storage, again, 0.1)
+
+        number = first.individual.id
+        assert storage.progress(search_id).best_individual_id == number
+        assert [i.id for i in storage.breeders(search_id, 0, 1, 9)] == [number]
+        assert [p.individual.id for p in storage.select(search_id, Selection())] == [number]
+        assert [island.best_individual_id for island in storage.islands(search_id)] == [number]
+        known = storage.known_after(search_id, 0)
+        assert [(k.repeat_of, k.fitness) for k in known] == [(None, 0.3), (number, 0.1)]
+
+    def test_what_failed_again_changes_nothing(self, storage: Storage) -> None:
+        search_id, launch_id = launched_search(storage)
+        first = claimed(storage, search_id, launch_id, new_proposal(0))
+        finish(storage, first, 0.5)
+        again = claimed(
+            storage, search_id, launch_id, new_proposal(1, repeat_of=first.individual.id, seed=7)
+        )
+        assert storage.finish_evaluation(again.evaluation.id, FAILED)
+
+        found = storage.individual(first.individual.id)
+        assert found is not None
+        assert (found.fitness, found.num_seeds, found.fitness_deviation) == (0.5, 1, None)
+
+
+def test_who_breaks_a_constraint_comes_last(storage: Storage) -> None:
+    search_id, launch_id = launched_search(storage)
+    numbers = []
+    for generation, (fitness, excess) in enumerate([(0.1, 2.0), (0.9, -1.0), (0.2, 1.0), (0.8, 0)]):
+        claim = claimed(storage, search_id, launch_id, new_proposal(generation))
+        finish(storage, claim, fitness, constraint=excess)
+        numbers.append(claim.individual.id)
+    in_order = [numbers[n] for n in (3, 1, 2, 0)]
+
+    assert storage.progress(search_id).best_individual_id == in_order[0]
+    assert [i.id for i in storage.breeders(search_id, 0, 1, 9)] == in_order
+    assert [p.individual.id for p in storage.select(search_id, Selection())] == in_order
+    for status in (Status.COMPLETED, None):
+        found = storage.individuals(search_id, status=status, order="fitness")
+        assert [i.id for i in found] == in_order
+
+
+def claimed(storage: Storage, search_id: int, launch_id: int, proposal: Proposal) -> Claim:
+    claim = storage.claim(search_id, proposal, 99, new_runner(launch_id))
+    assert claim is not None
+    return claim
+
+
+def finish(
+    storage: Storage,
+    claim: Claim,
+    fitness: float,
+    objectives: Sequence[float] = (),
+    constraint: float = 0.0,
+) -> None:
+    outcome = Outcome(
+        status=Status.COMPLETED,
+        fitness=fitness,
+        objectives=list(objectives),
+        constraints=[constraint],
+        violation=max(constraint, 0.0),
+    )
+    assert storage.finish_evaluation(claim.evaluation.id, outcome)

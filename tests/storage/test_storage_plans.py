@@ -66,8 +66,8 @@ CALLS: dict[str, tuple[Callable[[Storage, int, int, int], object], set[str]]] = 
     "breeders": (
         lambda s, search, _, __: s.breeders(search, 0, 1, 5),
         {
-            "ix_individuals_search_id_island_fitness_id",
-            "ix_migrations_search_id_target_island_fitness_individual_id",
+            "ix_individuals_search_id_island_violation_fitness_id",
+            "ix_migrations_best_first",
             "sqlite_autoindex_evaluations_1",
         },
     ),
@@ -83,19 +83,19 @@ CALLS: dict[str, tuple[Callable[[Storage, int, int, int], object], set[str]]] = 
         lambda s, search, _, __: s.progress(search),
         {
             "ix_individuals_search_id_status_id",
-            "ix_individuals_search_id_fitness_id",
+            "ix_individuals_search_id_violation_fitness_id",
             "sqlite_autoindex_evaluations_1",
         },
     ),
     "islands": (
         lambda s, search, _, __: s.islands(search),
-        {"ix_individuals_search_id_island_fitness_id"},
+        {"ix_individuals_search_id_island_violation_fitness_id"},
     ),
     "best": (
         lambda s, search, _, __: s.individuals(
             search, status=Status.COMPLETED, limit=10, order="fitness"
         ),
-        {"ix_individuals_search_id_fitness_id", "sqlite_autoindex_evaluations_1"},
+        {"ix_individuals_search_id_violation_fitness_id", "sqlite_autoindex_evaluations_1"},
     ),
     "unfinished": (
         lambda s, search, _, __: s.unfinished(search),

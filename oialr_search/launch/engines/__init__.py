@@ -27,6 +27,13 @@ class Member:
     individual_id: int
     genes: dict[str, float]
     fitness: float
+    violation: float = 0.0
+    """Of constraints; who breaks one comes after who meets all."""
+
+    @property
+    def standing(self) -> tuple[float, float, int]:
+        """The less, the better."""
+        return self.violation, self.fitness, self.individual_id
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from oialr_search.space.given import OfFile, Start
 from oialr_search.space.hyperparameters import RANGE_KEYS, SearchSpace, parse_space
+from oialr_search.space.prior import Prior, check_priors
 from oialr_training.config import TrainingConfig
 from oialr_training.errors import ConfigError, nearest
 from oialr_training.tasks import TASKS, validate_training
@@ -68,6 +69,10 @@ class SearchSettings(Config):
     """What is evaluated first: `file`, the file's own values at the searched paths;
     `{search: NAME, best: 3}`, the best of another search in the database; `{file: PATH}`, a
     training configuration, e.g. an exported one."""
+    prior: Mapping[str, Prior] = Field(default_factory=dict)
+    """Where a person expects good hyperparameters, for those of which something is known:
+    `{around: 2.0e-4, factor: 3}` on a log scale, `{around: 0.5, within: 0.1}` on a linear one,
+    `{around: adamw, probability: 0.8}` of choices. It fades with evidence. Of `screened`."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of breeding and migration; that of the trainings is the top-level `seed`."""
     evaluation_time_limit_s: Annotated[float, Field(gt=0.0)] | None = None
@@ -98,11 +103,17 @@ class SearchFile:
     source: str
 
     @property
-    def without_effect(self) -> list[str]:
-        """Settings of the engine `propulate` that are given while no island has it."""
-        if "propulate" in (self.search.engines or [self.search.engine]):
-            return []
-        return [name for name in OF_PROPULATE if name in self.search.model_fields_set]
+    def without_effect(self) -> dict[str, str]:
+        """Settings that are given while no island has their engine, and that."""
+        engines = self.search.engines or [self.search.engine]
+        return {
+            name: engine
+            for name, engine in {
+                **dict.fromkeys(OF_PROPULATE, "propulate"),
+                "prior": "screened",
+            }.items()
+            if name in self.search.model_fields_set and engine not in engines
+        }
 
     def as_json(self) -> dict[str, Any]:
         """What the database keeps of the file, beside its space; see `stored_training`."""
@@ -205,9 +216,12 @@ def load_search(
             f"unknown metric {search.metric!r:.80} for `search.metric`"
             f"{nearest(search.metric, metrics)} ({source})"
         )
+    space = parse_space(content["space"], task, training_content, source)
+    priors = {name: prior for name, prior in search.prior.items() if name not in pinned}
+    check_priors(priors, space, source)
     return SearchFile(
-        search=search,
-        space=parse_space(content["space"], task, training_content, source),
+        search=search.model_copy(update={"prior": priors}),
+        space=space,
         training=training,
         pinned=tuple(pinned),
         source=source,

@@ -41,8 +41,8 @@ PROBLEMS = ("bbob-5", "bbob-10", "bbob-mixint-5", "svm", "oialr")
 KINDS = ("none", "right", "wrong", "related")
 DEVIATION, FAR, PROBABILITY = 0.1, 0.4, 0.8
 RELATED_EVALUATIONS, RELATED_BEST = 100, 5
-LONGER = 1.5
-"""`none` and `right` see so many times the evaluations that are compared, for later equality."""
+LASTS = {"none": 1.0, "wrong": 1.1, "right": 0.5, "related": 0.5}
+"""Of the evaluations that are compared."""
 
 Genes = Mapping[str, float]
 
@@ -81,8 +81,8 @@ def searched(name: str, kind: str, seed: int, workers: int, evaluations: int) ->
         prior = {h.name: believed(h, best[h.name], kind, rng) for h in posed.hyperparameters}
     if kind == "related":
         given = best_of(problem(name, seed + 2), seed + 100, RELATED_EVALUATIONS, RELATED_BEST)
-    longer = int(LONGER * evaluations)
-    run = search(posed, "screened", workers, longer, seed, prior=prior, given=given)
+    number = round(LASTS[kind] * evaluations)
+    run = search(posed, "screened", workers, number, seed, prior=prior, given=given)
     return Run(**(vars(run) | {"engine": kind}))
 
 
@@ -125,47 +125,31 @@ def believed(h: Hyperparameter, gene: float, kind: str, rng: random.Random) -> d
 
 
 def table(runs: Sequence[Run], evaluations: int) -> str:
-    """Evaluations to `none`'s best at its end, and regrets in parts of `none`'s at 25."""
+    """How soon each finds what `none` has at the end, and the regrets at a quarter and the end."""
     found = {(r.problem, r.engine, r.seed): r for r in runs}
-    kinds = list(dict.fromkeys(r.engine for r in runs))
     names = list(dict.fromkeys(r.problem for r in runs))
-    quarter, tenth = evaluations // 4, evaluations + evaluations // 10
-    rows = [
-        ["problem", "kind", "searches", f"evaluations to none's best at {evaluations} [quartiles]"]
-        + [
-            f"there by {quarter}",
-            f"by {tenth}",
-            *(f"regret at {n}" for n in (quarter, evaluations)),
-        ]
-    ]
+    shown = (evaluations // 4, evaluations, round(LASTS["wrong"] * evaluations))
+    rows = [["problem", "kind", "searches", *(f"there by {n}" for n in shown)]]
+    rows[0] += [f"regret at {n} [quartiles]" for n in shown]
     for name in [*names, None]:
-        for kind in kinds:
+        for kind in KINDS:
             pairs = [
                 (found[r.problem, "none", r.seed], r)
                 for r in runs
                 if r.engine == kind and name in (r.problem, None)
                 and (r.problem, "none", r.seed) in found
             ]  # fmt: skip
-            if not pairs:
-                continue
-            when = [reached(run, none.bests[evaluations - 1]) for none, run in pairs]
-            low, middle, high = quartiles(when)
-            regrets = [
-                statistics.median(regret(none, run, n) for none, run in pairs)
-                for n in (quarter, evaluations)
-            ]
-            rows.append(
-                [name or "all", kind, str(len(pairs)), f"{middle:.0f} [{low:.0f}, {high:.0f}]"]
-                + [f"{sum(w <= n for w in when) / len(when):.2f}" for n in (quarter, tenth)]
-                + [f"{r:.3f}" for r in regrets]
-            )
+            row = [name or "all", kind, str(len(pairs))]
+            there = [[r.bests[n - 1] <= none.bests[evaluations - 1] for none, r in pairs
+                      if n <= len(r.bests)] for n in shown]  # fmt: skip
+            row += [f"{statistics.fmean(each):.2f}" if each else "" for each in there]
+            for n in shown:
+                regrets = [regret(none, r, n) for none, r in pairs if n <= len(r.bests)]
+                row.append(
+                    "{1:.3f} [{0:.3f}, {2:.3f}]".format(*quartiles(regrets)) if regrets else ""
+                )
+            rows.append(row)
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-
-def reached(run: Run, target: float) -> int:
-    """After how many evaluations; one more than all where it does not."""
-    there = (n for n, best in enumerate(run.bests, start=1) if best <= target)
-    return next(there, len(run.bests) + 1)
 
 
 def regret(none: Run, run: Run, n: int) -> float:

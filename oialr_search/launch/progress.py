@@ -9,7 +9,6 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from oialr_search.launch.resuming import ended_individuals
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import EvaluationRecord, Status, StorageUnavailable
 
@@ -47,9 +46,10 @@ class ProgressDisplay:
         self._metric = metric
         self._console = console
         self._started = self._shown = time.monotonic()
-        self._best: float | None = storage.progress(search_id).best_fitness
+        progress = storage.progress(search_id)
+        self._best: float | None = progress.best_fitness
         self._said: set[str] = set()
-        self._ended = ended_individuals(storage, search_id)
+        self._ended = progress.ended
         # Evaluations of earlier launches are not told again.
         self._last_finished = storage.last_finish_number(search_id)
         self._bar = Progress(
@@ -82,12 +82,12 @@ class ProgressDisplay:
         progress = self._storage.progress(self._search_id)
         for evaluation in self._storage.finished_since(self._search_id, self._last_finished):
             self._last_finished = evaluation.finish_number or self._last_finished
-            self._tell(evaluation, progress.total)
+            self._tell(evaluation, progress.expected)
         best = "" if progress.best_fitness is None else f", best {progress.best_fitness:.4g}"
         running = " ".join(f"{e.individual_id}:{e.last_epoch or 0}" for e in progress.running)
         self._bar.update(
             self._task,
-            total=progress.total,
+            total=progress.expected,
             completed=self._ended,
             description=f"evaluations{best} (running individual:epoch {running or 'none'})",
         )

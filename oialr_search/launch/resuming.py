@@ -9,6 +9,7 @@ import shlex
 import socket
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -23,13 +24,13 @@ from oialr_search.evaluation.files import (
     write_record,
 )
 from oialr_search.launch.provenance import git_revision, versions
+from oialr_search.launch.starting import starting_points
 from oialr_search.space.search_file import SearchFile
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import (
     NewLaunch,
     NewSearch,
     SearchRecord,
-    Status,
     individual_folder,
     num_failures,
 )
@@ -98,16 +99,10 @@ def _flat(content: object, path: str = "") -> dict[str, object]:
     return {key: value for part in inner for key, value in part.items()}
 
 
-def ended_individuals(storage: Storage, search_id: int) -> int:
-    """How many individuals have been evaluated to their end, whichever it was?"""
-    unfinished = (Status.QUEUED, Status.RUNNING, Status.LOST)
-    counts = storage.progress(search_id).counts
-    return sum(number for status, number in counts.items() if status not in unfinished)
-
-
 def is_complete(storage: Storage, search_id: int, evaluations: int) -> bool:
-    """Is nothing left to evaluate?"""
-    return ended_individuals(storage, search_id) >= evaluations
+    """Is nothing left to evaluate, neither of the total nor of what was queued beyond it?"""
+    progress = storage.progress(search_id)
+    return progress.ended >= evaluations and not progress.unfinished
 
 
 def start_search(
@@ -131,23 +126,26 @@ def start_search(
         evaluations_total=search.evaluations,
         version=importlib.metadata.version("oialr-search"),
     )
+    launch = NewLaunch(
+        search_id=0 if stored is None else stored.id,
+        world_size=world_size,
+        num_islands=search.islands,
+        hostname=socket.gethostname(),
+        command_line=shlex.join(sys.argv),
+        versions=versions(),
+        git_revision=git_revision(),
+    )
     if stored is None:
-        search_id = storage.create_search(given)
+        points, _ = starting_points(storage, search_file)
+        with storage.together():  # or a search that was killed here would start without them
+            search_id = storage.create_search(given)
+            launch_id = storage.start_launch(replace(launch, search_id=search_id))
+            storage.queue(search_id, points)
     else:
         search_id = stored.id
         storage.change_search(search_id, given)
         take_in_results(storage, search_id, search_file, folder)
-    launch_id = storage.start_launch(
-        NewLaunch(
-            search_id=search_id,
-            world_size=world_size,
-            num_islands=search.islands,
-            hostname=socket.gethostname(),
-            command_line=shlex.join(sys.argv),
-            versions=versions(),
-            git_revision=git_revision(),
-        )
-    )
+        launch_id = storage.start_launch(launch)
     record = storage.find_search(search.name)
     assert record is not None
     write_record(folder / SEARCH_FILE, record)

@@ -10,8 +10,10 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator
 
 from oialr_search.space.fitness import Aims, aims_of
+from oialr_search.space.given import OfFile, Start
 from oialr_search.space.hyperparameters import RANGE_KEYS, SearchSpace, parse_space
-from oialr_training.config import TrainingConfig
+from oialr_search.space.stopping import StoppingSettings, rule_class
+from oialr_training.config import OF_ALL_TASKS, TrainingConfig
 from oialr_training.errors import ConfigError, nearest
 from oialr_training.tasks import TASKS, validate_training
 from oialr_training.validation import Config, Fraction, validate
@@ -78,6 +80,10 @@ class SearchSettings(Config):
     """Probability that a child is replaced by a random individual."""
     migration_probability: Fraction = 0.9
     """Probability, after each evaluation, that an island's best visits all other islands."""
+    start_with: tuple[Start, ...] = Field(default=(), strict=False)
+    """What is evaluated first: `file`, the file's own values at the searched paths;
+    `{search: NAME, best: 3}`, the best of another search in the database; `{file: PATH}`, a
+    training configuration, e.g. an exported one."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of breeding and migration; that of the trainings is the top-level `seed`."""
     evaluation_time_limit_s: Annotated[float, Field(gt=0.0)] | None = None
@@ -94,6 +100,8 @@ class SearchSettings(Config):
     or takes too long is not repeated."""
     failures_in_a_row: Annotated[int, Field(ge=1)] = 5
     """After so many such failures one after the other, a rank asks for no more work."""
+    stopping: StoppingSettings | None = None
+    """Which trainings end early; null: none. `{}`: the worst quarter, once OIALR has begun."""
 
     @field_validator("subject_to", mode="before")
     @classmethod
@@ -212,12 +220,20 @@ def load_search(
             f"`search.engines` names one for each of `search.islands` = {search.islands}, "
             f"got {len(search.engines)} ({source})"
         )
+    beside = path.absolute().parent
+    start = tuple(
+        OfFile(file=str(beside / entry.file)) if isinstance(entry, OfFile) else entry
+        for entry in search.start_with
+    )
+    search = search.model_copy(update={"start_with": start})
     task = TASKS[training.task]
     _refuse_missing_metric(search, task.validation_metrics(), source)
     space = parse_space(content["space"], task, training_content, source)
     _refuse_window(search, training, space, source)
     aims = aims_of(search, training.task, space, source)
     _refuse_aims(search, source)
+    if search.stopping is not None:
+        _check_stopping(search.stopping, task, source)
     return SearchFile(
         search=search.model_copy(update={"metric": aims.metric}),
         space=space,
@@ -264,3 +280,21 @@ def _refuse_aims(search: SearchSettings, source: str) -> None:
                     f"the engine `cmaes` knows no `search.{key}`: "
                     f"`screened`, `propulate` and `tpe` do ({source})"
                 )
+
+
+def _check_stopping(settings: StoppingSettings, task: type[TrainingConfig], source: str) -> None:
+    """See that the rule is there, and its metric reported by epochs.
+
+    Raises:
+        ConfigError: when one of them is not.
+    """
+    reported = [*task.validation_metrics(), *(metric.name for metric in OF_ALL_TASKS)]
+    if settings.metric is not None and settings.metric not in reported:
+        raise ConfigError(
+            f"unknown metric {settings.metric!r:.80} for `search.stopping.metric`"
+            f"{nearest(settings.metric, reported)} ({source})"
+        )
+    try:
+        rule_class(settings.rule)
+    except ConfigError as error:
+        raise ConfigError(f"{error} ({source})") from None

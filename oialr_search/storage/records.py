@@ -270,9 +270,9 @@ class Claim:
 
     individual: IndividualRecord  # with the evaluation that has just been stored as running
     evaluation: EvaluationRecord  # the same
-    repeated: bool  # lost earlier: the proposal was not used
+    repeated: bool  # lost earlier, or queued: the proposal was not used
     failures: int  # earlier attempts that failed or timed out
-    remaining: int  # claims left after this one, lost individuals included
+    remaining: int  # claims left after this one, lost and queued individuals included
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,6 +282,19 @@ class EpochRecord:
     epoch: int
     step: int
     metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Curve:
+    """The latest training of an individual, epoch by epoch."""
+
+    individual_id: int
+    status: Status  # of the individual
+    evaluation_id: int
+    genes: Mapping[str, float]
+    hyperparameters: Mapping[str, Value]
+    epochs: Sequence[EpochRecord]  # in order, with the metrics that were asked for
+    first_truncation: int | None  # the step at which an inner rank was first cut
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -348,6 +361,21 @@ class Progress:
     best_fitness: float | None
     best_individual_id: int | None
     running: Sequence[RunningEvaluation]
+
+    @property
+    def ended(self) -> int:
+        """Individuals that have been evaluated to their end, whichever it was."""
+        return sum(self.counts.values()) - self.unfinished
+
+    @property
+    def unfinished(self) -> int:
+        """Individuals that run or wait to."""
+        return sum(self.counts[s] for s in (Status.QUEUED, Status.RUNNING, Status.LOST))
+
+    @property
+    def expected(self) -> int:
+        """Individuals there will be: a person may have queued more than the total."""
+        return max(self.total, sum(self.counts.values()))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -77,13 +77,17 @@ class GaussianProcess:
         return _matern(differences @ self.lengths**-2)
 
 
-def fit(points: Array, values: Array, categorical: Mask) -> GaussianProcess:
+def fit(
+    points: Array, values: Array, categorical: Mask, *, spread: Array | float = 1.0
+) -> GaussianProcess:
     """Lengths and nugget of points (n, d) and values (n,): the most probable, roughly.
 
-    A few steps of L-BFGS on the logarithms; the variance at its best for the rest.
+    A few steps of L-BFGS on the logarithms; the variance at its best for the rest. `spread`: the
+    width of each gene's part, (d,), that the values vary in; lengths are expected in proportion.
     """
     n, d = points.shape
-    differences = _squared_differences(points, points, categorical)
+    scaled = points / spread
+    differences = _squared_differences(scaled, scaled, categorical)
     prior = np.append(np.full(d, LOG_LENGTH_MEAN + 0.5 * math.log(d)), LOG_NUGGET_MEAN)
     deviation = np.append(np.full(d, LOG_LENGTH_DEVIATION), LOG_NUGGET_DEVIATION)
     diagonal = np.diag_indices(n)
@@ -121,7 +125,7 @@ def fit(points: Array, values: Array, categorical: Mask) -> GaussianProcess:
     return GaussianProcess(
         points=points,
         categorical=categorical,
-        lengths=np.exp(found.x[:d]),
+        lengths=np.exp(found.x[:d]) * spread,
         nugget=math.exp(found.x[d]),
         variance=variance,
         factor=factor,

@@ -145,11 +145,14 @@ def table(runs: Sequence[Run], evaluations: int) -> str:
             row += [f"{statistics.fmean(each):.2f}" if each else "" for each in there]
             for n in shown:
                 regrets = [regret(none, r, n) for none, r in pairs if n <= len(r.bests)]
-                row.append(
-                    "{1:.3f} [{0:.3f}, {2:.3f}]".format(*quartiles(regrets)) if regrets else ""
-                )
+                row.append(shown_quartiles(regrets) if regrets else "")
             rows.append(row)
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def shown_quartiles(values: Sequence[float]) -> str:
+    low, middle, high = quartiles(values)
+    return f"{middle:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def regret(none: Run, run: Run, n: int) -> float:

@@ -20,7 +20,7 @@ import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -99,8 +99,21 @@ def main() -> None:
         plot(chosen, arguments.plot)
 
 
-def search(problem: Problem, engine_name: str, workers: int, evaluations: int, seed: int) -> Run:
-    """One search of as many evaluations."""
+def search(
+    problem: Problem,
+    engine_name: str,
+    workers: int,
+    evaluations: int,
+    seed: int,
+    *,
+    prior: Mapping[str, Any] | None = None,
+    given: Sequence[Mapping[str, float]] = (),
+    watch: Callable[[Individuals], None] = lambda _: None,
+) -> Run:
+    """One search of as many evaluations; those `given`, by their genes, come first.
+
+    `watch` is shown all individuals whenever one has ended.
+    """
     settings = SearchSettings(
         name="quality",
         metric="validation_loss",
@@ -108,10 +121,16 @@ def search(problem: Problem, engine_name: str, workers: int, evaluations: int, s
         islands=1,
         engine=engine_name,
         seed=seed,
+        prior=dict(prior or {}),
     )
     engine = engine_for(problem.hyperparameters, settings)
     population = Population(engine.population_size(workers))
     individuals = Individuals(problem.hyperparameters)
+    queued = [
+        Known(individual_id=n, island=0, status=Status.QUEUED, genes=genes, fitness=None)
+        for n, genes in enumerate(given, start=1)
+    ]
+    individuals.take(queued)
     durations, noise = random.Random(f"{seed}/durations"), random.Random(f"{seed}/noise")
     running: list[tuple[float, int, int, Known, float]] = []
     generations = [0] * workers
@@ -121,30 +140,33 @@ def search(problem: Problem, engine_name: str, workers: int, evaluations: int, s
     while len(bests) < evaluations:
         while free and number < evaluations:
             worker = free.pop(0)
-            started = time.process_time()
-            offspring = engine.propose(
-                Knowledge(
+            if queued:
+                known = queued.pop(0)
+            else:
+                started = time.process_time()
+                offspring = engine.propose(
+                    Knowledge(
+                        island=0,
+                        population=population.members,
+                        population_size=population.size,
+                        individuals=individuals,
+                        number=number - len(given),
+                        num_ranks=workers,
+                    ),
+                    random_numbers(seed, 0, worker, generations[worker], "breeding"),
+                )
+                cpu_s += time.process_time() - started
+                known = Known(
+                    individual_id=number + 1,
                     island=0,
-                    population=population.members,
-                    population_size=population.size,
-                    individuals=individuals,
-                    number=number,
-                    num_ranks=workers,
-                ),
-                random_numbers(seed, 0, worker, generations[worker], "breeding"),
-            )
-            cpu_s += time.process_time() - started
-            known = Known(
-                individual_id=number + 1,
-                island=0,
-                status=Status.RUNNING,
-                genes=offspring.genes,
-                fitness=None,
-            )
-            individuals.take([known])
+                    status=Status.RUNNING,
+                    genes=offspring.genes,
+                    fitness=None,
+                )
+                individuals.take([known])
+                generations[worker] += 1
             end = now + durations.lognormvariate(0.0, 0.5)
             heapq.heappush(running, (end, number, worker, known, 0.0))
-            generations[worker] += 1
             number += 1
         now, _, worker, known, _ = heapq.heappop(running)
         values = {h.name: h.decode(known.genes[h.name]) for h in problem.hyperparameters}
@@ -160,6 +182,7 @@ def search(problem: Problem, engine_name: str, workers: int, evaluations: int, s
         else:
             individuals.take([replace(known, status=Status.FAILED)])
         bests.append(best)
+        watch(individuals)
     return Run(
         problem=problem.name,
         engine=engine_name,

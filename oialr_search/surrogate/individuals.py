@@ -1,11 +1,13 @@
 """All islands' individuals as arrays, for engines that look at all of them.
 
 Genes stand at the middle of the share of the value that they decode to: equal rows are equal
-configurations, and a model sees what is trained. Shapes: n individuals, d genes.
+configurations, and a model sees what is trained. Shapes: n individuals, d genes, k objectives,
+c constraints.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Sequence
 
@@ -32,6 +34,10 @@ class Individuals:
         self._ids = np.empty(FIRST_ROWS, dtype=np.int64)
         self._genes = np.empty((FIRST_ROWS, len(self._hyperparameters)))
         self._fitness = np.empty(FIRST_ROWS)
+        self._cost_s = np.empty(FIRST_ROWS)
+        self._violation = np.empty(FIRST_ROWS)
+        self._objectives = np.empty((FIRST_ROWS, 0))
+        self._constraints = np.empty((FIRST_ROWS, 0))
         self.take(known)
 
     def __len__(self) -> int:
@@ -52,6 +58,46 @@ class Individuals:
         """(n,): NaN while the individual has not ended, infinite if it ended without."""
         return self._fitness[: self._number]
 
+    @property
+    def cost_s(self) -> Array:
+        """(n,): what its attempts have taken until now."""
+        return self._cost_s[: self._number]
+
+    @property
+    def violation(self) -> Array:
+        """(n,): of constraints; 0 where they are met, or not known."""
+        return self._violation[: self._number]
+
+    @property
+    def objectives(self) -> Array:
+        """(n, k): each minimised; NaN where the fitness is no number; k = 0 where that is all."""
+        return self._objectives[: self._number]
+
+    @property
+    def constraints(self) -> Array:
+        """(n, c): excesses, up to 0 where met; NaN where not known."""
+        return self._constraints[: self._number]
+
+    @property
+    def standing(self) -> Array:
+        """(n,): the less, the better: the fitness; who breaks a constraint comes after all others.
+
+        Among these the violation decides. NaN and infinite as the fitness is.
+        """
+        breaks = self.violation > 0.0
+        if not breaks.any():
+            return self.fitness
+        met = self.fitness[np.isfinite(self.fitness) & ~breaks]
+        worst = met.max() if len(met) else 0.0
+        beyond = worst + np.maximum(abs(worst), 1.0) * self.violation
+        return np.where(breaks & np.isfinite(self.fitness), beyond, self.fitness)
+
+    def with_fitness(self, fitness: Array) -> Individuals:
+        """The same with another fitness (n,); whoever takes in more does so here, not there."""
+        changed = copy.copy(self)
+        changed._fitness = fitness
+        return changed
+
     def take(self, known: Iterable[Known]) -> None:
         """Take in new individuals, and what became of others."""
         individuals = sorted(known, key=lambda individual: individual.individual_id)
@@ -59,10 +105,23 @@ class Individuals:
         genes = np.array([[i.genes[h.name] for h in self._hyperparameters] for i in individuals])
         genes = genes.reshape(len(ids), len(self._hyperparameters))
         fitness = np.array([_fitness_of(individual) for individual in individuals])
+        cost_s = np.array([individual.cost_s for individual in individuals])
+        violation = np.array([individual.violation for individual in individuals])
+        self._objectives = _widened(self._objectives, [i.objectives for i in individuals])
+        self._constraints = _widened(self._constraints, [i.constraints for i in individuals])
+        objectives = _table([i.objectives for i in individuals], self._objectives.shape[1])
+        constraints = _table([i.constraints for i in individuals], self._constraints.shape[1])
         there = np.isin(ids, self.ids, assume_unique=True)
         rows = np.searchsorted(self.ids, ids[there])
-        self._fitness[rows] = fitness[there]
-        self._append(ids[~there], self.at_middles(genes[~there]), fitness[~there])
+        measured = (fitness, cost_s, violation, objectives, constraints)
+        for column, values in zip(self._measured, measured, strict=True):
+            column[rows] = values[there]
+        new = (values[~there] for values in measured)
+        self._append(ids[~there], self.at_middles(genes[~there]), *new)
+
+    @property
+    def _measured(self) -> tuple[Array, ...]:
+        return self._fitness, self._cost_s, self._violation, self._objectives, self._constraints
 
     def at_middles(self, genes: Array) -> Array:
         """Genes (m, d) moved to the middles."""
@@ -75,19 +134,42 @@ class Individuals:
         """Has one of them the configuration of genes (d,), at the middles?"""
         return bool((self.genes == genes).all(axis=1).any())
 
-    def _append(self, ids: NDArray[np.int64], genes: Array, fitness: Array) -> None:
+    def _append(self, ids: NDArray[np.int64], genes: Array, *measured: Array) -> None:
         before, self._number = self._number, self._number + len(ids)
         if self._number > len(self._ids):
-            rows = 2 * self._number
-            self._ids = np.resize(self._ids, rows)
-            self._genes = np.resize(self._genes, (rows, self._genes.shape[1]))
-            self._fitness = np.resize(self._fitness, rows)
-        for column, new in ((self._ids, ids), (self._genes, genes), (self._fitness, fitness)):
+            self._make_room(2 * self._number)
+        columns = (self._ids, self._genes, *self._measured)
+        for column, new in zip(columns, (ids, genes, *measured), strict=True):
             column[before : self._number] = new
         if 0 < before < self._number and ids[0] < self._ids[before - 1]:
             order = np.argsort(self.ids)
-            for column in (self._ids, self._genes, self._fitness):
+            for column in columns:
                 column[: self._number] = column[: self._number][order]
+
+    def _make_room(self, rows: int) -> None:
+        self._ids = np.resize(self._ids, rows)
+        self._genes = _with_rows(self._genes, rows)
+        self._fitness = _with_rows(self._fitness, rows)
+        self._cost_s = _with_rows(self._cost_s, rows)
+        self._violation = _with_rows(self._violation, rows)
+        self._objectives = _with_rows(self._objectives, rows)
+        self._constraints = _with_rows(self._constraints, rows)
+
+
+def _with_rows(column: Array, rows: int) -> Array:
+    return np.resize(column, (rows, *column.shape[1:]))
+
+
+def _widened(column: Array, measured: Sequence[Sequence[float]]) -> Array:
+    """The column as wide as what was measured, which is known only when something was."""
+    width = max(map(len, measured), default=0)
+    return column if width <= column.shape[1] else np.full((len(column), width), math.nan)
+
+
+def _table(measured: Sequence[Sequence[float]], width: int) -> Array:
+    """(m, width): NaN where nothing was measured."""
+    nothing = [math.nan] * width
+    return np.array([list(row) or nothing for row in measured]).reshape(len(measured), width)
 
 
 def middle(hyperparameter: Hyperparameter, genes: Array) -> Array:

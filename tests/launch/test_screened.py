@@ -231,7 +231,7 @@ def test_its_model_narrows_down_with_the_search() -> None:
     ]
     proposer = engine(space=space)
     assert isinstance(proposer, screened.ScreenedEngine)
-    model = proposer._model(Individuals(space, individuals), random.Random(0))
+    model = proposer._model(Individuals(space, individuals), random.Random(0)).fitness
     assert np.corrcoef(model.mean(near[20:]), fitness(near[20:]))[0, 1] > 0.98
 
 

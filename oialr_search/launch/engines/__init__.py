@@ -29,11 +29,20 @@ class Member:
     fitness: float
     violation: float = 0.0
     """Of constraints; who breaks one comes after who meets all."""
+    objectives: tuple[float, ...] = ()
+    """Each minimised; empty: the fitness is the only one."""
 
     @property
     def standing(self) -> tuple[float, float, int]:
         """The less, the better."""
         return self.violation, self.fitness, self.individual_id
+
+    def dominates(self, other: Member) -> bool:
+        """Is it better in one respect, and worse in none? (Deb 2000 for constraints.)"""
+        if self.violation != other.violation:
+            return self.violation < other.violation
+        pairs = list(zip(self.objectives, other.objectives, strict=True))
+        return self.objectives != other.objectives and all(own <= its for own, its in pairs)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,6 +35,12 @@ from oialr_search.space.search_file import SearchSettings
 from oialr_search.surrogate.belief import Belief
 from oialr_search.surrogate.gaussian_process import GaussianProcess, fit
 from oialr_search.surrogate.individuals import Array, Individuals, share
+from oialr_search.surrogate.several_aims import (
+    FEASIBLE,
+    drawn_scalarisation,
+    excesses_to_model,
+    log_feasibility,
+)
 
 START = 12
 UNIFORM, UNSCREENED = 0.03, 0.10
@@ -51,6 +57,8 @@ UNIFORM_DESPITE_PRIOR = 0.5
 PRIOR_STRENGTH = 10.0  # β: evaluations after which the prior counts once
 UNSCREENED_ATTEMPTS = 5
 ATTEMPTS = 200
+BEYOND = 1e6  # all that fitness can be, standardised
+LEAST_COST_S = 1e-3
 
 Indices = NDArray[np.intp]
 
@@ -61,6 +69,21 @@ class Candidate:
 
     genes: Sequence[float]
     parents: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """What is believed of genes that were not tried."""
+
+    fitness: GaussianProcess
+    constraints: Sequence[GaussianProcess] = ()
+    """Of their excesses."""
+    cost: GaussianProcess | None = None
+    """Of the logarithm of the seconds."""
+
+    def log_cost(self, points: Array) -> Array | float:
+        """(m,): of points (m, d), relative to the mean; 0 where costs do not count."""
+        return 0.0 if self.cost is None else self.cost.mean(points)
 
 
 class ScreenedEngine(Engine):
@@ -98,7 +121,13 @@ class ScreenedEngine(Engine):
         if knowledge.number < start and len(known) < start:
             point = Candidate(genes=self._start(start)[knowledge.number].tolist())
             return self._first_new(known, [point], "start", rng)
-        parents = [self._individual(member) for member in knowledge.population]
+        # The population is in order, and operators ask for no more.
+        parents = [self._individual(m, place) for place, m in enumerate(knowledge.population)]
+        if known.objectives.shape[1]:
+            aim = drawn_scalarisation(known, rng)
+            known = known.with_fitness(_where_finite(known.fitness, aim.of(known.objectives)))
+            losses = aim.of(np.array([m.objectives for m in knowledge.population]))
+            rank(parents, losses.tolist())
         if len(parents) < 2 or rng.random() < UNIFORM:
             return self._first_new(known, [], "random", rng)
         if rng.random() < UNSCREENED:
@@ -107,15 +136,17 @@ class ScreenedEngine(Engine):
         model = self._model(known, rng)
         if rng.random() < RANKED_BY_MODEL:
             genes = known.at_middles(np.array([self._genes(parent) for parent in parents]))
-            for parent, mean in zip(parents, model.mean(genes), strict=True):
-                parent.loss = float(mean)
+            likely = log_feasibility(model.constraints, genes) >= FEASIBLE
+            worse = np.where(likely, 0.0, BEYOND)
+            rank(parents, (model.fitness.mean(genes) + worse).tolist())
         candidates = [
             self._drawn(rng) if rng.random() < UNIFORM_CANDIDATES else self._bred(parents, rng)
             for _ in range(CANDIDATES)
         ]
         rows = known.at_middles(np.array([candidate.genes for candidate in candidates]))
         running = known.genes[np.isnan(known.fitness)][-RUNNING:]
-        promising = by_promise(model, running, rows, self._expected(known, rows))
+        expected = self._expected(known, rows) - model.log_cost(rows)
+        promising = by_promise(model, running, rows, expected)
         return self._first_new(known, [candidates[n] for n in promising], "screened", rng)
 
     def _first_new(
@@ -187,7 +218,7 @@ class ScreenedEngine(Engine):
         ids = dict.fromkeys(parent.generation for parent in chosen)
         return Candidate(genes=self._genes(child), parents=tuple(ids))
 
-    def _individual(self, member: Member) -> Individual:
+    def _individual(self, member: Member, place: float) -> Individual:
         # `generation` carries the id, as no operator reads it.
         genes = {
             h.name: member.genes[h.name]
@@ -196,7 +227,7 @@ class ScreenedEngine(Engine):
             for h in self.hyperparameters
         }
         individual = Individual(genes, self._limits, generation=member.individual_id)
-        individual.loss = member.fitness
+        individual.loss = place
         return individual
 
     def _genes(self, individual: Individual) -> list[float]:
@@ -207,28 +238,41 @@ class ScreenedEngine(Engine):
             for h in self.hyperparameters
         ]
 
-    def _model(self, known: Individuals, rng: random.Random) -> GaussianProcess:
+    def _model(self, known: Individuals, rng: random.Random) -> Model:
         """Of all; of many, of the best, of those near to the best, and of some of the others.
 
         Of many only the best are told apart, and lengths are expected as wide as these spread: so
         the model narrows down with the search, however far that goes.
         """
-        chosen = np.flatnonzero(~np.isnan(known.fitness))
-        if len(chosen) <= BEST_AND_NEAREST + DRAWN:
-            values = standardised(known.fitness[chosen], CLIPPED_AT)
-            return fit(known.genes[chosen], values, self._categorical)
-        best, others = split(chosen, known.fitness[chosen], self._num_best)
-        widths = WIDTH_OF_DEVIATION * known.genes[best].std(axis=0)
-        spread = np.clip(widths, self._least_spread, 1.0)
-        leader = known.genes[best[np.argmin(known.fitness[best])]]
-        differences = (known.genes - leader) / spread
-        differences[:, self._categorical] = differences[:, self._categorical] != 0.0
-        distances = np.einsum("nd,nd->n", differences, differences)
-        near, others = split(others, distances[others], BEST_AND_NEAREST - len(best))
-        drawn = rng.sample(range(len(others)), DRAWN)
-        chosen = np.concatenate([best, near, others[drawn]])
-        values = standardised(known.fitness[chosen], len(best) / len(chosen))
-        return fit(known.genes[chosen], values, self._categorical, spread=spread)
+        (chosen,) = (~np.isnan(known.fitness)).nonzero()
+        clipped_at, spread = CLIPPED_AT, np.ones(len(self.hyperparameters))
+        if len(chosen) > BEST_AND_NEAREST + DRAWN:
+            standing = known.standing
+            best, others = split(chosen, standing[chosen], self._num_best)
+            widths = WIDTH_OF_DEVIATION * known.genes[best].std(axis=0)
+            spread = np.clip(widths, self._least_spread, 1.0)
+            leader = known.genes[best[np.argmin(standing[best])]]
+            differences = (known.genes - leader) / spread
+            differences[:, self._categorical] = differences[:, self._categorical] != 0.0
+            distances = np.einsum("nd,nd->n", differences, differences)
+            near, others = split(others, distances[others], BEST_AND_NEAREST - len(best))
+            drawn = rng.sample(range(len(others)), DRAWN)
+            chosen = np.concatenate([best, near, others[drawn]])
+            clipped_at = len(best) / len(chosen)
+
+        def fitted(rows: Indices, values: Array) -> GaussianProcess:
+            return fit(known.genes[rows], values, self._categorical, spread=spread)
+
+        completed = chosen[np.isfinite(known.fitness[chosen])]
+        costs = np.log(np.maximum(known.cost_s[completed], LEAST_COST_S))
+        return Model(
+            fitness=fitted(chosen, standardised(known.fitness[chosen], clipped_at)),
+            constraints=[
+                fitted(completed, excesses_to_model(excesses))
+                for excesses in known.constraints[completed].T
+            ],
+            cost=fitted(completed, costs - costs.mean()) if self.settings.cost_aware else None,
+        )
 
 
 def split(rows: Indices, values: Array, number: int) -> tuple[Indices, Indices]:
@@ -238,22 +282,37 @@ def split(rows: Indices, values: Array, number: int) -> tuple[Indices, Indices]:
 
 
 def by_promise(
-    model: GaussianProcess, running: Array, candidates: Array, expected: Array | float = 0.0
+    model: Model, running: Array, candidates: Array, expected: Array | float = 0.0
 ) -> Indices:
     """(m,): the candidates (m, d), most promising first, given that others (n, d) run already.
 
     `expected` is the logarithm of what else speaks for each.
     """
-    least = model.mean(model.points).min()
+    process, points = model.fitness, model.fitness.points
+    likely = log_feasibility(model.constraints, points) >= FEASIBLE
+    means = process.mean(points)[likely]
     if len(running):
-        model = model.believing(running)
-    mean, deviation = model.posterior(candidates)
-    z = (least - mean) / deviation
+        process = process.believing(running)
+    mean, deviation = process.posterior(candidates)
+    expected = expected + log_feasibility(model.constraints, candidates)
+    if not len(means):  # first of all, constraints are to be met
+        return np.argsort(-expected, kind="stable")
+    z = (means.min() - mean) / deviation
     improvement = deviation * (z * ndtr(z) + np.exp(-0.5 * z**2) / math.sqrt(2.0 * math.pi))
     improvement = improvement * np.exp(expected - np.max(expected))
     # Where no improvement is representable, the nearest to one.
     order: Indices = np.lexsort((-z, -improvement))
     return order
+
+
+def rank(parents: Sequence[Individual], losses: Sequence[float]) -> None:
+    """Give parents losses, by which they are ranked."""
+    for parent, loss in zip(parents, losses, strict=True):
+        parent.loss = loss
+
+
+def _where_finite(fitness: Array, values: Array) -> Array:
+    return np.where(np.isfinite(fitness), values, fitness)
 
 
 def standardised(fitness: Array, clipped_at: float) -> Array:

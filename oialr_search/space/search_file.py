@@ -12,7 +12,7 @@ from pydantic import Field
 from oialr_search.space.hyperparameters import RANGE_KEYS, SearchSpace, parse_space
 from oialr_training.config import TrainingConfig
 from oialr_training.errors import ConfigError, nearest
-from oialr_training.tasks import TASKS, validate_training
+from oialr_training.tasks import validate_training
 from oialr_training.validation import Config, Fraction, validate
 from oialr_training.yaml_files import apply_override, in_one_line, parse_assignment, read_yaml
 
@@ -187,7 +187,7 @@ def load_search(
             f"`search.engines` names one for each of `search.islands` = {search.islands}, "
             f"got {len(search.engines)} ({source})"
         )
-    task = TASKS[training.task]
+    task = type(training)
     metrics = task.validation_metrics()
     if search.metric not in metrics:
         raise ConfigError(

@@ -35,6 +35,8 @@ from oialr_search.launch.engines import (
     random_numbers,
 )
 from oialr_search.launch.population import Population
+from oialr_search.launch.repeating import next_repeat
+from oialr_search.space.repeats import RepeatSettings
 from oialr_search.space.search_file import ENGINES, SearchSettings
 from oialr_search.storage.records import Known, Status
 from oialr_search.surrogate.individuals import Individuals
@@ -101,6 +103,44 @@ def main() -> None:
 
 def search(problem: Problem, engine_name: str, workers: int, evaluations: int, seed: int) -> Run:
     """One search of as many evaluations."""
+    bests, least, best, cpu_s = list[float](), math.inf, math.inf, 0.0
+    for ended in simulate(problem, engine_name, workers, evaluations, seed):
+        if ended.measured < least:
+            least, best = ended.measured, ended.truth
+        bests.append(best)
+        cpu_s = ended.cpu_s
+    return Run(
+        problem=problem.name,
+        engine=engine_name,
+        workers=workers,
+        seed=seed,
+        bests=bests,
+        least=problem.least,
+        cpu_ms=1e3 * cpu_s / evaluations,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """An evaluation has ended; `individuals` are known by then."""
+
+    individual_id: int
+    truth: float
+    measured: float
+    individuals: Individuals
+    cpu_s: float
+    """Of all proposals so far."""
+
+
+def simulate(
+    problem: Problem,
+    engine_name: str,
+    workers: int,
+    evaluations: int,
+    seed: int,
+    repeats: RepeatSettings | None = None,
+) -> Iterator[Ended]:
+    """One search, evaluation by evaluation, each with the measured fitness and the true one."""
     settings = SearchSettings(
         name="quality",
         metric="validation_loss",
@@ -113,62 +153,76 @@ def search(problem: Problem, engine_name: str, workers: int, evaluations: int, s
     population = Population(engine.population_size(workers))
     individuals = Individuals(problem.hyperparameters)
     durations, noise = random.Random(f"{seed}/durations"), random.Random(f"{seed}/noise")
-    running: list[tuple[float, int, int, Known, float]] = []
+    running: list[tuple[float, int, int, Known]] = []
+    measurements: dict[int, list[float]] = defaultdict(list)
+    genes: dict[int, dict[str, float]] = {}
     generations = [0] * workers
-    bests: list[float] = []
-    least, best, cpu_s, number, now = math.inf, math.inf, 0.0, 0, 0.0
+    cpu_s, number, now = 0.0, 0, 0.0
     free = list(range(workers))
-    while len(bests) < evaluations:
+    for _ in range(evaluations):
         while free and number < evaluations:
             worker = free.pop(0)
             started = time.process_time()
-            offspring = engine.propose(
-                Knowledge(
-                    island=0,
-                    population=population.members,
-                    population_size=population.size,
-                    individuals=individuals,
-                    number=number,
-                    num_ranks=workers,
-                ),
-                random_numbers(seed, 0, worker, generations[worker], "breeding"),
-            )
+            repeat = next_repeat(individuals, repeats, workers) if repeats else None
+            if repeat is not None:
+                chosen = genes[repeat.individual_id]
+            else:
+                chosen = engine.propose(
+                    Knowledge(
+                        island=0,
+                        population=population.members,
+                        population_size=population.size,
+                        individuals=individuals,
+                        number=number,
+                        num_ranks=workers,
+                    ),
+                    random_numbers(seed, 0, worker, generations[worker], "breeding"),
+                ).genes
             cpu_s += time.process_time() - started
+            genes[number + 1] = chosen
             known = Known(
                 individual_id=number + 1,
                 island=0,
                 status=Status.RUNNING,
-                genes=offspring.genes,
+                genes=chosen,
                 fitness=None,
+                repeat_of=repeat and repeat.individual_id,
             )
             individuals.take([known])
             end = now + durations.lognormvariate(0.0, 0.5)
-            heapq.heappush(running, (end, number, worker, known, 0.0))
+            heapq.heappush(running, (end, number, worker, known))
             generations[worker] += 1
             number += 1
-        now, _, worker, known, _ = heapq.heappop(running)
+        now, _, worker, known = heapq.heappop(running)
         values = {h.name: h.decode(known.genes[h.name]) for h in problem.hyperparameters}
         truth, measured = problem.measured(values, noise)
         free.append(worker)
+        first = known.repeat_of or known.individual_id
         if math.isfinite(measured):
-            individuals.take([replace(known, status=Status.COMPLETED, fitness=measured)])
-            population.add(
-                Member(individual_id=known.individual_id, genes=known.genes, fitness=measured)
+            measurements[first].append(measured)
+            mean = statistics.fmean(measurements[first])
+            told = replace(
+                known,
+                individual_id=first,
+                repeat_of=None,
+                status=Status.COMPLETED,
+                fitness=mean,
+                num_seeds=len(measurements[first]),
+                fitness_deviation=statistics.stdev(measurements[first])
+                if len(measurements[first]) > 1
+                else None,
             )
-            if measured < least:
-                least, best = measured, truth
-        else:
+            individuals.take([told])
+            population.add(Member(individual_id=first, genes=known.genes, fitness=mean))
+        elif known.repeat_of is None:
             individuals.take([replace(known, status=Status.FAILED)])
-        bests.append(best)
-    return Run(
-        problem=problem.name,
-        engine=engine_name,
-        workers=workers,
-        seed=seed,
-        bests=bests,
-        least=problem.least,
-        cpu_ms=1e3 * cpu_s / evaluations,
-    )
+        yield Ended(
+            individual_id=first,
+            truth=truth,
+            measured=measured,
+            individuals=individuals,
+            cpu_s=cpu_s,
+        )
 
 
 def regrets(runs: Sequence[Run]) -> Iterator[tuple[Run, list[float]]]:

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from oialr_search.space.given import OfFile, Start
 from oialr_search.space.hyperparameters import RANGE_KEYS, SearchSpace, parse_space
+from oialr_search.space.repeats import RepeatSettings
 from oialr_training.config import TrainingConfig
 from oialr_training.errors import ConfigError, nearest
 from oialr_training.tasks import TASKS, validate_training
@@ -68,6 +69,9 @@ class SearchSettings(Config):
     """What is evaluated first: `file`, the file's own values at the searched paths;
     `{search: NAME, best: 3}`, the best of another search in the database; `{file: PATH}`, a
     training configuration, e.g. an exported one."""
+    repeats: RepeatSettings | None = None
+    """Measure the best again with other seeds while the search runs; null: never. `{}`: three
+    seeds each, with at most a fifth of the evaluations."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of breeding and migration; that of the trainings is the top-level `seed`."""
     evaluation_time_limit_s: Annotated[float, Field(gt=0.0)] | None = None

@@ -199,6 +199,14 @@ class Evaluator:
         return self._running is not None
 
     @property
+    def trained(self) -> tuple[int, int] | None:
+        """The running individual and its last epoch, unless none has ended or it stops already."""
+        running = self._running
+        if running is None or running.last_epoch is None or running.asked_to_stop:
+            return None
+        return running.claim.individual.id, running.last_epoch.epoch
+
+    @property
     def unreliable(self) -> bool:
         """Has this rank failed so often, one time after the other, that it had better stop?"""
         return self._failures_in_a_row >= self._search.failures_in_a_row

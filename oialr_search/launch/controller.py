@@ -33,6 +33,7 @@ from oialr_search.launch.progress import ProgressDisplay
 from oialr_search.launch.repeating import Repeat, next_repeat, seed_of
 from oialr_search.launch.resuming import is_complete
 from oialr_search.launch.stop_request import StopRequest
+from oialr_search.launch.stopping.judging import Judge
 from oialr_search.space.search_file import SearchFile
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import (
@@ -60,6 +61,7 @@ class Controller:
         folder: Path,
         engine: Engine,
         evaluator: Evaluator,
+        judge: Judge | None,
         exchange: Exchange,
         stop: StopRequest,
         display: ProgressDisplay | None,
@@ -74,6 +76,8 @@ class Controller:
         self._folder = folder
         self._engine = engine
         self._evaluator = evaluator
+        self._judge = judge
+        self._judged: tuple[int, int] | None = None
         self._exchange = exchange
         self._stop = stop
         self._display = display
@@ -199,6 +203,19 @@ class Controller:
         evaluated = self._evaluator.poll(POLL_S)
         if evaluated is not None:
             self._take_up(evaluated)
+        elif self._judge is not None:
+            self._have_judged(self._judge)
+
+    def _have_judged(self, judge: Judge) -> None:
+        """Ask once after each epoch; while the database is away, nothing is stopped."""
+        trained = self._evaluator.trained
+        if trained is None or trained == self._judged:
+            return
+        self._judged = trained
+        with suppress(StorageUnavailable):
+            reason = self._outbox.ask(lambda s: judge.reason_to_stop(s, trained[0]))
+            if reason is not None:
+                self._evaluator.prune(reason)
 
     def _look_around(self) -> None:
         """Take in messages, pass on wishes and warnings, store what waits, show progress."""

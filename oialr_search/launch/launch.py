@@ -38,6 +38,7 @@ from oialr_search.launch.resuming import (
 from oialr_search.launch.search_folder import search_folder
 from oialr_search.launch.starting import starting_points
 from oialr_search.launch.stop_request import StopRequest
+from oialr_search.launch.stopping.judging import Judge
 from oialr_search.space.search_file import SearchFile
 from oialr_search.storage import database_exists, open_storage
 from oialr_search.storage.database import Storage
@@ -154,6 +155,7 @@ def _run(
                 folder=folder,
                 engine=engine,
                 evaluator=evaluator,
+                judge=Judge(search_id, search_file, search.stopping) if search.stopping else None,
                 exchange=Exchange(comm, place),
                 stop=settings.stop,
                 display=display,

@@ -12,7 +12,8 @@ from pydantic import Field
 from oialr_search.space.given import OfFile, Start
 from oialr_search.space.hyperparameters import RANGE_KEYS, SearchSpace, parse_space
 from oialr_search.space.repeats import RepeatSettings
-from oialr_training.config import TrainingConfig
+from oialr_search.space.stopping import StoppingSettings, rule_class
+from oialr_training.config import OF_ALL_TASKS, TrainingConfig
 from oialr_training.errors import ConfigError, nearest
 from oialr_training.tasks import TASKS, validate_training
 from oialr_training.validation import Config, Fraction, validate
@@ -88,6 +89,8 @@ class SearchSettings(Config):
     or takes too long is not repeated."""
     failures_in_a_row: Annotated[int, Field(ge=1)] = 5
     """After so many such failures one after the other, a rank asks for no more work."""
+    stopping: StoppingSettings | None = None
+    """Which trainings end early; null: none. `{}`: the worst quarter, once OIALR has begun."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,6 +212,8 @@ def load_search(
             f"unknown metric {search.metric!r:.80} for `search.metric`"
             f"{nearest(search.metric, metrics)} ({source})"
         )
+    if search.stopping is not None:
+        _check_stopping(search.stopping, task, source)
     return SearchFile(
         search=search,
         space=parse_space(content["space"], task, training_content, source),
@@ -216,3 +221,21 @@ def load_search(
         pinned=tuple(pinned),
         source=source,
     )
+
+
+def _check_stopping(settings: StoppingSettings, task: type[TrainingConfig], source: str) -> None:
+    """See that the rule is there, and its metric reported by epochs.
+
+    Raises:
+        ConfigError: when one of them is not.
+    """
+    reported = [*task.validation_metrics(), *(metric.name for metric in OF_ALL_TASKS)]
+    if settings.metric is not None and settings.metric not in reported:
+        raise ConfigError(
+            f"unknown metric {settings.metric!r:.80} for `search.stopping.metric`"
+            f"{nearest(settings.metric, reported)} ({source})"
+        )
+    try:
+        rule_class(settings.rule)
+    except ConfigError as error:
+        raise ConfigError(f"{error} ({source})") from None

@@ -14,9 +14,11 @@ import sqlalchemy as sa
 
 from oialr_search.space.hyperparameters import SearchSpace
 from oialr_search.storage import queries
+from oialr_search.storage.curves import list_trainings, read_curves
 from oialr_search.storage.errors import storage_errors
 from oialr_search.storage.leaderboard import INDIVIDUAL, IS_LATEST, LATEST, leaderboard
 from oialr_search.storage.records import (
+    Curve,
     EpochRecord,
     EvaluationRecord,
     IndividualRecord,
@@ -368,6 +370,24 @@ class StorageReader(AbstractContextManager["StorageReader"]):
                 for evaluation_id, epoch, value in connection.execute(asked):
                     found.setdefault(evaluation_id, {})[epoch] = value
         return found
+
+    def trainings(self, search_id: int, *, newest: int, best: int) -> list[tuple[int, Status, int]]:
+        """Return individual, status and latest evaluation of a search's trainings, by individual.
+
+        Those of the newest individuals that completed, were pruned and run, so many of each, and
+        the best: as many whatever is stored.
+        """
+        with self._reading() as connection:
+            return list_trainings(connection, search_id, newest, best)
+
+    def curves(self, individual_ids: Sequence[int], names: Sequence[str]) -> list[Curve]:
+        """Return some metrics of the latest trainings of individuals, epoch by epoch."""
+        with self._reading() as connection:
+            return [
+                curve
+                for ids in _batches(individual_ids)
+                for curve in read_curves(connection, ids, names)
+            ]
 
     def rank_updates(self, evaluation_id: int) -> list[RankUpdate]:
         """Return an evaluation's inner ranks by step and layer."""

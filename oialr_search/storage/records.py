@@ -274,6 +274,19 @@ class EpochRecord:
     metrics: Mapping[str, float]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Curve:
+    """The latest training of an individual, epoch by epoch."""
+
+    individual_id: int
+    status: Status  # of the individual
+    evaluation_id: int
+    genes: Mapping[str, float]
+    hyperparameters: Mapping[str, Value]
+    epochs: Sequence[EpochRecord]  # in order, with the metrics that were asked for
+    first_truncation: int | None  # the step at which an inner rank was first cut
+
+
 @dataclass(frozen=True, kw_only=True)
 class IndividualHistory:
     """All that is known of an individual, to be restored from its files."""

@@ -78,16 +78,23 @@ class GaussianProcess:
 
 
 def fit(
-    points: Array, values: Array, categorical: Mask, *, measurements: Array | float = 1.0
+    points: Array,
+    values: Array,
+    categorical: Mask,
+    *,
+    spread: Array | float = 1.0,
+    measurements: Array | float = 1.0,
 ) -> GaussianProcess:
     """Lengths and nugget of points (n, d) and values (n,): the most probable, roughly.
 
-    A few steps of L-BFGS on the logarithms; the variance at its best for the rest. A value is the
-    mean of so many `measurements`, (n,): the nugget is the noise of one.
+    A few steps of L-BFGS on the logarithms; the variance at its best for the rest. `spread`: the
+    width of each gene's part, (d,), that the values vary in; lengths are expected in proportion.
+    `measurements`: so many each value is the mean of, (n,); the nugget is the noise of one.
     """
     n, d = points.shape
     shares = np.broadcast_to(1.0 / np.asarray(measurements), n)
-    differences = _squared_differences(points, points, categorical)
+    scaled = points / spread
+    differences = _squared_differences(scaled, scaled, categorical)
     prior = np.append(np.full(d, LOG_LENGTH_MEAN + 0.5 * math.log(d)), LOG_NUGGET_MEAN)
     deviation = np.append(np.full(d, LOG_LENGTH_DEVIATION), LOG_NUGGET_DEVIATION)
     diagonal = np.diag_indices(n)
@@ -124,7 +131,7 @@ def fit(
     return GaussianProcess(
         points=points,
         categorical=categorical,
-        lengths=np.exp(found.x[:d]),
+        lengths=np.exp(found.x[:d]) * spread,
         nugget=math.exp(found.x[d]),
         variance=variance,
         factor=factor,

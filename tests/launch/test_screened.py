@@ -181,16 +181,16 @@ def test_the_model_never_gets_more_than_a_hundred_the_best_among_them(
 ) -> None:
     fitted = []
 
-    def fit(points: Any, values: Any, categorical: Any) -> Any:
+    def fit(points: Any, values: Any, categorical: Any, **spread: Any) -> Any:
         fitted.append((points, values))
-        return original(points, values, categorical)
+        return original(points, values, categorical, **spread)
 
     original = screened.fit
     monkeypatch.setattr(screened, "fit", fit)
     told = knowledge(drawn(number))
     for n in range(10):
         engine().propose(told, random.Random(n))
-    best = told.individuals.genes[np.argsort(told.individuals.fitness)[:50]]
+    best = told.individuals.genes[np.argsort(told.individuals.fitness)[:20]]
     assert fitted
     for points, values in fitted:
         assert len(points) == len(values) == min(number, 100)
@@ -200,12 +200,32 @@ def test_the_model_never_gets_more_than_a_hundred_the_best_among_them(
 
 def test_the_worst_quarter_counts_alike() -> None:
     fitness = np.array([3.0, 1.0, 2.0, 1e9, math.inf, 4.0, 5.0, 0.0])
-    values = screened.standardised(fitness)
+    values = screened.standardised(fitness, 0.75)
     assert values.mean() == pytest.approx(0.0)
     assert values.std() == pytest.approx(1.0)
     assert values[3] == values[4] == values[6] == values.max()
     assert list(np.argsort(values)[:5]) == [7, 1, 2, 0, 5]
-    assert list(screened.standardised(np.full(3, 2.5))) == [0.0, 0.0, 0.0]
+    assert list(screened.standardised(np.full(3, 2.5), 0.75)) == [0.0, 0.0, 0.0]
+
+
+def test_its_model_narrows_down_with_the_search() -> None:
+    """Where all of the best are within 1e-4, it tells them apart as it does in the whole cube."""
+    space, rng = (LR, DECAY), np.random.default_rng(0)
+    optimum = np.array([0.41, 0.6])
+
+    def fitness(points: Any) -> Any:
+        return ((points - optimum) ** 2 @ [1.0, 5.0]).tolist()
+
+    near = optimum + 1e-4 * rng.uniform(-1.0, 1.0, (40, 2))
+    points = np.vstack([rng.random((300, 2)), near[:20]])
+    individuals = [
+        known(n, {"lr": lr, "decay": decay}, value)
+        for n, ((lr, decay), value) in enumerate(zip(points, fitness(points), strict=True), 1)
+    ]
+    proposer = engine(space=space)
+    assert isinstance(proposer, screened.ScreenedEngine)
+    model = proposer._model(Individuals(space, individuals), random.Random(0))
+    assert np.corrcoef(model.mean(near[20:]), fitness(near[20:]))[0, 1] > 0.98
 
 
 def test_it_computes_on_one_thread_whatever_the_machine_has() -> None:

@@ -60,6 +60,17 @@ def test_it_predicts_and_knows_which_genes_matter() -> None:
     assert model.lengths[1] > 5 * model.lengths[0]
 
 
+def test_what_happens_in_a_small_part_is_as_clear_as_in_the_whole_cube() -> None:
+    points, values = data(40)
+    spread = np.array([1e-3, 1e-3, 1.0])
+    whole, part = fit(points, values, CATEGORICAL), fit(points * spread, values, CATEGORICAL,
+                                                        spread=spread)  # fmt: skip
+    new, _ = data(5, seed=1)
+    assert part.lengths == pytest.approx(whole.lengths * spread)
+    for mine, theirs in zip(part.posterior(new * spread), whole.posterior(new), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-4)
+
+
 def test_its_gradient_is_the_slope(monkeypatch: pytest.MonkeyPatch) -> None:
     minimised = []
 

@@ -319,7 +319,9 @@ class StorageReader(AbstractContextManager["StorageReader"]):
         query = sa.select(
             c.id.label("individual_id"),
             *c["island", "status", "genes", "fitness", "violation"],
-            *c["objectives", "constraints", "repeat_of", "num_seeds", "fitness_deviation", "cost_s"],
+            *c[
+                "objectives", "constraints", "repeat_of", "num_seeds", "fitness_deviation", "cost_s"
+            ],
         )
         with self._reading() as connection:
             return [

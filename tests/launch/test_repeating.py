@@ -25,7 +25,9 @@ LR = Hyperparameter(name="lr", kind="float", low=0.0, high=1.0)
 RACING = RepeatSettings(seeds=3, share=0.5)
 
 
-def known(individual_id: int, fitness: float | None, seeds: int = 1, deviation: float = 0.0) -> Known:
+def known(
+    individual_id: int, fitness: float | None, seeds: int = 1, deviation: float = 0.0
+) -> Known:
     return Known(
         individual_id=individual_id,
         island=0,

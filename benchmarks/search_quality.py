@@ -20,7 +20,7 @@ import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -101,14 +101,30 @@ def main() -> None:
         plot(chosen, arguments.plot)
 
 
-def search(problem: Problem, engine_name: str, workers: int, evaluations: int, seed: int) -> Run:
-    """One search of as many evaluations."""
+def search(
+    problem: Problem,
+    engine_name: str,
+    workers: int,
+    evaluations: int,
+    seed: int,
+    *,
+    prior: Mapping[str, Any] | None = None,
+    given: Sequence[Mapping[str, float]] = (),
+    watch: Callable[[Individuals], None] = lambda _: None,
+) -> Run:
+    """One search of as many evaluations; `watch` is shown all individuals whenever one has ended.
+
+    For `prior` and `given` see `simulate`.
+    """
     bests, least, best, cpu_s = list[float](), math.inf, math.inf, 0.0
-    for ended in simulate(problem, engine_name, workers, evaluations, seed):
+    for ended in simulate(
+        problem, engine_name, workers, evaluations, seed, prior=prior, given=given
+    ):
         if ended.measured < least:
             least, best = ended.measured, ended.truth
         bests.append(best)
         cpu_s = ended.cpu_s
+        watch(ended.individuals)
     return Run(
         problem=problem.name,
         engine=engine_name,
@@ -138,9 +154,12 @@ def simulate(
     workers: int,
     evaluations: int,
     seed: int,
+    *,
+    prior: Mapping[str, Any] | None = None,
+    given: Sequence[Mapping[str, float]] = (),
     repeats: RepeatSettings | None = None,
 ) -> Iterator[Ended]:
-    """One search, evaluation by evaluation, each with the measured fitness and the true one."""
+    """One search, evaluation by evaluation; those `given`, by their genes, come first."""
     settings = SearchSettings(
         name="quality",
         metric="validation_loss",
@@ -148,10 +167,16 @@ def simulate(
         islands=1,
         engine=engine_name,
         seed=seed,
+        prior=dict(prior or {}),
     )
     engine = engine_for(problem.hyperparameters, settings)
     population = Population(engine.population_size(workers))
     individuals = Individuals(problem.hyperparameters)
+    queued = [
+        Known(individual_id=n, island=0, status=Status.QUEUED, genes=genes, fitness=None)
+        for n, genes in enumerate(given, start=1)
+    ]
+    individuals.take(queued)
     durations, noise = random.Random(f"{seed}/durations"), random.Random(f"{seed}/noise")
     running: list[tuple[float, int, int, Known]] = []
     measurements: dict[int, list[float]] = defaultdict(list)
@@ -162,36 +187,45 @@ def simulate(
     for _ in range(evaluations):
         while free and number < evaluations:
             worker = free.pop(0)
-            started = time.process_time()
             repeat = next_repeat(individuals, repeats, workers) if repeats else None
-            if repeat is not None:
-                chosen = genes[repeat.individual_id]
+            if queued:
+                known = queued.pop(0)
+            elif repeat is not None:
+                known = Known(
+                    individual_id=number + 1,
+                    island=0,
+                    status=Status.RUNNING,
+                    genes=genes[repeat.individual_id],
+                    fitness=None,
+                    repeat_of=repeat.individual_id,
+                )
+                generations[worker] += 1
             else:
-                chosen = engine.propose(
+                started = time.process_time()
+                offspring = engine.propose(
                     Knowledge(
                         island=0,
                         population=population.members,
                         population_size=population.size,
                         individuals=individuals,
-                        number=number,
+                        number=number - len(given),
                         num_ranks=workers,
                     ),
                     random_numbers(seed, 0, worker, generations[worker], "breeding"),
-                ).genes
-            cpu_s += time.process_time() - started
-            genes[number + 1] = chosen
-            known = Known(
-                individual_id=number + 1,
-                island=0,
-                status=Status.RUNNING,
-                genes=chosen,
-                fitness=None,
-                repeat_of=repeat and repeat.individual_id,
-            )
+                )
+                cpu_s += time.process_time() - started
+                known = Known(
+                    individual_id=number + 1,
+                    island=0,
+                    status=Status.RUNNING,
+                    genes=offspring.genes,
+                    fitness=None,
+                )
+                generations[worker] += 1
             individuals.take([known])
+            genes[known.individual_id] = dict(known.genes)
             end = now + durations.lognormvariate(0.0, 0.5)
             heapq.heappush(running, (end, number, worker, known))
-            generations[worker] += 1
             number += 1
         now, _, worker, known = heapq.heappop(running)
         values = {h.name: h.decode(known.genes[h.name]) for h in problem.hyperparameters}
@@ -213,7 +247,14 @@ def simulate(
                 else None,
             )
             individuals.take([told])
-            population.add(Member(individual_id=first, genes=known.genes, fitness=mean))
+            population.add(
+                Member(
+                    individual_id=first,
+                    genes=known.genes,
+                    fitness=mean,
+                    num_seeds=len(measurements[first]),
+                )
+            )
         elif known.repeat_of is None:
             individuals.take([replace(known, status=Status.FAILED)])
         yield Ended(

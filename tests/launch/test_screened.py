@@ -26,6 +26,7 @@ from oialr_search.launch.engines import (
 )
 from oialr_search.launch.population import Population
 from oialr_search.space.hyperparameters import Hyperparameter
+from oialr_search.space.prior import Prior
 from oialr_search.space.search_file import SearchSettings
 from oialr_search.storage.records import Known, Status
 from oialr_search.surrogate import modelling
@@ -45,8 +46,14 @@ def valley(values: Mapping[str, Any]) -> float:
     return lr**2 + (values["decay"] - 0.6) ** 2 + epochs**2 + 0.3 * (values["norm"] != "batch")
 
 
-def engine(name: str = "screened", space: Sequence[Hyperparameter] = SPACE) -> Engine:
-    settings = SearchSettings(name="x", metric="m", evaluations=1, islands=1, engine=name)
+def engine(
+    name: str = "screened",
+    space: Sequence[Hyperparameter] = SPACE,
+    prior: Mapping[str, Prior] | None = None,
+) -> Engine:
+    settings = SearchSettings(
+        name="x", metric="m", evaluations=1, islands=1, engine=name, prior=prior or {}
+    )
     return engine_for(space, settings)
 
 
@@ -78,10 +85,10 @@ def known(individual_id: int, genes: Mapping[str, float], fitness: float | None)
 
 def search(
     fitness: Fitness, number: int, seed: int = 0, name: str = "screened",
-    space: Sequence[Hyperparameter] = SPACE,
+    space: Sequence[Hyperparameter] = SPACE, prior: Mapping[str, Prior] | None = None,
 ) -> tuple[list[Offspring], list[Known]]:  # fmt: skip
     """One rank after the other's end."""
-    proposals, individuals, proposer = [], list[Known](), engine(name, space)
+    proposals, individuals, proposer = [], list[Known](), engine(name, space, prior)
     for n in range(number):
         offspring = proposer.propose(knowledge(individuals, space), random.Random(f"{seed}/{n}"))
         values = {h.name: h.decode(offspring.genes[h.name]) for h in space}
@@ -271,3 +278,46 @@ def test_individuals_are_the_same_in_whichever_order_they_came() -> None:
     assert np.array_equal(shuffled.fitness, ended.fitness)
     assert ended.include(ended.genes[0])
     assert not ended.include(ended.genes[0] + 0.5)
+
+
+class TestPrior:
+    """A belief moves the search, and fades."""
+
+    def test_half_of_the_start_is_where_the_best_is_expected(self) -> None:
+        sure = engine(prior={"decay": Prior(around=0.1, within=0.01)})
+        start = [
+            sure.propose(replace(knowledge([]), number=n), random.Random(n)).genes["decay"]
+            for n in range(12)
+        ]
+        assert sum(abs(gene - 0.1) < 0.04 for gene in start) >= 6
+        others = [start[n] for n in range(1, 12, 2)]
+        assert others == [
+            engine().propose(replace(knowledge([]), number=n), random.Random(n)).genes["decay"]
+            for n in range(1, 12, 2)
+        ]
+
+    def test_it_weighs_less_the_more_is_known(self) -> None:
+        def near(number: int) -> float:
+            """How often the believed half is chosen, where all is equally good."""
+            told = knowledge(drawn(number, lambda _: 1.0))
+            sure = engine(prior={"decay": Prior(around=0.0, within=0.2)})
+            genes = [sure.propose(told, random.Random(n)).genes["decay"] for n in range(60)]
+            return statistics.fmean(gene < 0.4 for gene in genes)
+
+        few, many = near(14), near(400)
+        assert few > 0.75
+        assert many < few - 0.1
+
+    def test_a_right_one_helps(self) -> None:
+        believed = {
+            "lr": Prior(around=4e-3, factor=2.0),
+            "decay": Prior(around=0.6, within=0.1),
+            "epochs": Prior(around=11, factor=1.5),
+            "norm": Prior(around="batch", probability=0.8),
+        }
+
+        def reached(**priors: Prior) -> float:
+            found = [search(valley, 20, seed, prior=priors)[1] for seed in range(5)]
+            return statistics.median(min(k.fitness or 0.0 for k in each) for each in found)
+
+        assert reached(**believed) < 0.5 * reached()

@@ -22,7 +22,6 @@ WINDOW = timedelta(hours=1)
 ENOUGH = 10
 """Endings that make an hour's pace; with fewer it is the whole launch's."""
 MOST_FINISHES = 1000
-ENDED = (Status.COMPLETED, Status.PRUNED, Status.FAILED, Status.TIMED_OUT)
 FIRST_PART = re.compile(r".+?(?=: | after (?:epoch )?\d|$)")
 
 
@@ -45,8 +44,8 @@ def status(storage: Storage, search: SearchRecord, now: datetime | None = None) 
     launch = launches[-1] if launches else None
     pace = _pace(storage, launch, now)
     running = {each: _epochs(storage, search, each.individual_id) for each in progress.running}
-    ended = sum(progress.counts[status] for status in ENDED)
-    remaining = max(progress.total - ended, 0)
+    remaining = max(progress.total - progress.ended, progress.unfinished)
+    used = [s for s in Status if s is not Status.QUEUED or progress.counts[s]]
     best = None
     if progress.best_individual_id is not None:
         best = storage.individual(progress.best_individual_id)
@@ -55,10 +54,10 @@ def status(storage: Storage, search: SearchRecord, now: datetime | None = None) 
         "task": search.task,
         "metric": search.metric,
         "evaluations_total": progress.total,
-        "begun": sum(progress.counts.values()),
-        "ended": ended,
+        "begun": sum(progress.counts.values()) - progress.counts[Status.QUEUED],
+        "ended": progress.ended,
         "remaining": remaining,
-        **{status.value: progress.counts[status] for status in _used(progress.counts)},
+        **{status.value: progress.counts[status] for status in used},
         "launch": launch and _launch(launch, len(launches)),
         "per_hour": pace.per_hour,
         "per_hour_over_s": pace.over_s,
@@ -76,7 +75,7 @@ def status(storage: Storage, search: SearchRecord, now: datetime | None = None) 
             {
                 "island": island.island,
                 "individuals": sum(island.counts.values()),
-                **{status.value: island.counts[status] for status in _used(island.counts)},
+                **{status.value: island.counts[status] for status in used},
                 "per_hour": pace.per_island.get(island.island, 0.0),
                 "best_fitness": island.best_fitness,
                 "best_individual": island.best_individual_id,
@@ -106,10 +105,6 @@ def group_failures(counts: Sequence[FailureCount]) -> list[Row]:
         for (status, reason), texts in groups.items()
     ]
     return sorted(rows, key=lambda row: (-row["evaluations"], row["status"], row["reason"]))
-
-
-def _used(counts: Mapping[Status, int]) -> list[Status]:
-    return [status for status in counts if status is not Status.QUEUED]
 
 
 def _pace(storage: Storage, launch: LaunchRecord | None, now: datetime) -> Pace:

@@ -1,4 +1,4 @@
-"""`run`, `import`, `upgrade`, `validate`: a search from its file into the database."""
+"""`run`, `enqueue`, `import`, `upgrade`, `validate`: a search from its file into the database."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from oialr_search.cli.options import (
     DatabaseOption,
     DataDirOption,
     SearchDirOption,
+    SearchOption,
     SetOption,
     TaskPathOption,
     database_url,
@@ -84,6 +85,53 @@ def run(
     )
     stop.listen_no_more()
     raise typer.Exit(exit_code)
+
+
+def enqueue(
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[FILE]...", help="Training configurations, e.g. exported ones."),
+    ] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="PATH=VALUE",
+            help="A searched hyperparameter's value, e.g. `optimizer.lr=1e-3`; repeatable. In the "
+            "files' place, or in place of what they say.",
+        ),
+    ] = None,
+    from_search: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Another search of the database, for its best."),
+    ] = None,
+    best: Annotated[int, typer.Option(min=1, help="So many of that search's best.")] = 1,
+    db: DatabaseOption = None,
+    search_dir: SearchDirOption = SEARCH_DIR,
+    search: SearchOption = None,
+) -> None:
+    """Have configurations evaluated next, by the launch that runs or by the next one.
+
+    What is not named is the search file's own value. Also beyond the search's evaluations.
+
+    Example: `oialr-search enqueue best.yaml --set optimizer.lr=1e-3`
+    """
+    from oialr_search.analysis.choosing import choose_search
+    from oialr_search.launch.starting import named_points
+
+    with open_storage(database_url(db, search_dir)) as storage:
+        chosen = choose_search(storage, search)
+        points, moved = named_points(
+            storage, chosen, files or (), assignments or (), from_search, best
+        )
+        for line in moved:
+            print(f"warning: {line}", file=sys.stderr)
+        found = storage.queue(chosen.id, points)
+        ended = storage.launches(chosen.id)[-1].ended_at
+    for individual, new in found:
+        print(f"individual {individual} {'queued' if new else 'has these values already'}")
+    if ended is not None and any(new for _, new in found):
+        print(f"no launch of search {chosen.name!r} runs: the next one evaluates them")
 
 
 def import_(

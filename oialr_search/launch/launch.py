@@ -29,7 +29,6 @@ from oialr_search.launch.mpi import MPI
 from oialr_search.launch.preparation import prepare
 from oialr_search.launch.progress import ProgressDisplay
 from oialr_search.launch.resuming import (
-    ended_individuals,
     find_stored,
     free_name,
     is_complete,
@@ -37,7 +36,9 @@ from oialr_search.launch.resuming import (
     start_search,
 )
 from oialr_search.launch.search_folder import search_folder
+from oialr_search.launch.starting import starting_points
 from oialr_search.launch.stop_request import StopRequest
+from oialr_search.launch.stopping.judging import Judge
 from oialr_search.space.search_file import SearchFile
 from oialr_search.storage import database_exists, open_storage
 from oialr_search.storage.database import Storage
@@ -155,6 +156,7 @@ def _run(
                 folder=folder,
                 engine=engine,
                 evaluator=evaluator,
+                judge=Judge(search_id, search_file, search.stopping) if search.stopping else None,
                 exchange=Exchange(comm, place),
                 stop=settings.stop,
                 display=display,
@@ -172,7 +174,7 @@ def _end(
 ) -> None:
     try:
         storage.end_launch(launch_id, exit_code)
-        ended = ended_individuals(storage, search_id)
+        ended = storage.progress(search_id).ended
     except StorageUnavailable as error:
         print(f"warning: the database is away, the folders have what it lacks: {error}")
         return
@@ -200,9 +202,9 @@ def _load(comm: MPI.Comm, load: Callable[[], SearchFile], settings: LaunchSettin
                 search_file = _renamed(search_file, settings)
             for name in search_file.pinned:
                 print(f"`{name}` is set, and no longer searched", flush=True)
-            for name in search_file.without_effect:
+            for name, engine in search_file.without_effect.items():
                 print(
-                    f"warning: `search.{name}` has no effect without the engine `propulate`",
+                    f"warning: `search.{name}` has no effect without the engine `{engine}`",
                     file=sys.stderr,
                 )
         except (ConfigError, StorageError) as error:
@@ -237,24 +239,34 @@ def _console(environment: Mapping[str, str]) -> Console:
 def _already_complete(comm: MPI.Comm, search_file: SearchFile, settings: LaunchSettings) -> bool:
     """Look at what is stored before anything is started or made: it may not fit, or be complete."""
     mistake, exit_code = None, exit_codes.CONFIG
-    stored, complete = None, False
+    stored, complete, ended = None, False, 0
     search = search_file.search
     if comm.rank == 0:
         try:
             if database_exists(settings.database_url):
                 with open_storage(settings.database_url, create=True) as storage:
                     stored = find_stored(storage, search_file)
-                    complete = stored is not None and is_complete(
-                        storage, stored.id, search.evaluations
-                    )
+                    if stored is not None:
+                        complete = is_complete(storage, stored.id, search.evaluations)
+                        ended = storage.progress(stored.id).ended
             if stored is None:
                 refuse_unknown(settings.search_dir / search.name)
+                for moved in _check_start(search_file, settings.database_url):
+                    print(f"warning: {moved}", file=sys.stderr)
         except (StorageError, ConfigError) as error:
             mistake, exit_code = str(error), code_of(error)
     agree(comm, mistake, exit_code)
     if complete and comm.rank == 0:
-        print(f"search {search.name!r} is complete: {search.evaluations} evaluations are stored")
+        print(f"search {search.name!r} is complete: {ended} evaluations are stored")
     return bool(comm.bcast(complete))
+
+
+def _check_start(search_file: SearchFile, url: str) -> list[str]:
+    """What the search is to start with, before anything is stored; says what has to be moved."""
+    if not database_exists(url):
+        return starting_points(None, search_file)[1]
+    with open_storage(url, create=True) as storage:
+        return starting_points(storage, search_file)[1]
 
 
 def _worker_settings(

@@ -9,6 +9,7 @@ import shlex
 import socket
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -23,13 +24,13 @@ from oialr_search.evaluation.files import (
     write_record,
 )
 from oialr_search.launch.provenance import git_revision, versions
+from oialr_search.launch.starting import starting_points
 from oialr_search.space.search_file import SearchFile
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import (
     NewLaunch,
     NewSearch,
     SearchRecord,
-    Status,
     individual_folder,
     num_failures,
 )
@@ -37,6 +38,7 @@ from oialr_training.errors import ConfigError
 from oialr_training.protocol import Epoch, Started
 
 # Where a search runs may change from launch to launch, what it searches may not.
+AIMS = ("metric", "fitness", "objectives", "subject_to", "fitness_window")
 MACHINE_SETTINGS = ("device", "num_threads", "data.num_loader_processes", "observation")
 
 
@@ -44,17 +46,21 @@ def find_stored(storage: Storage, search_file: SearchFile) -> SearchRecord | Non
     """The stored search of the same name.
 
     Raises:
-        ConfigError: when it is another search: its task, metric, space or training differs.
+        ConfigError: when it is another search: its task, aims, space or training differ.
     """
     name = search_file.search.name
     stored = storage.find_search(name)
     if stored is None:
         return None
     old, new = (
-        {"metric": metric, "space": space.as_json(), "training": training.model_dump(mode="json")}
-        for metric, space, training in (
-            (stored.metric, stored.space, stored.training()),
-            (search_file.search.metric, search_file.space, search_file.training),
+        {
+            "search": search.model_dump(mode="json", include=set(AIMS)),
+            "space": space.as_json(),
+            "training": training.model_dump(mode="json"),
+        }
+        for search, space, training in (
+            (stored.search_settings(), stored.space, stored.training()),
+            (search_file.search, search_file.space, search_file.training),
         )
     )
     # Through JSON, where there are no tuples.
@@ -93,16 +99,10 @@ def _flat(content: object, path: str = "") -> dict[str, object]:
     return {key: value for part in inner for key, value in part.items()}
 
 
-def ended_individuals(storage: Storage, search_id: int) -> int:
-    """How many individuals have been evaluated to their end, whichever it was?"""
-    unfinished = (Status.QUEUED, Status.RUNNING, Status.LOST)
-    counts = storage.progress(search_id).counts
-    return sum(number for status, number in counts.items() if status not in unfinished)
-
-
 def is_complete(storage: Storage, search_id: int, evaluations: int) -> bool:
-    """Is nothing left to evaluate?"""
-    return ended_individuals(storage, search_id) >= evaluations
+    """Is nothing left to evaluate, neither of the total nor of what was queued beyond it?"""
+    progress = storage.progress(search_id)
+    return progress.ended >= evaluations and not progress.unfinished
 
 
 def start_search(
@@ -126,23 +126,26 @@ def start_search(
         evaluations_total=search.evaluations,
         version=importlib.metadata.version("oialr-search"),
     )
+    launch = NewLaunch(
+        search_id=0 if stored is None else stored.id,
+        world_size=world_size,
+        num_islands=search.islands,
+        hostname=socket.gethostname(),
+        command_line=shlex.join(sys.argv),
+        versions=versions(),
+        git_revision=git_revision(),
+    )
     if stored is None:
-        search_id = storage.create_search(given)
+        points, _ = starting_points(storage, search_file)
+        with storage.together():  # or a search that was killed here would start without them
+            search_id = storage.create_search(given)
+            launch_id = storage.start_launch(replace(launch, search_id=search_id))
+            storage.queue(search_id, points)
     else:
         search_id = stored.id
         storage.change_search(search_id, given)
         take_in_results(storage, search_id, search_file, folder)
-    launch_id = storage.start_launch(
-        NewLaunch(
-            search_id=search_id,
-            world_size=world_size,
-            num_islands=search.islands,
-            hostname=socket.gethostname(),
-            command_line=shlex.join(sys.argv),
-            versions=versions(),
-            git_revision=git_revision(),
-        )
-    )
+        launch_id = storage.start_launch(launch)
     record = storage.find_search(search.name)
     assert record is not None
     write_record(folder / SEARCH_FILE, record)
@@ -158,13 +161,19 @@ def take_in_results(
 
     The search's folder may have been moved since.
     """
-    search, task = search_file.search, search_file.training.task
+    aims = search_file.aims
     for evaluation in storage.unfinished(search_id):
-        attempts = storage.evaluations(evaluation.individual_id)
+        individual = storage.individual(evaluation.individual_id)
+        assert individual is not None
+        attempts = storage.evaluations(individual.id)
         moved = Path(individual_folder(str(search_folder), evaluation.individual_id))
         folder = moved / Path(evaluation.folder).name
         ending = read_ending(
-            folder, search.metric, task, failures=num_failures(attempts), retries=search.retries
+            folder,
+            aims,
+            individual.hyperparameters,
+            failures=num_failures(attempts),
+            retries=search_file.search.retries,
         )
         if ending is not None:
             write_record(folder / OUTCOME_FILE, ending)

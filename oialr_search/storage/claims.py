@@ -14,6 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
+from oialr_search.space.given import Given
 from oialr_search.storage.reading import (
     COUNTS,
     as_evaluation,
@@ -48,6 +49,8 @@ from oialr_search.storage.schema import (
 )
 
 UNFINISHED = (Status.QUEUED, Status.RUNNING)
+GIVEN_RANK = -1
+"""The island rank of those that no rank bred: a person named them."""
 MEASURED = ("fitness", "violation", "objectives", "constraints")
 """What completed evaluations of an individual have come to."""
 INSERTS: Mapping[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
@@ -64,7 +67,7 @@ LOCK_SEARCH = (
 )
 CENSUS = sa.select(
     sa.func.coalesce(sa.func.sum(sum(COUNTS[1:], COUNTS[0])), 0).label("num_individuals"),
-    sa.func.coalesce(sa.func.sum(islands.c.lost), 0).label("num_lost"),
+    sa.func.coalesce(sa.func.sum(islands.c.lost + islands.c.queued), 0).label("num_waiting"),
     sa.select(evaluations.c.id)
     .where(
         evaluations.c.launch_id == parameter("launch_id"),
@@ -75,10 +78,13 @@ CENSUS = sa.select(
     .limit(1)
     .scalar_subquery()
     .label("running_id"),
-    sa.select(sa.func.min(individuals.c.id))
-    .where(individuals.c.search_id == parameter("search_id"), has_status(individuals, Status.LOST))
-    .scalar_subquery()
-    .label("lost_id"),
+    *(
+        sa.select(sa.func.min(individuals.c.id))
+        .where(individuals.c.search_id == parameter("search_id"), has_status(individuals, status))
+        .scalar_subquery()
+        .label(f"{status}_id")
+        for status in (Status.LOST, Status.QUEUED)
+    ),
     sa.select(sa.func.max(launches.c.id))
     .where(launches.c.search_id == parameter("search_id"))
     .scalar_subquery()
@@ -112,6 +118,14 @@ MEASUREMENTS = (
     )
     .order_by(evaluations.c.id)
 )
+REPEATED_SO = sa.select(sa.func.count()).where(
+    individuals.c.repeat_of == parameter("individual_id"), individuals.c.seed == parameter("seed")
+)
+VISITS = (
+    sa.update(migrations)
+    .where(migrations.c.individual_id == parameter("individual_id"))
+    .values(fitness=parameter("fitness"), violation=parameter("violation"))
+)
 RUNNING = sa.select(evaluations).where(_with_id(evaluations))
 LOCK_SEARCH_OF_EVALUATION = (
     sa.select(
@@ -126,6 +140,27 @@ LOCK_SEARCH_OF_EVALUATION = (
     )
     .where(_with_id(evaluations))
     .with_for_update(of=searches, key_share=True)
+)
+
+LAST_LAUNCH = (
+    sa.select(*launches.c["id", "num_islands"])
+    .where(launches.c.search_id == parameter("search_id"))
+    .order_by(launches.c.id.desc())
+    .limit(1)
+)
+LAST_GIVEN = (
+    sa.select(individuals.c.island, sa.func.max(individuals.c.generation))
+    .where(
+        individuals.c.search_id == parameter("search_id"),
+        individuals.c.island_rank == parameter("island_rank"),
+    )
+    .group_by(individuals.c.island)
+)
+# As text, which both databases keep as it was written: the order of the space, the same digits.
+SAME_VALUES = sa.select(sa.func.min(individuals.c.id)).where(
+    individuals.c.search_id == parameter("search_id"),
+    sa.cast(individuals.c.hyperparameters, sa.Text)
+    == sa.cast(sa.bindparam("the_values", type_=sa.JSON), sa.Text),
 )
 
 
@@ -170,7 +205,9 @@ MOVES: Mapping[tuple[str, Status | None, Status], Any] = {
     for dialect in INSERTS
     for left, entered in [
         (None, Status.RUNNING),
+        (None, Status.QUEUED),
         (Status.LOST, Status.RUNNING),
+        (Status.QUEUED, Status.RUNNING),
         *((Status.RUNNING, status) for status in Status if status not in UNFINISHED),
     ]
 }
@@ -192,17 +229,20 @@ def claim(
             f"launch {census.last_launch_id} has taken the search over: "
             f"launch {runner.launch_id} ends"
         )
-    claimable = max(total - census.num_individuals, 0) + census.num_lost
+    claimable = max(total - census.num_individuals, 0) + census.num_waiting
     if census.running_id is not None:
         return _claimed_before(connection, census.running_id, claimable)
     if not claimable:
         return None
-    if census.lost_id is not None:
-        again = {"the_id": census.lost_id, "status": Status.RUNNING, "finished_at": None}
-        individual = connection.execute(REPEAT_INDIVIDUAL, again).one()
+    left: Status | None = None
+    if census.lost_id is not None or census.queued_id is not None:
+        left = Status.QUEUED if census.lost_id is None else Status.LOST
+        waits = {"the_id": census.lost_id or census.queued_id, "finished_at": None}
+        individual = connection.execute(REPEAT_INDIVIDUAL, waits | {"status": Status.RUNNING}).one()
         earlier = _attempts_of(connection, individual.id)
-        left: Status | None = Status.LOST
     else:
+        if proposal.repeat_of is not None and _is_repeated(connection, proposal):
+            return None
         values = vars(proposal) | {
             "search_id": search_id,
             "launch_id": runner.launch_id,
@@ -210,7 +250,7 @@ def claim(
             "created_at": utc_now(),
         }
         individual = connection.execute(INSERT_INDIVIDUAL, values).one()
-        earlier, left = [], None
+        earlier = []
     _count(connection, search_id, individual.island, left, Status.RUNNING)
     evaluation = _start_evaluation(connection, individual, earlier, runner)
     return Claim(
@@ -220,6 +260,47 @@ def claim(
         failures=num_failures(earlier),
         remaining=claimable - 1,
     )
+
+
+def queue(
+    connection: sa.Connection, search_id: int, given: Sequence[Given]
+) -> list[tuple[int, bool]]:
+    """See `Storage.queue`."""
+    lock_search(connection, search_id)
+    launch = connection.execute(LAST_LAUNCH, {"the_search_id": search_id}).one_or_none()
+    if launch is None:
+        raise StorageError("nothing can be queued before the first launch of a search")
+    asked = {"the_search_id": search_id, "the_island_rank": GIVEN_RANK}
+    numbers = dict.fromkeys(range(launch.num_islands), 0) | {
+        island: generation + 1
+        for island, generation in connection.execute(LAST_GIVEN, asked)
+        if island < launch.num_islands
+    }
+    found = []
+    for each in given:
+        values = {"the_search_id": search_id, "the_values": dict(each.hyperparameters)}
+        known = connection.scalar(SAME_VALUES, values)
+        if known is not None:
+            found.append((known, False))
+            continue
+        island = min(numbers, key=lambda island: (numbers[island], island))
+        row = {
+            "search_id": search_id,
+            "launch_id": launch.id,
+            "island": island,
+            "island_rank": GIVEN_RANK,
+            "generation": numbers[island],
+            "parents": [],
+            "origin": "given",
+            "genes": dict(each.genes),
+            "hyperparameters": dict(each.hyperparameters),
+            "status": Status.QUEUED,
+            "created_at": utc_now(),
+        }
+        found.append((connection.execute(INSERT_INDIVIDUAL, row).one().id, True))
+        numbers[island] += 1
+        _count(connection, search_id, island, None, Status.QUEUED)
+    return found
 
 
 def finish(
@@ -265,6 +346,14 @@ def average(connection: sa.Connection, individual_id: int) -> None:
         "num_seeds": len(fitness),
     }
     connection.execute(UPDATE_INDIVIDUAL, {"the_id": individual_id, **values})
+    visits = {f"the_{name}": values[name] for name in ("fitness", "violation")}
+    connection.execute(VISITS, {"the_individual_id": individual_id, **visits})
+
+
+def _is_repeated(connection: sa.Connection, proposal: Proposal) -> bool:
+    """Tell whether another rank has been quicker: the same individual with the same seed."""
+    asked = {"the_individual_id": proposal.repeat_of, "the_seed": proposal.seed}
+    return bool(connection.scalar(REPEATED_SO, asked))
 
 
 def _count(
@@ -306,7 +395,7 @@ def _claimed_before(connection: sa.Connection, evaluation_id: int, claimable: in
     return Claim(
         individual=individual,
         evaluation=evaluation,
-        repeated=bool(earlier),
+        repeated=bool(earlier) or individual.island_rank == GIVEN_RANK,
         failures=num_failures(earlier),
         remaining=claimable,
     )

@@ -11,10 +11,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from oialr_search.space.given import Given
 from oialr_search.storage import claims, restoring
-from oialr_search.storage.claims import UNFINISHED
 from oialr_search.storage.opening import begin_immediate, lock_schema
-from oialr_search.storage.reading import StorageReader
+from oialr_search.storage.reading import StorageReader, has_status
 from oialr_search.storage.records import (
     Claim,
     EpochRecord,
@@ -100,20 +100,20 @@ class Storage(StorageReader):
             )
 
     def start_launch(self, launch: NewLaunch) -> int:
-        """Store a launch and return its id; what earlier launches left unfinished becomes lost."""
+        """Store a launch and return its id; what earlier launches left running becomes lost."""
         search_id = launch.search_id
-        unfinished = sa.select(individuals.c.id).where(
-            individuals.c.search_id == search_id, individuals.c.status.in_(UNFINISHED)
+        running = sa.select(individuals.c.id).where(
+            individuals.c.search_id == search_id, has_status(individuals, Status.RUNNING)
         )
         values = vars(launch) | {"command_line": _blank(launch.command_line)}
         with self._writing() as connection:
             claims.lock_search(connection, search_id)
-            left = connection.scalars(unfinished).all()  # a handful; PostgreSQL would scan to join
+            left = connection.scalars(running).all()  # a handful; PostgreSQL would scan to join
             connection.execute(
                 sa.update(evaluations)
                 .where(
                     evaluations.c.individual_id.in_(left),
-                    evaluations.c.status.in_(UNFINISHED),
+                    evaluations.c.status == Status.RUNNING,
                 )
                 .values(status=Status.LOST, reason="its launch ended first", finished_at=utc_now())
             )
@@ -123,9 +123,7 @@ class Storage(StorageReader):
             connection.execute(
                 sa.update(islands)
                 .where(islands.c.search_id == search_id)
-                .values(
-                    lost=islands.c.lost + islands.c.queued + islands.c.running, queued=0, running=0
-                )
+                .values(lost=islands.c.lost + islands.c.running, running=0)
             )
             return _insert(connection, launches, values, started_at=utc_now())
 
@@ -139,17 +137,31 @@ class Storage(StorageReader):
             )
 
     def claim(self, search_id: int, proposal: Proposal, total: int, runner: Runner) -> Claim | None:
-        """Hand out the oldest lost individual, else the proposal, else None at `total`.
+        """Hand out the oldest lost, else queued one, else the proposal, else None at `total`.
 
         Its evaluation is stored as running. Atomic over all processes: no individual is handed out
-        twice, and no more than `total` ever exist. A runner that has a running evaluation gets it
+        twice, and none is bred beyond `total`. A runner that has a running evaluation gets it
         again: it had been cut off before it knew of it.
+
+        A proposal to repeat an individual with a seed that it had already gets None, too.
 
         Raises:
             StorageError: when a later launch has taken the search over.
         """
         with self._writing() as connection:
             return claims.claim(connection, search_id, proposal, total, runner)
+
+    def queue(self, search_id: int, given: Sequence[Given]) -> list[tuple[int, bool]]:
+        """Queue individuals that a person named, dealt to the islands in turn.
+
+        Returns for each its id, and whether it is new: values that the search has are not queued
+        again.
+
+        Raises:
+            StorageError: when the search has had no launch.
+        """
+        with self._writing() as connection:
+            return claims.queue(connection, search_id, given)
 
     def mark_training_started(
         self, evaluation_id: int, at: datetime, resumed_epoch: int, device: str | None = None

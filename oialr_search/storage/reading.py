@@ -14,9 +14,11 @@ import sqlalchemy as sa
 
 from oialr_search.space.hyperparameters import SearchSpace
 from oialr_search.storage import queries
+from oialr_search.storage.curves import list_trainings, read_curves
 from oialr_search.storage.errors import storage_errors
 from oialr_search.storage.leaderboard import INDIVIDUAL, IS_LATEST, LATEST, leaderboard
 from oialr_search.storage.records import (
+    Curve,
     EpochRecord,
     EvaluationRecord,
     IndividualRecord,
@@ -269,7 +271,10 @@ class StorageReader(AbstractContextManager["StorageReader"]):
         limit: int | None = None,
         order: Literal["fitness", "id"] = "id",
     ) -> list[IndividualRecord]:
-        """Return a search's individuals; by fitness means best first, those without one last."""
+        """Return a search's individuals; by fitness means best first, those without one last.
+
+        By fitness they come without those that repeat another one, which are part of its mean.
+        """
         conditions = [individuals.c.search_id == search_id]
         if status:
             conditions.append(individuals.c.status == status)
@@ -279,8 +284,17 @@ class StorageReader(AbstractContextManager["StorageReader"]):
             by_fitness = [*BEST_FIRST]
         elif order == "fitness" and status is None:
             by_fitness = [individuals.c.fitness.is_(None), *BEST_FIRST]
+        if by_fitness:
+            conditions.append(IS_NO_REPEAT)
         with self._reading() as connection:
             return read_individuals(connection, *conditions, order=by_fitness, limit=limit)
+
+    def repeats(self, search_id: int, individual_id: int | None = None) -> list[IndividualRecord]:
+        """Return those that repeat an individual, or any of a search, by id."""
+        first = individuals.c.repeat_of
+        whom = first.is_not(None) if individual_id is None else first == individual_id
+        with self._reading() as connection:
+            return read_individuals(connection, individuals.c.search_id == search_id, whom)
 
     def individuals_after(
         self, search_id: int, individual_id: int, again: Collection[int] = ()
@@ -305,7 +319,9 @@ class StorageReader(AbstractContextManager["StorageReader"]):
         query = sa.select(
             c.id.label("individual_id"),
             *c["island", "status", "genes", "fitness", "violation"],
-            *c["objectives", "constraints", "repeat_of", "cost_s"],
+            *c[
+                "objectives", "constraints", "repeat_of", "num_seeds", "fitness_deviation", "cost_s"
+            ],
         )
         with self._reading() as connection:
             return [
@@ -356,6 +372,24 @@ class StorageReader(AbstractContextManager["StorageReader"]):
                 for evaluation_id, epoch, value in connection.execute(asked):
                     found.setdefault(evaluation_id, {})[epoch] = value
         return found
+
+    def trainings(self, search_id: int, *, newest: int, best: int) -> list[tuple[int, Status, int]]:
+        """Return individual, status and latest evaluation of a search's trainings, by individual.
+
+        Those of the newest individuals that completed, were pruned and run, so many of each, and
+        the best: as many whatever is stored.
+        """
+        with self._reading() as connection:
+            return list_trainings(connection, search_id, newest, best)
+
+    def curves(self, individual_ids: Sequence[int], names: Sequence[str]) -> list[Curve]:
+        """Return some metrics of the latest trainings of individuals, epoch by epoch."""
+        with self._reading() as connection:
+            return [
+                curve
+                for ids in _batches(individual_ids)
+                for curve in read_curves(connection, ids, names)
+            ]
 
     def rank_updates(self, evaluation_id: int) -> list[RankUpdate]:
         """Return an evaluation's inner ranks by step and layer."""

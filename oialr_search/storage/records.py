@@ -17,6 +17,7 @@ from oialr_training.errors import Cause, KnownError
 from oialr_training.protocol import Observation, RankUpdate, Resources
 
 if TYPE_CHECKING:
+    from oialr_search.space.fitness import Aims
     from oialr_search.space.search_file import SearchSettings
     from oialr_training.config import TrainingConfig
 
@@ -80,6 +81,17 @@ class SearchRecord(NewSearch):
         from oialr_search.space.search_file import stored_search_settings
 
         return stored_search_settings(self.settings, f"search {self.name!r} as it is stored")
+
+    def aims(self) -> Aims:
+        """Return what the search is after.
+
+        Raises:
+            ConfigError: when this version knows no such task, metric or column.
+        """
+        from oialr_search.space.fitness import aims_of
+
+        source = f"search {self.name!r} as it is stored"
+        return aims_of(self.search_settings(), self.task, self.space, source)
 
     def of_search_file(self, path: str) -> Any:
         """Return what stands at a dotted path of the stored training configuration, else None."""
@@ -226,6 +238,8 @@ class Known:
     objectives: Sequence[float] = field(default_factory=list)
     constraints: Sequence[float] = field(default_factory=list)
     repeat_of: int | None = None
+    num_seeds: int = 1  # measurements that the fitness is the mean of
+    fitness_deviation: float | None = None  # over seeds; None: there are not two
     cost_s: float = 0.0
 
 
@@ -258,9 +272,9 @@ class Claim:
 
     individual: IndividualRecord  # with the evaluation that has just been stored as running
     evaluation: EvaluationRecord  # the same
-    repeated: bool  # lost earlier: the proposal was not used
+    repeated: bool  # lost earlier, or queued: the proposal was not used
     failures: int  # earlier attempts that failed or timed out
-    remaining: int  # claims left after this one, lost individuals included
+    remaining: int  # claims left after this one, lost and queued individuals included
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,6 +284,19 @@ class EpochRecord:
     epoch: int
     step: int
     metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Curve:
+    """The latest training of an individual, epoch by epoch."""
+
+    individual_id: int
+    status: Status  # of the individual
+    evaluation_id: int
+    genes: Mapping[str, float]
+    hyperparameters: Mapping[str, Value]
+    epochs: Sequence[EpochRecord]  # in order, with the metrics that were asked for
+    first_truncation: int | None  # the step at which an inner rank was first cut
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -336,6 +363,21 @@ class Progress:
     best_fitness: float | None
     best_individual_id: int | None
     running: Sequence[RunningEvaluation]
+
+    @property
+    def ended(self) -> int:
+        """Individuals that have been evaluated to their end, whichever it was."""
+        return sum(self.counts.values()) - self.unfinished
+
+    @property
+    def unfinished(self) -> int:
+        """Individuals that run or wait to."""
+        return sum(self.counts[s] for s in (Status.QUEUED, Status.RUNNING, Status.LOST))
+
+    @property
+    def expected(self) -> int:
+        """Individuals there will be: a person may have queued more than the total."""
+        return max(self.total, sum(self.counts.values()))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -86,8 +86,8 @@ def status_screen(status: Row, console: Console, now: datetime) -> RenderableTyp
 def _status_lines(status: Row, now: datetime) -> list[tuple[str, str]]:
     counts = ", ".join(
         f"{status[name]} {name.replace('_', ' ')}"
-        for name in ("completed", "running", "lost", "failed", "timed_out", "pruned")
-        if status[name]
+        for name in ("completed", "running", "queued", "lost", "failed", "timed_out", "pruned")
+        if status.get(name)
     )
     lines = [
         ("search", f"{status['search']}: {status['task']}, {status['metric']}"),

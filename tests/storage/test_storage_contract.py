@@ -22,6 +22,7 @@ from storage_examples import (
     started_evaluation,
 )
 
+from oialr_search.space.given import Given
 from oialr_search.storage import open_storage
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import (
@@ -544,6 +545,69 @@ class TestTogether:
         assert len(storage.epochs(evaluation_id)) == 1
 
 
+class TestQueue:
+    def test_what_is_queued_goes_after_the_lost_and_before_the_proposals(
+        self, storage: Storage
+    ) -> None:
+        search_id, launch_id = launched_search(storage)
+        lost, evaluation = started_evaluation(storage, search_id, launch_id)
+        assert storage.finish_evaluation(evaluation, LOST)
+        queued = storage.queue(search_id, [given(0.1), given(0.2), given(0.1)])
+        first, second = (number for number, _ in queued[:2])
+        assert queued == [(first, True), (second, True), (first, False)]
+        assert storage.progress(search_id).counts[Status.QUEUED] == 2
+
+        claims = [
+            storage.claim(search_id, new_proposal(9), 2, new_runner(launch_id, world_rank=rank))
+            for rank in range(4)
+        ]
+
+        assert [c and (c.individual.id, c.repeated, c.remaining) for c in claims] == [
+            (lost, True, 2), (first, True, 1), (second, True, 0), None,
+        ]  # fmt: skip
+        again = storage.claim(search_id, new_proposal(9), 2, new_runner(launch_id, world_rank=1))
+        assert again
+        assert (again.individual.id, again.evaluation.attempt, again.repeated) == (first, 1, True)
+        assert again == claims[1] or again.remaining == 0
+        counts = storage.progress(search_id).counts
+        assert (counts[Status.QUEUED], counts[Status.RUNNING]) == (0, 3)
+
+    def test_they_are_dealt_to_the_islands_of_the_last_launch(self, storage: Storage) -> None:
+        search_id, launch_id = launched_search(storage)
+        storage.queue(search_id, [given(n) for n in (1, 2, 3)])
+        storage.start_launch(new_launch(search_id, num_islands=3))
+        storage.queue(search_id, [given(n) for n in (4, 5)])
+        found = storage.individuals(search_id)
+        assert [i.hyperparameters["optimizer.lr"] for i in found] == [1, 2, 3, 4, 5]
+        places = [(i.island, i.island_rank, i.generation) for i in found]
+        assert places == [(0, -1, 0), (1, -1, 0), (0, -1, 1), (2, -1, 0), (1, -1, 1)]
+        assert {i.status for i in found} == {Status.QUEUED}  # a new launch leaves them so
+        assert [(i.origin, i.launch_id) for i in found[:1]] == [("given", launch_id)]
+        assert [i.counts[Status.QUEUED] for i in storage.islands(search_id)] == [2, 2, 1]
+        assert storage.next_generation(search_id, 0, 0) == 0
+
+    def test_they_count_and_go_beyond_the_total(self, storage: Storage) -> None:
+        search_id, launch_id = launched_search(storage)
+        started_evaluation(storage, search_id, launch_id)
+        storage.queue(search_id, [given(1)])
+        storage.queue(search_id, [given(2), given(3)])
+        runners = [new_runner(launch_id, world_rank=rank) for rank in range(1, 6)]
+        claims = [storage.claim(search_id, new_proposal(5), 3, runner) for runner in runners]
+        assert [c is not None for c in claims] == [True, True, True, False, False]
+        progress = storage.progress(search_id)
+        assert (progress.total, progress.expected, progress.unfinished) == (3, 4, 4)
+
+    def test_nothing_before_the_first_launch(self, storage: Storage) -> None:
+        search_id = storage.create_search(new_search())
+        with pytest.raises(StorageError, match="before the first launch"):
+            storage.queue(search_id, [given(1)])
+
+
+def given(lr: float) -> Given:
+    hyperparameters = HYPERPARAMETERS | {"optimizer.lr": lr}
+    return Given(genes=dict.fromkeys(hyperparameters, 0.5), hyperparameters=hyperparameters)
+
+
 class TestRepeats:
     def test_the_fitness_is_the_mean_over_seeds(self, storage: Storage) -> None:
         search_id, launch_id = launched_search(storage)
@@ -580,9 +644,42 @@ class TestRepeats:
         assert storage.progress(search_id).best_individual_id == number
         assert [i.id for i in storage.breeders(search_id, 0, 1, 9)] == [number]
         assert [p.individual.id for p in storage.select(search_id, Selection())] == [number]
+        assert storage.values(search_id, Selection(), []) == [(number,)]
+        for status in (Status.COMPLETED, None):
+            found = storage.individuals(search_id, status=status, order="fitness")
+            assert [i.id for i in found] == [number]
         assert [island.best_individual_id for island in storage.islands(search_id)] == [number]
         known = storage.known_after(search_id, 0)
         assert [(k.repeat_of, k.fitness) for k in known] == [(None, 0.3), (number, 0.1)]
+
+    def test_not_twice_with_the_same_seed(self, storage: Storage) -> None:
+        search_id, launch_id = launched_search(storage)
+        first = claimed(storage, search_id, launch_id, new_proposal(0)).individual.id
+        another = started_evaluation(storage, search_id, launch_id, 1)[0]
+
+        def claim(generation: int, of: int, seed: int) -> bool:
+            again = new_proposal(generation, repeat_of=of, seed=seed)
+            runner = new_runner(launch_id, world_rank=10 + generation)
+            return storage.claim(search_id, again, 99, runner) is not None
+
+        assert [claim(2, first, 7), claim(3, first, 7)] == [True, False]
+        assert [claim(4, first, 8), claim(5, another, 7)] == [True, True]
+        assert [i.repeat_of for i in storage.repeats(search_id)] == [first, first, another]
+        assert [i.seed for i in storage.repeats(search_id, first)] == [7, 8]
+
+    def test_an_island_that_accepted_it_knows_the_new_mean(self, storage: Storage) -> None:
+        search_id, launch_id = launched_search(storage)
+        first = claimed(storage, search_id, launch_id, new_proposal(0, island=1))
+        finish(storage, first, 0.5)
+        bred = claimed(storage, search_id, launch_id, new_proposal(0, island=0))
+        finish(storage, bred, 0.6)
+        number = first.individual.id
+        storage.record_migration(new_migration(search_id, number, 1, 0))
+        assert [i.id for i in storage.breeders(search_id, 0, 2, 1)] == [number]
+        again = new_proposal(1, island=1, repeat_of=number, seed=7)
+        finish(storage, claimed(storage, search_id, launch_id, again), 0.9)
+        assert [i.id for i in storage.breeders(search_id, 0, 2, 1)] == [bred.individual.id]
+        assert len(storage.breeders(search_id, 0, 1, 9)) == 2
 
     def test_what_failed_again_changes_nothing(self, storage: Storage) -> None:
         search_id, launch_id = launched_search(storage)

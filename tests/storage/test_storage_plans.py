@@ -101,6 +101,18 @@ CALLS: dict[str, tuple[Callable[[Storage, int, int, int], object], set[str]]] = 
         lambda s, search, _, __: s.unfinished(search),
         {"ix_individuals_search_id_status_id", "sqlite_autoindex_evaluations_1"},
     ),
+    "trainings": (
+        lambda s, search, _, __: s.trainings(search, newest=3, best=2),
+        {
+            "ix_individuals_search_id_status_id",
+            "ix_individuals_search_id_fitness_id",
+            "sqlite_autoindex_evaluations_1",
+        },
+    ),
+    "curves": (
+        lambda s, _, __, ___: s.curves([1], ["loss"]),
+        {"sqlite_autoindex_evaluations_1"},
+    ),
     "finished": (
         lambda s, search, _, __: s.finished_since(search, 3),
         {"ix_evaluations_launch_id_finish_number", "ix_launches_search_id_started_at"},

@@ -80,6 +80,8 @@ def _follow(model: type[BaseModel], loc: Sequence[str]) -> tuple[list[str], Mapp
             sections = {"": sections[part]}
             continue
         keys.append(part)
+        if part.isdigit():  # a place in a list
+            continue
         known = sections[""].model_fields if "" in sections else {}
         sections = _sections(known[part].annotation) if part in known else {}
     return keys, known
@@ -90,7 +92,8 @@ def _sections(annotation: Any) -> dict[str, type[BaseModel]]:
     if get_origin(annotation) is Annotated:
         section, *metadata = get_args(annotation)
         tags = [m.tag for m in metadata if isinstance(m, Tag)]
-        return {tags[0] if tags else "": found for found in _sections(section).values()}
+        found = _sections(section)
+        return {tag: each for tag in tags for each in found.values()} if tags else found
     if isinstance(annotation, type):
         return {"": annotation} if issubclass(annotation, BaseModel) else {}
     return {k: v for part in get_args(annotation) for k, v in _sections(part).items()}

@@ -1,0 +1,126 @@
+"""What a rank asks of its stopping rule: is its training worth going on with?
+
+Reads the curves of all islands' trainings from the database, so many at most; those that have ended
+are read once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from oialr_search.launch.stopping import Training, on_front, rule_for
+from oialr_search.space.search_file import SearchFile
+from oialr_search.space.stopping import Clock, StoppingSettings
+from oialr_search.storage.database import Storage
+from oialr_search.storage.records import Curve, Status
+from oialr_training.config import Metric
+from oialr_training.tasks import metric_of
+
+NEWEST, BEST = 400, 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Known:
+    evaluation_id: int
+    training: Training
+
+
+class Judge:
+    """Asks the rule, with what the database knows."""
+
+    def __init__(self, search_id: int, search_file: SearchFile, settings: StoppingSettings) -> None:
+        self._search_id = search_id
+        self._rule = rule_for(search_file.space.hyperparameters, settings)
+        self._clock = settings.clock
+        self._goes_on = settings.go_on
+        self._epochs = search_file.training.epochs
+        task = search_file.training.task
+        name = settings.metric or search_file.search.metric
+        self._names = [name]
+        self._metrics = [_metric(task, name) for name in self._names]
+        self._known: dict[int, _Known] = {}
+
+    def reason_to_stop(self, storage: Storage, individual_id: int) -> str | None:
+        """Why the training of an individual is to end after its last epoch; None: it is not.
+
+        Raises:
+            StorageUnavailable: when the database is away.
+        """
+        trainings = self._look(storage)
+        training = trainings.pop(individual_id, None)
+        if training is None or not training.losses or len(training.losses) >= training.epochs:
+            return None
+        return self._judged(training, list(trainings.values()))
+
+    def _judged(self, training: Training, others: Sequence[Training]) -> str | None:
+        if training.clock is None or len(training.losses) < training.clock:
+            return None
+        if training.aims and on_front(training, others):
+            return None
+        return self._rule.reason_to_stop(training, others)
+
+    def _look(self, storage: Storage) -> dict[int, Training]:
+        """All trainings there are to compare, by individual."""
+        listed = storage.trainings(self._search_id, newest=NEWEST, best=BEST)
+        self._known = {
+            individual_id: known
+            for individual_id, status, evaluation_id in listed
+            if (known := self._known.get(individual_id)) is not None
+            and known.evaluation_id == evaluation_id
+            and known.training.status is status is not Status.RUNNING
+        }
+        missing = [
+            individual_id for individual_id, *_ in listed if individual_id not in self._known
+        ]
+        for curve in storage.curves(missing, self._names):
+            self._known[curve.individual_id] = _Known(
+                evaluation_id=curve.evaluation_id, training=self._training(curve)
+            )
+        return {
+            individual_id: self._known[individual_id].training
+            for individual_id, *_ in listed
+            if individual_id in self._known
+        }
+
+    def _training(self, curve: Curve) -> Training:
+        epochs = curve.hyperparameters.get("epochs", self._epochs)
+        assert isinstance(epochs, int)
+        losses, *aims = (
+            [_loss(metric, epoch.metrics.get(name)) for epoch in curve.epochs]
+            for name, metric in zip(self._names, self._metrics, strict=True)
+        )
+        return Training(
+            individual_id=curve.individual_id,
+            status=curve.status,
+            genes=curve.genes,
+            epochs=epochs,
+            losses=losses,
+            clock=_epoch_of(self._clock, curve),
+            aims=aims,
+        )
+
+
+def _epoch_of(clock: Clock, curve: Curve) -> int | None:
+    """The first epoch after which a training may be stopped, if it is known by now."""
+    if clock.unit == "epochs":
+        return max(clock.number, 1)
+    if clock.unit == "steps":
+        step, later = clock.number, 0
+    elif curve.first_truncation is None:
+        return None
+    else:
+        step, later = curve.first_truncation, clock.number
+    reached = (epoch.epoch + later for epoch in curve.epochs if epoch.step >= step)
+    return next(reached, None)
+
+
+def _metric(task: str, name: str) -> Metric:
+    metric = metric_of(task, name)
+    assert metric is not None  # the search file was checked
+    return metric
+
+
+def _loss(metric: Metric, value: float | None) -> float:
+    return metric.fitness(value) if value is not None and math.isfinite(value) else math.inf

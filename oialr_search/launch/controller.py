@@ -25,6 +25,7 @@ from oialr_search.launch.islands import (
     Exchange,
     Notice,
     Place,
+    Remeasured,
     Visitor,
 )
 from oialr_search.launch.population import (
@@ -34,6 +35,7 @@ from oialr_search.launch.population import (
     evaluated_on_island,
 )
 from oialr_search.launch.progress import ProgressDisplay
+from oialr_search.launch.repeating import Repeat, next_repeat, seed_of
 from oialr_search.launch.resuming import is_complete
 from oialr_search.launch.stop_request import StopRequest
 from oialr_search.launch.stopping.judging import Judge
@@ -93,7 +95,8 @@ class Controller:
         self._generation = storage.next_generation(search_id, place.island, place.island_rank)
         self._ask_at = self._check_at = 0.0
         self._stop_words: set[str] = set()
-        self._news: list[tuple[Member, random.Random]] = []
+        self._news: list[tuple[Member | None, random.Random]] = []
+        self._remeasured = False
         self._end: End | None = None
 
     def run(self) -> bool:
@@ -122,13 +125,18 @@ class Controller:
         if self._stop.requested() or self._evaluator.unreliable or time.monotonic() < wait_for:
             return False
         runner, total = self._evaluator.runner(self._launch_id), self._search.evaluations
-        claim = None
+        claim = proposal = None
         with suppress(StorageUnavailable):
+            if self._remeasured:
+                self._outbox.ask(self._read_breeders)
+                self._remeasured = False
             proposal = self._propose()
             claim = self._outbox.ask(lambda s: s.claim(self._search_id, proposal, total, runner))
         if claim is None:
-            # Another rank may yet lose an individual, which this one can repeat.
-            self._ask_at = time.monotonic() + ASK_AGAIN_S
+            # Another rank may yet lose an individual, which this one can evaluate again. Where it
+            # was quicker to repeat one with this seed, there is something else to do.
+            if proposal is None or proposal.repeat_of is None:
+                self._ask_at = time.monotonic() + ASK_AGAIN_S
             return False
         if not claim.repeated:
             self._generation += 1
@@ -142,13 +150,18 @@ class Controller:
         Raises:
             StorageUnavailable: when the engine must ask the database, and that is away.
         """
-        everyone = self._all_individuals
-        asks = self._engine.needs_all_individuals
+        everyone, repeats = self._all_individuals, self._search.repeats
+        if self._engine.needs_all_individuals or repeats is not None:
+            self._outbox.ask(everyone.look)
+        if repeats is not None and everyone.number < self._search.evaluations:
+            repeat = next_repeat(everyone.known, repeats, self._place.world_size)
+            if repeat is not None:
+                return self._again(repeat)
         knowledge = Knowledge(
             island=self._place.island,
             population=self._population.members,
             population_size=self._population.size,
-            individuals=self._outbox.ask(everyone.look) if asks else everyone.known,
+            individuals=everyone.known,
             number=self._generation * self._place.world_size + self._place.world_rank,
             num_ranks=self._place.world_size,
         )
@@ -161,6 +174,23 @@ class Controller:
             origin=offspring.origin,
             genes=offspring.genes,
             hyperparameters=self._space.decode(offspring.genes),
+        )
+
+    def _again(self, repeat: Repeat) -> Proposal:
+        """The same individual with another seed."""
+        first = self._outbox.ask(lambda s: s.individual(repeat.individual_id))
+        assert first is not None
+        assert first.evaluation is not None
+        return Proposal(
+            island=self._place.island,
+            island_rank=self._place.island_rank,
+            generation=self._generation,
+            parents=[],
+            origin="repeat",
+            genes=first.genes,
+            hyperparameters=first.hyperparameters,
+            seed=seed_of(first.evaluation.seed, repeat.number),
+            repeat_of=first.id,
         )
 
     def _read_breeders(self, storage: Storage) -> None:
@@ -240,7 +270,11 @@ class Controller:
         """Take an evaluated individual into the population."""
         if evaluated.fitness is None:
             return
-        member = member_of(evaluated.claim.individual, evaluated)
+        individual = evaluated.claim.individual
+        if individual.repeat_of is not None:
+            self._news.append((None, self._random_numbers("migration")))
+            return
+        member = member_of(individual, evaluated)
         self._population.add(member)
         self._news.append((member, self._random_numbers("migration")))
 
@@ -248,6 +282,10 @@ class Controller:
         """Tell the peers, perhaps migrate: only now, when who accepts it finds it stored."""
         island = self._place.island
         for member, rng in self._news:
+            if member is None:
+                self._remeasured = True
+                self._exchange.tell_all(Remeasured())
+                continue
             self._exchange.tell_peers(Visitor(member=member, island=island))
             if rng.random() < self._search.migration_probability:
                 emissary = self._population.emissary(rng)
@@ -271,6 +309,8 @@ class Controller:
             self._warnings.append(message.text)
         elif isinstance(message, Visitor):
             self._welcome(message)
+        elif isinstance(message, Remeasured):
+            self._remeasured = True
 
     def _welcome(self, visitor: Visitor) -> None:
         member, home = visitor.member, visitor.island
@@ -306,4 +346,5 @@ def member_of(individual: IndividualRecord, evaluated: Evaluated | None = None) 
         fitness=measured.fitness,
         violation=measured.violation,
         objectives=tuple(measured.objectives),
+        num_seeds=max(individual.num_seeds, 1),
     )

@@ -1,15 +1,17 @@
 """All islands' individuals as arrays, for engines that look at all of them.
 
 Genes stand at the middle of the share of the value that they decode to: equal rows are equal
-configurations, and a model sees what is trained. Shapes: n individuals, d genes, k objectives,
-c constraints.
+configurations, and a model sees what is trained. An individual that repeats another, with another
+seed, has no row: it is part of the other's mean. Shapes: n individuals, d genes,
+k objectives, c constraints.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +23,8 @@ Array = NDArray[np.float64]
 
 UNFINISHED = (Status.QUEUED, Status.RUNNING, Status.LOST)
 FIRST_ROWS = 256
+FIGURES = ("fitness", "num_seeds", "deviation", "cost_s", "violation")
+LISTS = ("objectives", "constraints")
 
 
 class Individuals:
@@ -31,13 +35,13 @@ class Individuals:
     ) -> None:
         self._hyperparameters = tuple(hyperparameters)
         self._number = 0
-        self._ids = np.empty(FIRST_ROWS, dtype=np.int64)
-        self._genes = np.empty((FIRST_ROWS, len(self._hyperparameters)))
-        self._fitness = np.empty(FIRST_ROWS)
-        self._cost_s = np.empty(FIRST_ROWS)
-        self._violation = np.empty(FIRST_ROWS)
-        self._objectives = np.empty((FIRST_ROWS, 0))
-        self._constraints = np.empty((FIRST_ROWS, 0))
+        self._columns: dict[str, Any] = {
+            "ids": np.empty(FIRST_ROWS, dtype=np.int64),
+            "genes": np.empty((FIRST_ROWS, len(self._hyperparameters))),
+            **{name: np.empty(FIRST_ROWS) for name in FIGURES},
+            **{name: np.empty((FIRST_ROWS, 0)) for name in LISTS},
+        }
+        self._repeats: dict[int, int] = {}
         self.take(known)
 
     def __len__(self) -> int:
@@ -46,37 +50,48 @@ class Individuals:
     @property
     def ids(self) -> NDArray[np.int64]:
         """(n,): ascending."""
-        return self._ids[: self._number]
+        ids: NDArray[np.int64] = self._columns["ids"][: self._number]
+        return ids
 
     @property
     def genes(self) -> Array:
         """(n, d): at the middles."""
-        return self._genes[: self._number]
+        return self._column("genes")
 
     @property
     def fitness(self) -> Array:
         """(n,): NaN while the individual has not ended, infinite if it ended without."""
-        return self._fitness[: self._number]
+        return self._column("fitness")
+
+    @property
+    def num_seeds(self) -> Array:
+        """(n,): measurements that the fitness is the mean of, 1 where there is none."""
+        return self._column("num_seeds")
+
+    @property
+    def deviation(self) -> Array:
+        """(n,): standard deviation over seeds, NaN where there are not two."""
+        return self._column("deviation")
 
     @property
     def cost_s(self) -> Array:
         """(n,): what its attempts have taken until now."""
-        return self._cost_s[: self._number]
+        return self._column("cost_s")
 
     @property
     def violation(self) -> Array:
         """(n,): of constraints; 0 where they are met, or not known."""
-        return self._violation[: self._number]
+        return self._column("violation")
 
     @property
     def objectives(self) -> Array:
-        """(n, k): each minimised; NaN where the fitness is no number; k = 0 where that is all."""
-        return self._objectives[: self._number]
+        """(n, k): each minimised, NaN where not known; k = 0 where the fitness is the only one."""
+        return self._column("objectives")
 
     @property
     def constraints(self) -> Array:
         """(n, c): excesses, up to 0 where met; NaN where not known."""
-        return self._constraints[: self._number]
+        return self._column("constraints")
 
     @property
     def standing(self) -> Array:
@@ -84,44 +99,47 @@ class Individuals:
 
         Among these the violation decides. NaN and infinite as the fitness is.
         """
-        breaks = self.violation > 0.0
+        fitness, breaks = self.fitness, self.violation > 0.0
         if not breaks.any():
-            return self.fitness
-        met = self.fitness[np.isfinite(self.fitness) & ~breaks]
+            return fitness
+        met = fitness[np.isfinite(fitness) & ~breaks]
         worst = met.max() if len(met) else 0.0
         beyond = worst + np.maximum(abs(worst), 1.0) * self.violation
-        return np.where(breaks & np.isfinite(self.fitness), beyond, self.fitness)
+        return np.where(breaks & np.isfinite(fitness), beyond, fitness)
 
     def with_fitness(self, fitness: Array) -> Individuals:
-        """The same with another fitness (n,); whoever takes in more does so here, not there."""
+        """The same as they are now, with another fitness (n,)."""
         changed = copy.copy(self)
-        changed._fitness = fitness
+        changed._columns = self._columns | {"fitness": fitness}
         return changed
+
+    @property
+    def num_repeats(self) -> NDArray[np.int64]:
+        """(n,): how many repeat each, whatever has become of them."""
+        rows = np.searchsorted(self.ids, np.fromiter(self._repeats.values(), dtype=np.int64))
+        return np.bincount(rows, minlength=len(self))
 
     def take(self, known: Iterable[Known]) -> None:
         """Take in new individuals, and what became of others."""
-        individuals = sorted(known, key=lambda individual: individual.individual_id)
+        known = list(known)
+        self._repeats |= {k.individual_id: k.repeat_of for k in known if k.repeat_of is not None}
+        individuals = sorted(
+            (k for k in known if k.repeat_of is None), key=lambda k: k.individual_id
+        )
         ids = np.array([individual.individual_id for individual in individuals], dtype=np.int64)
         genes = np.array([[i.genes[h.name] for h in self._hyperparameters] for i in individuals])
         genes = genes.reshape(len(ids), len(self._hyperparameters))
-        fitness = np.array([_fitness_of(individual) for individual in individuals])
-        cost_s = np.array([individual.cost_s for individual in individuals])
-        violation = np.array([individual.violation for individual in individuals])
-        self._objectives = _widened(self._objectives, [i.objectives for i in individuals])
-        self._constraints = _widened(self._constraints, [i.constraints for i in individuals])
-        objectives = _table([i.objectives for i in individuals], self._objectives.shape[1])
-        constraints = _table([i.constraints for i in individuals], self._constraints.shape[1])
+        figures = np.array([_figures(individual) for individual in individuals])
+        figures = figures.reshape(len(ids), len(FIGURES))
+        measured = dict(zip(FIGURES, figures.T, strict=True))
+        for name in LISTS:
+            measured[name] = self._table(name, [getattr(i, name) for i in individuals])
         there = np.isin(ids, self.ids, assume_unique=True)
         rows = np.searchsorted(self.ids, ids[there])
-        measured = (fitness, cost_s, violation, objectives, constraints)
-        for column, values in zip(self._measured, measured, strict=True):
-            column[rows] = values[there]
-        new = (values[~there] for values in measured)
-        self._append(ids[~there], self.at_middles(genes[~there]), *new)
-
-    @property
-    def _measured(self) -> tuple[Array, ...]:
-        return self._fitness, self._cost_s, self._violation, self._objectives, self._constraints
+        for name, values in measured.items():
+            self._columns[name][rows] = values[there]
+        new = {name: values[~there] for name, values in measured.items()}
+        self._append({"ids": ids[~there], "genes": self.at_middles(genes[~there]), **new})
 
     def at_middles(self, genes: Array) -> Array:
         """Genes (m, d) moved to the middles."""
@@ -134,42 +152,34 @@ class Individuals:
         """Has one of them the configuration of genes (d,), at the middles?"""
         return bool((self.genes == genes).all(axis=1).any())
 
-    def _append(self, ids: NDArray[np.int64], genes: Array, *measured: Array) -> None:
-        before, self._number = self._number, self._number + len(ids)
-        if self._number > len(self._ids):
-            self._make_room(2 * self._number)
-        columns = (self._ids, self._genes, *self._measured)
-        for column, new in zip(columns, (ids, genes, *measured), strict=True):
-            column[before : self._number] = new
-        if 0 < before < self._number and ids[0] < self._ids[before - 1]:
-            order = np.argsort(self.ids)
-            for column in columns:
+    def _column(self, name: str) -> Array:
+        column: Array = self._columns[name][: self._number]
+        return column
+
+    def _table(self, name: str, measured: Sequence[Sequence[float]]) -> Array:
+        """(m, width): NaN where nothing was measured; how wide is known once something was."""
+        width = max(map(len, measured), default=0)
+        if width > self._columns[name].shape[1]:
+            self._columns[name] = np.full((len(self._columns["ids"]), width), math.nan)
+        nothing = [math.nan] * self._columns[name].shape[1]
+        table = np.array([list(row) or nothing for row in measured])
+        return table.reshape(len(measured), len(nothing))
+
+    def _append(self, new: Mapping[str, Any]) -> None:
+        before, self._number = self._number, self._number + len(new["ids"])
+        if self._number > len(self._columns["ids"]):
+            rows = 2 * self._number
+            self._columns = {
+                name: np.resize(column, (rows, *column.shape[1:]))
+                for name, column in self._columns.items()
+            }
+        for name, values in new.items():
+            self._columns[name][before : self._number] = values
+        ids = self.ids
+        if 0 < before < self._number and ids[before] < ids[before - 1]:
+            order = np.argsort(ids)
+            for column in self._columns.values():
                 column[: self._number] = column[: self._number][order]
-
-    def _make_room(self, rows: int) -> None:
-        self._ids = np.resize(self._ids, rows)
-        self._genes = _with_rows(self._genes, rows)
-        self._fitness = _with_rows(self._fitness, rows)
-        self._cost_s = _with_rows(self._cost_s, rows)
-        self._violation = _with_rows(self._violation, rows)
-        self._objectives = _with_rows(self._objectives, rows)
-        self._constraints = _with_rows(self._constraints, rows)
-
-
-def _with_rows(column: Array, rows: int) -> Array:
-    return np.resize(column, (rows, *column.shape[1:]))
-
-
-def _widened(column: Array, measured: Sequence[Sequence[float]]) -> Array:
-    """The column as wide as what was measured, which is known only when something was."""
-    width = max(map(len, measured), default=0)
-    return column if width <= column.shape[1] else np.full((len(column), width), math.nan)
-
-
-def _table(measured: Sequence[Sequence[float]], width: int) -> Array:
-    """(m, width): NaN where nothing was measured."""
-    nothing = [math.nan] * width
-    return np.array([list(row) or nothing for row in measured]).reshape(len(measured), width)
 
 
 def middle(hyperparameter: Hyperparameter, genes: Array) -> Array:
@@ -199,6 +209,13 @@ def share(hyperparameter: Hyperparameter, genes: Array) -> tuple[Array, Array]:
     if log:
         below, above = np.log(below), np.log(above)
     return (below - start) / width, (above - start) / width
+
+
+def _figures(known: Known) -> tuple[float, ...]:
+    """In the order of FIGURES."""
+    deviation = math.nan if known.fitness_deviation is None else known.fitness_deviation
+    measurements = max(known.num_seeds, 1)
+    return _fitness_of(known), measurements, deviation, known.cost_s, known.violation
 
 
 def _fitness_of(known: Known) -> float:

@@ -31,6 +31,8 @@ class Member:
     """Of constraints; who breaks one comes after who meets all."""
     objectives: tuple[float, ...] = ()
     """Each minimised; empty: the fitness is the only one."""
+    num_seeds: int = 1
+    """Measurements that the fitness is the mean of."""
 
     @property
     def standing(self) -> tuple[float, float, int]:

@@ -15,7 +15,6 @@ from functools import partial
 from itertools import chain
 
 import numpy as np
-from numpy.typing import NDArray
 from propulate.population import Individual
 from scipy.special import ndtr
 from threadpoolctl import threadpool_limits
@@ -33,14 +32,9 @@ from oialr_search.launch.engines.variation import (
 from oialr_search.space.hyperparameters import Hyperparameter
 from oialr_search.space.search_file import SearchSettings
 from oialr_search.surrogate.belief import Belief
-from oialr_search.surrogate.gaussian_process import GaussianProcess, fit
 from oialr_search.surrogate.individuals import Array, Individuals, share
-from oialr_search.surrogate.several_aims import (
-    FEASIBLE,
-    drawn_scalarisation,
-    excesses_to_model,
-    log_feasibility,
-)
+from oialr_search.surrogate.modelling import FEASIBLE, Indices, Model, Modelling
+from oialr_search.surrogate.scalarisation import drawn_scalarisation
 
 START = 12
 UNIFORM, UNSCREENED = 0.03, 0.10
@@ -48,19 +42,12 @@ CANDIDATES, UNIFORM_CANDIDATES = 30, 0.15
 GAUSSIAN, STEP = 0.30, 0.25  # of the offspring; the others by crossover
 DRAWN_ANEW = 0.15
 RANKED_BY_MODEL = 0.5
-LEAST_BEST, BEST_A_GENE, MOST_BEST = 20, 5, 50
-BEST_AND_NEAREST, DRAWN, RUNNING = 75, 25, 100
-CLIPPED_AT = 0.75  # until there are more individuals than the model takes
-LEAST_SPREAD = 1e-5
-WIDTH_OF_DEVIATION = math.sqrt(12.0)  # of a uniform distribution
+RUNNING = 100
 UNIFORM_DESPITE_PRIOR = 0.5
 PRIOR_STRENGTH = 10.0  # β: evaluations after which the prior counts once
 UNSCREENED_ATTEMPTS = 5
 ATTEMPTS = 200
 BEYOND = 1e6  # all that fitness can be, standardised
-LEAST_COST_S = 1e-3
-
-Indices = NDArray[np.intp]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,21 +56,6 @@ class Candidate:
 
     genes: Sequence[float]
     parents: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Model:
-    """What is believed of genes that were not tried."""
-
-    fitness: GaussianProcess
-    constraints: Sequence[GaussianProcess] = ()
-    """Of their excesses."""
-    cost: GaussianProcess | None = None
-    """Of the logarithm of the seconds."""
-
-    def log_cost(self, points: Array) -> Array | float:
-        """(m,): of points (m, d), relative to the mean; 0 where costs do not count."""
-        return 0.0 if self.cost is None else self.cost.mean(points)
 
 
 class ScreenedEngine(Engine):
@@ -97,9 +69,7 @@ class ScreenedEngine(Engine):
         # So small matrices gain nothing from threads, which the trainings would miss.
         threadpool_limits(1, user_api="blas")
         self._num_elite = len(self.hyperparameters) + 4
-        self._num_best = min(max(BEST_A_GENE * len(self.hyperparameters), LEAST_BEST), MOST_BEST)
-        self._least_spread = np.array([_least_spread(h) for h in self.hyperparameters])
-        self._categorical = np.array([h.choices is not None for h in self.hyperparameters])
+        self._modelling = Modelling(self.hyperparameters, cost_aware=settings.cost_aware)
         self._limits: Limits = {
             h.name: (0.0, 1.0) if h.choices is None else tuple(map(str, range(len(h.choices))))
             for h in self.hyperparameters
@@ -125,28 +95,29 @@ class ScreenedEngine(Engine):
         parents = [self._individual(m, place) for place, m in enumerate(knowledge.population)]
         if known.objectives.shape[1]:
             aim = drawn_scalarisation(known, rng)
-            known = known.with_fitness(_where_finite(known.fitness, aim.of(known.objectives)))
-            losses = aim.of(np.array([m.objectives for m in knowledge.population]))
-            rank(parents, losses.tolist())
+            known = aim.as_fitness(known)
+            for parent, member in zip(parents, knowledge.population, strict=True):
+                (loss,) = aim.of(np.array([member.objectives]))
+                parent.loss = float(loss) + BEYOND * member.violation
         if len(parents) < 2 or rng.random() < UNIFORM:
             return self._first_new(known, [], "random", rng)
         if rng.random() < UNSCREENED:
             bred = [self._bred(parents, rng) for _ in range(UNSCREENED_ATTEMPTS)]
             return self._first_new(known, bred, "bred", rng)
-        model = self._model(known, rng)
+        model = self._modelling.of(known, rng)
         if rng.random() < RANKED_BY_MODEL:
             genes = known.at_middles(np.array([self._genes(parent) for parent in parents]))
-            likely = log_feasibility(model.constraints, genes) >= FEASIBLE
-            worse = np.where(likely, 0.0, BEYOND)
-            rank(parents, (model.fitness.mean(genes) + worse).tolist())
+            likely = model.log_feasibility(genes) >= FEASIBLE
+            means = model.fitness.mean(genes) + np.where(likely, 0.0, BEYOND)
+            for parent, mean in zip(parents, means, strict=True):
+                parent.loss = float(mean)
         candidates = [
             self._drawn(rng) if rng.random() < UNIFORM_CANDIDATES else self._bred(parents, rng)
             for _ in range(CANDIDATES)
         ]
         rows = known.at_middles(np.array([candidate.genes for candidate in candidates]))
         running = known.genes[np.isnan(known.fitness)][-RUNNING:]
-        expected = self._expected(known, rows) - model.log_cost(rows)
-        promising = by_promise(model, running, rows, expected)
+        promising = by_promise(model, running, rows, self._expected(known, rows))
         return self._first_new(known, [candidates[n] for n in promising], "screened", rng)
 
     def _first_new(
@@ -238,48 +209,6 @@ class ScreenedEngine(Engine):
             for h in self.hyperparameters
         ]
 
-    def _model(self, known: Individuals, rng: random.Random) -> Model:
-        """Of all; of many, of the best, of those near to the best, and of some of the others.
-
-        Of many only the best are told apart, and lengths are expected as wide as these spread: so
-        the model narrows down with the search, however far that goes.
-        """
-        (chosen,) = (~np.isnan(known.fitness)).nonzero()
-        clipped_at, spread = CLIPPED_AT, np.ones(len(self.hyperparameters))
-        if len(chosen) > BEST_AND_NEAREST + DRAWN:
-            standing = known.standing
-            best, others = split(chosen, standing[chosen], self._num_best)
-            widths = WIDTH_OF_DEVIATION * known.genes[best].std(axis=0)
-            spread = np.clip(widths, self._least_spread, 1.0)
-            leader = known.genes[best[np.argmin(standing[best])]]
-            differences = (known.genes - leader) / spread
-            differences[:, self._categorical] = differences[:, self._categorical] != 0.0
-            distances = np.einsum("nd,nd->n", differences, differences)
-            near, others = split(others, distances[others], BEST_AND_NEAREST - len(best))
-            drawn = rng.sample(range(len(others)), DRAWN)
-            chosen = np.concatenate([best, near, others[drawn]])
-            clipped_at = len(best) / len(chosen)
-
-        def fitted(rows: Indices, values: Array) -> GaussianProcess:
-            return fit(known.genes[rows], values, self._categorical, spread=spread)
-
-        completed = chosen[np.isfinite(known.fitness[chosen])]
-        costs = np.log(np.maximum(known.cost_s[completed], LEAST_COST_S))
-        return Model(
-            fitness=fitted(chosen, standardised(known.fitness[chosen], clipped_at)),
-            constraints=[
-                fitted(completed, excesses_to_model(excesses))
-                for excesses in known.constraints[completed].T
-            ],
-            cost=fitted(completed, costs - costs.mean()) if self.settings.cost_aware else None,
-        )
-
-
-def split(rows: Indices, values: Array, number: int) -> tuple[Indices, Indices]:
-    """The rows (n,) with the least values (n,), so many, and the others."""
-    order = np.argpartition(values, number - 1)
-    return rows[order[:number]], rows[order[number:]]
-
 
 def by_promise(
     model: Model, running: Array, candidates: Array, expected: Array | float = 0.0
@@ -289,12 +218,14 @@ def by_promise(
     `expected` is the logarithm of what else speaks for each.
     """
     process, points = model.fitness, model.fitness.points
-    likely = log_feasibility(model.constraints, points) >= FEASIBLE
+    likely = model.log_feasibility(points) >= FEASIBLE
     means = process.mean(points)[likely]
     if len(running):
         process = process.believing(running)
     mean, deviation = process.posterior(candidates)
-    expected = expected + log_feasibility(model.constraints, candidates)
+    expected = expected + model.log_feasibility(candidates)
+    if model.cost is not None:  # an improvement a second
+        expected = expected - model.cost.mean(candidates)
     if not len(means):  # first of all, constraints are to be met
         return np.argsort(-expected, kind="stable")
     z = (means.min() - mean) / deviation
@@ -305,35 +236,7 @@ def by_promise(
     return order
 
 
-def rank(parents: Sequence[Individual], losses: Sequence[float]) -> None:
-    """Give parents losses, by which they are ranked."""
-    for parent, loss in zip(parents, losses, strict=True):
-        parent.loss = loss
-
-
-def _where_finite(fitness: Array, values: Array) -> Array:
-    return np.where(np.isfinite(fitness), values, fitness)
-
-
-def standardised(fitness: Array, clipped_at: float) -> Array:
-    """(n,): clipped at a share of all, with mean 0 and deviation 1; infinities become the worst."""
-    finite = np.sort(fitness[np.isfinite(fitness)])
-    worst = finite[min(math.ceil(clipped_at * len(fitness)), len(finite)) - 1]
-    clipped = np.minimum(fitness, worst)
-    deviation = clipped.std()
-    values: Array = (clipped - clipped.mean()) / (deviation if deviation > 0 else 1.0)
-    return values
-
-
 def _step(hyperparameter: Hyperparameter, gene: float) -> float:
     """How much of the gene's range belongs to its integer."""
     below, above = share(hyperparameter, np.array([gene]))
     return float(above[0] - below[0])
-
-
-def _least_spread(hyperparameter: Hyperparameter) -> float:
-    """Of a gene: a step of an integer; all of a category, as nothing lies between two."""
-    h = hyperparameter
-    if h.choices is not None or h.low is None or h.high is None:
-        return 1.0
-    return 1.0 / (h.high - h.low + 1.0) if h.kind == "int" else LEAST_SPREAD

@@ -1,20 +1,16 @@
-"""What constraints, several objectives and costs make of the choice of the next individual.
+"""Several objectives as one, another one for each proposal (Knowles 2006, "ParEGO").
 
-Shapes: n individuals, m points, d genes, k objectives, c constraints.
+Shapes: m points, k objectives.
 """
 
 from __future__ import annotations
 
-import math
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import log_ndtr
 
 from oialr_search.space.pareto import pareto_front
-from oialr_search.surrogate.gaussian_process import GaussianProcess
 from oialr_search.surrogate.individuals import Array, Individuals
 
 SUM_SHARE = 0.05  # ρ: beside the largest of the weighted objectives
@@ -22,7 +18,7 @@ SUM_SHARE = 0.05  # ρ: beside the largest of the weighted objectives
 
 @dataclass(frozen=True, kw_only=True)
 class Scalarisation:
-    """One number of k objectives: the augmented Chebyshev distance (Knowles 2006, "ParEGO")."""
+    """One number of k objectives: the augmented Chebyshev distance."""
 
     ideal: Array
     """(k,): the least of each on the front."""
@@ -36,6 +32,11 @@ class Scalarisation:
         weighted = self.weights * (objectives - self.ideal) / self.spans
         found: Array = weighted.max(axis=1) + SUM_SHARE * weighted.sum(axis=1)
         return found
+
+    def as_fitness(self, known: Individuals) -> Individuals:
+        """The individuals with this number in place of their fitness, if they have one."""
+        completed = np.isfinite(known.fitness)
+        return known.with_fitness(np.where(completed, self.of(known.objectives), known.fitness))
 
 
 def drawn_scalarisation(known: Individuals, rng: random.Random) -> Scalarisation:
@@ -52,23 +53,3 @@ def drawn_scalarisation(known: Individuals, rng: random.Random) -> Scalarisation
     spans = np.where(spans > 0.0, spans, np.where(widest > 0.0, widest, 1.0))
     drawn = np.array([rng.expovariate(1.0) for _ in range(k)])
     return Scalarisation(ideal=ideal, spans=spans, weights=drawn / drawn.sum())
-
-
-def excesses_to_model(excesses: Array) -> Array:
-    """(n,): of one constraint, so that the boundary stays at 0 and no excess is far away."""
-    middle = float(np.median(np.abs(excesses)))
-    found: Array = np.arcsinh(excesses / (middle if middle > 0.0 else 1.0))
-    return found
-
-
-def log_feasibility(models: Sequence[GaussianProcess], points: Array) -> Array:
-    """(m,): logarithm of the probability that points (m, d) meet all c constraints."""
-    logs = np.zeros(len(points))
-    for model in models:
-        mean, deviation = model.posterior(points)
-        logs += log_ndtr(-mean / deviation)
-    return logs
-
-
-FEASIBLE = math.log(0.5)
-"""Who meets all constraints at least as likely as not."""

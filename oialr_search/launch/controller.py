@@ -32,6 +32,7 @@ from oialr_search.launch.progress import ProgressDisplay
 from oialr_search.launch.resuming import is_complete
 from oialr_search.launch.stop_request import StopRequest
 from oialr_search.launch.stopping.judging import Judge
+from oialr_search.launch.until import total_of
 from oialr_search.space.search_file import SearchFile
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import (
@@ -116,9 +117,9 @@ class Controller:
         wait_for = max(self._ask_at, self._evaluator.pause_until)
         if self._stop.requested() or self._evaluator.unreliable or time.monotonic() < wait_for:
             return False
-        runner, total = self._evaluator.runner(self._launch_id), self._search.evaluations
-        claim = None
+        runner, claim = self._evaluator.runner(self._launch_id), None
         with suppress(StorageUnavailable):
+            total = self._outbox.ask(self._total)
             proposal = self._propose()
             claim = self._outbox.ask(lambda s: s.claim(self._search_id, proposal, total, runner))
         if claim is None:
@@ -130,6 +131,9 @@ class Controller:
         self._exchange.report(idle=False)
         self._evaluator.start(claim)
         return True
+
+    def _total(self, storage: Storage) -> int:
+        return total_of(storage, self._search_id, self._search)
 
     def _propose(self) -> Proposal:
         """What this rank would evaluate next.
@@ -208,9 +212,9 @@ class Controller:
         if self._place.world_rank != 0 or not self._exchange.all_idle() or now < self._check_at:
             return
         self._check_at = now + ASK_AGAIN_S
-        complete, total = False, self._search.evaluations
+        complete = False
         with suppress(StorageUnavailable):
-            complete = self._outbox.ask(lambda s: is_complete(s, self._search_id, total))
+            complete = self._outbox.ask(lambda s: is_complete(s, self._search_id, self._search))
         if complete or self._stop.requested() or self._exchange.all_unreliable():
             self._end = End(complete=complete)
             self._exchange.tell_all(self._end)

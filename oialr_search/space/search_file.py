@@ -13,10 +13,11 @@ from oialr_search.space.fitness import Aims, aims_of
 from oialr_search.space.given import OfFile, Start
 from oialr_search.space.hyperparameters import RANGE_KEYS, SearchSpace, parse_space
 from oialr_search.space.prior import Prior, check_priors
+from oialr_search.space.repeats import RepeatSettings
 from oialr_search.space.stopping import StoppingSettings, rule_class
 from oialr_training.config import OF_ALL_TASKS, TrainingConfig
 from oialr_training.errors import ConfigError, nearest
-from oialr_training.tasks import TASKS, validate_training
+from oialr_training.tasks import validate_training
 from oialr_training.validation import Config, Fraction, validate
 from oialr_training.yaml_files import apply_override, in_one_line, parse_assignment, read_yaml
 
@@ -106,6 +107,9 @@ class SearchSettings(Config):
     """What is evaluated first: `file`, the file's own values at the searched paths;
     `{search: NAME, best: 3}`, the best of another search in the database; `{file: PATH}`, a
     training configuration, e.g. an exported one."""
+    repeats: RepeatSettings | None = None
+    """Measure the best again with other seeds while the search runs; null: never. `{}`: three
+    seeds each, with at most a fifth of the evaluations."""
     prior: Mapping[str, Prior] = Field(default_factory=dict)
     """Where a person expects good hyperparameters, for those of which something is known:
     `{around: 2.0e-4, factor: 3}` on a log scale, `{around: 0.5, within: 0.1}` on a linear one,
@@ -253,7 +257,7 @@ def load_search(
         for entry in search.start_with
     )
     search = search.model_copy(update={"start_with": start})
-    task = TASKS[training.task]
+    task = type(training)
     _refuse_missing_metric(search, task.validation_metrics(), source)
     space = parse_space(content["space"], task, training_content, source)
     _refuse_window(search, training, space, source)

@@ -238,6 +238,8 @@ class Known:
     objectives: Sequence[float] = field(default_factory=list)
     constraints: Sequence[float] = field(default_factory=list)
     repeat_of: int | None = None
+    num_seeds: int = 1  # measurements that the fitness is the mean of
+    fitness_deviation: float | None = None  # over seeds; None: there are not two
     cost_s: float = 0.0
 
 

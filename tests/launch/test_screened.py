@@ -23,13 +23,13 @@ from oialr_search.launch.engines import (
     Member,
     Offspring,
     engine_for,
-    screened,
 )
 from oialr_search.launch.population import Population
 from oialr_search.space.hyperparameters import Hyperparameter
 from oialr_search.space.prior import Prior
 from oialr_search.space.search_file import SearchSettings
 from oialr_search.storage.records import Known, Status
+from oialr_search.surrogate import modelling
 from oialr_search.surrogate.individuals import Individuals, middle
 
 LR = Hyperparameter(name="lr", kind="float", low=1e-4, high=1e-1, scale="log")
@@ -192,8 +192,8 @@ def test_the_model_never_gets_more_than_a_hundred_the_best_among_them(
         fitted.append((points, values))
         return original(points, values, categorical, **spread)
 
-    original = screened.fit
-    monkeypatch.setattr(screened, "fit", fit)
+    original = modelling.fit
+    monkeypatch.setattr(modelling, "fit", fit)
     told = knowledge(drawn(number))
     for n in range(10):
         engine().propose(told, random.Random(n))
@@ -207,12 +207,12 @@ def test_the_model_never_gets_more_than_a_hundred_the_best_among_them(
 
 def test_the_worst_quarter_counts_alike() -> None:
     fitness = np.array([3.0, 1.0, 2.0, 1e9, math.inf, 4.0, 5.0, 0.0])
-    values = screened.standardised(fitness, 0.75)
+    values = modelling.standardised(fitness, 0.75)
     assert values.mean() == pytest.approx(0.0)
     assert values.std() == pytest.approx(1.0)
     assert values[3] == values[4] == values[6] == values.max()
     assert list(np.argsort(values)[:5]) == [7, 1, 2, 0, 5]
-    assert list(screened.standardised(np.full(3, 2.5), 0.75)) == [0.0, 0.0, 0.0]
+    assert list(modelling.standardised(np.full(3, 2.5), 0.75)) == [0.0, 0.0, 0.0]
 
 
 def test_its_model_narrows_down_with_the_search() -> None:
@@ -229,9 +229,7 @@ def test_its_model_narrows_down_with_the_search() -> None:
         known(n, {"lr": lr, "decay": decay}, value)
         for n, ((lr, decay), value) in enumerate(zip(points, fitness(points), strict=True), 1)
     ]
-    proposer = engine(space=space)
-    assert isinstance(proposer, screened.ScreenedEngine)
-    model = proposer._model(Individuals(space, individuals), random.Random(0))
+    model = modelling.Modelling(space).of(Individuals(space, individuals), random.Random(0))
     assert np.corrcoef(model.mean(near[20:]), fitness(near[20:]))[0, 1] > 0.98
 
 

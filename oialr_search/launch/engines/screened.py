@@ -15,7 +15,6 @@ from functools import partial
 from itertools import chain
 
 import numpy as np
-from numpy.typing import NDArray
 from propulate.population import Individual
 from scipy.special import ndtr
 from scipy.stats import rankdata
@@ -34,8 +33,9 @@ from oialr_search.launch.engines.variation import (
 from oialr_search.space.hyperparameters import Hyperparameter
 from oialr_search.space.search_file import SearchSettings
 from oialr_search.surrogate.belief import Belief
-from oialr_search.surrogate.gaussian_process import GaussianProcess, fit
+from oialr_search.surrogate.gaussian_process import GaussianProcess
 from oialr_search.surrogate.individuals import Array, Individuals, share
+from oialr_search.surrogate.modelling import Indices, Modelling
 
 START = 12
 UNIFORM, UNSCREENED = 0.03, 0.10
@@ -43,18 +43,12 @@ CANDIDATES, UNIFORM_CANDIDATES = 30, 0.15
 GAUSSIAN, STEP = 0.30, 0.25  # of the offspring; the others by crossover
 DRAWN_ANEW = 0.15
 RANKED_BY_MODEL = 0.5
-LEAST_BEST, BEST_A_GENE, MOST_BEST = 20, 5, 50
-BEST_AND_NEAREST, DRAWN, RUNNING = 75, 25, 100
-CLIPPED_AT = 0.75  # until there are more individuals than the model takes
-LEAST_SPREAD = 1e-5
-WIDTH_OF_DEVIATION = math.sqrt(12.0)  # of a uniform distribution
+RUNNING = 100
 UNIFORM_DESPITE_PRIOR = 0.5
 PRIOR_STRENGTH = 20.0  # β: evaluations after which the prior counts once
 PRIOR_FORGOTTEN = 1000  # evaluations
 UNSCREENED_ATTEMPTS = 5
 ATTEMPTS = 200
-
-Indices = NDArray[np.intp]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,9 +70,7 @@ class ScreenedEngine(Engine):
         # So small matrices gain nothing from threads, which the trainings would miss.
         threadpool_limits(1, user_api="blas")
         self._num_elite = len(self.hyperparameters) + 4
-        self._num_best = min(max(BEST_A_GENE * len(self.hyperparameters), LEAST_BEST), MOST_BEST)
-        self._least_spread = np.array([_least_spread(h) for h in self.hyperparameters])
-        self._categorical = np.array([h.choices is not None for h in self.hyperparameters])
+        self._modelling = Modelling(self.hyperparameters)
         self._limits: Limits = {
             h.name: (0.0, 1.0) if h.choices is None else tuple(map(str, range(len(h.choices))))
             for h in self.hyperparameters
@@ -106,7 +98,7 @@ class ScreenedEngine(Engine):
         if rng.random() < UNSCREENED:
             bred = [self._bred(parents, rng) for _ in range(UNSCREENED_ATTEMPTS)]
             return self._first_new(known, bred, "bred", rng)
-        model = self._model(known, rng)
+        model = self._modelling.of(known, rng)
         if rng.random() < RANKED_BY_MODEL:
             genes = known.at_middles(np.array([self._genes(parent) for parent in parents]))
             for parent, mean in zip(parents, model.mean(genes), strict=True):
@@ -221,35 +213,6 @@ class ScreenedEngine(Engine):
             for h in self.hyperparameters
         ]
 
-    def _model(self, known: Individuals, rng: random.Random) -> GaussianProcess:
-        """Of all; of many, of the best, of those near to the best, and of some of the others.
-
-        Of many only the best are told apart, and lengths are expected as wide as these spread: so
-        the model narrows down with the search, however far that goes.
-        """
-        chosen = np.flatnonzero(~np.isnan(known.fitness))
-        if len(chosen) <= BEST_AND_NEAREST + DRAWN:
-            values = standardised(known.fitness[chosen], CLIPPED_AT)
-            return fit(known.genes[chosen], values, self._categorical)
-        best, others = split(chosen, known.fitness[chosen], self._num_best)
-        widths = WIDTH_OF_DEVIATION * known.genes[best].std(axis=0)
-        spread = np.clip(widths, self._least_spread, 1.0)
-        leader = known.genes[best[np.argmin(known.fitness[best])]]
-        differences = (known.genes - leader) / spread
-        differences[:, self._categorical] = differences[:, self._categorical] != 0.0
-        distances = np.einsum("nd,nd->n", differences, differences)
-        near, others = split(others, distances[others], BEST_AND_NEAREST - len(best))
-        drawn = rng.sample(range(len(others)), DRAWN)
-        chosen = np.concatenate([best, near, others[drawn]])
-        values = standardised(known.fitness[chosen], len(best) / len(chosen))
-        return fit(known.genes[chosen], values, self._categorical, spread=spread)
-
-
-def split(rows: Indices, values: Array, number: int) -> tuple[Indices, Indices]:
-    """The rows (n,) with the least values (n,), so many, and the others."""
-    order = np.argpartition(values, number - 1)
-    return rows[order[:number]], rows[order[number:]]
-
 
 def by_promise(
     model: GaussianProcess, running: Array, candidates: Array, expected: Array | float = 0.0
@@ -270,25 +233,7 @@ def by_promise(
     return order
 
 
-def standardised(fitness: Array, clipped_at: float) -> Array:
-    """(n,): clipped at a share of all, with mean 0 and deviation 1; infinities become the worst."""
-    finite = np.sort(fitness[np.isfinite(fitness)])
-    worst = finite[min(math.ceil(clipped_at * len(fitness)), len(finite)) - 1]
-    clipped = np.minimum(fitness, worst)
-    deviation = clipped.std()
-    values: Array = (clipped - clipped.mean()) / (deviation if deviation > 0 else 1.0)
-    return values
-
-
 def _step(hyperparameter: Hyperparameter, gene: float) -> float:
     """How much of the gene's range belongs to its integer."""
     below, above = share(hyperparameter, np.array([gene]))
     return float(above[0] - below[0])
-
-
-def _least_spread(hyperparameter: Hyperparameter) -> float:
-    """Of a gene: a step of an integer; all of a category, as nothing lies between two."""
-    h = hyperparameter
-    if h.choices is not None or h.low is None or h.high is None:
-        return 1.0
-    return 1.0 / (h.high - h.low + 1.0) if h.kind == "int" else LEAST_SPREAD

@@ -120,7 +120,10 @@ class Controller:
         claim = None
         with suppress(StorageUnavailable):
             proposal = self._propose()
-            claim = self._outbox.ask(lambda s: s.claim(self._search_id, proposal, total, runner))
+            go_on = None if self._judge is None else self._outbox.ask(self._judge.promising)
+            claim = self._outbox.ask(
+                lambda s: s.claim(self._search_id, proposal, total, runner, go_on)
+            )
         if claim is None:
             # Another rank may yet lose an individual, which this one can repeat.
             self._ask_at = time.monotonic() + ASK_AGAIN_S

@@ -47,11 +47,12 @@ class Population:
 
 
 class AllIndividuals:
-    """The individuals of all islands; each look reads what is new and what had not ended."""
+    """The individuals of all islands; each look reads what is new and what may have changed."""
 
     def __init__(self, search_id: int, hyperparameters: Sequence[Hyperparameter]) -> None:
         self._search_id = search_id
         self.known = Individuals(hyperparameters)
+        self._last_finish: int | None = None
 
     def look(self, storage: Storage) -> Individuals:
         """All of them.
@@ -61,6 +62,10 @@ class AllIndividuals:
         """
         known = self.known
         last_id = int(known.ids[-1]) if len(known) else 0
-        unfinished = set(known.ids[np.isnan(known.fitness)].tolist())
-        known.take(storage.known_after(self._search_id, last_id, unfinished))
+        again = set(known.ids[np.isnan(known.fitness)].tolist())
+        # One that had ended ends again when it is gone on with.
+        last_finish, finished = storage.finished_after(self._search_id, self._last_finish)
+        again |= {individual_id for individual_id in finished if individual_id <= last_id}
+        known.take(storage.known_after(self._search_id, last_id, again))
+        self._last_finish = last_finish
         return known

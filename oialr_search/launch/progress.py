@@ -117,8 +117,14 @@ class ProgressDisplay:
         )
 
     def _has_ended(self, evaluation: EvaluationRecord) -> bool:
-        """Was it the last attempt at its individual?"""
-        if evaluation.status is Status.COMPLETED:
+        """Was it the last attempt at its individual?
+
+        One that is pruned has ended; when it is gone on with, it has ended already.
+        """
+        attempts = self._storage.evaluations(evaluation.individual_id)
+        if any(a.status is Status.PRUNED and a.attempt < evaluation.attempt for a in attempts):
+            return False
+        if evaluation.status in (Status.COMPLETED, Status.PRUNED):
             return True
         individual = self._storage.individual(evaluation.individual_id)
         assert individual is not None

@@ -41,6 +41,8 @@ class Problem:
     """Standard deviation of what is measured."""
     least: float | None = None
     """The least there is, where it is known."""
+    best: Values | None = None
+    """Where it is."""
 
     def measured(self, values: Values, rng: random.Random) -> tuple[float, float]:
         """Truth and measured fitness."""
@@ -77,6 +79,10 @@ def coco(name: str, suite: str, dimension: int, seed: int) -> Problem:
         hyperparameters=hyperparameters,
         truth=lambda values: float(found([float(v) for v in values.values()])),
         least=float(found(optimum)),
+        best={
+            h.name: int(value) if h.kind == "int" else float(value)
+            for h, value in zip(hyperparameters, optimum, strict=True)
+        },
     )
 
 

@@ -20,7 +20,7 @@ import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,8 @@ from oialr_search.launch.engines import (
     random_numbers,
 )
 from oialr_search.launch.population import Population
+from oialr_search.launch.repeating import next_repeat
+from oialr_search.space.repeats import RepeatSettings
 from oialr_search.space.search_file import ENGINES, SearchSettings
 from oialr_search.storage.records import Known, Status
 from oialr_search.surrogate.individuals import Individuals
@@ -99,67 +101,30 @@ def main() -> None:
         plot(chosen, arguments.plot)
 
 
-def search(problem: Problem, engine_name: str, workers: int, evaluations: int, seed: int) -> Run:
-    """One search of as many evaluations."""
-    settings = SearchSettings(
-        name="quality",
-        metric="validation_loss",
-        evaluations=evaluations,
-        islands=1,
-        engine=engine_name,
-        seed=seed,
-    )
-    engine = engine_for(problem.hyperparameters, settings)
-    population = Population(engine.population_size(workers))
-    individuals = Individuals(problem.hyperparameters)
-    durations, noise = random.Random(f"{seed}/durations"), random.Random(f"{seed}/noise")
-    running: list[tuple[float, int, int, Known, float]] = []
-    generations = [0] * workers
-    bests: list[float] = []
-    least, best, cpu_s, number, now = math.inf, math.inf, 0.0, 0, 0.0
-    free = list(range(workers))
-    while len(bests) < evaluations:
-        while free and number < evaluations:
-            worker = free.pop(0)
-            started = time.process_time()
-            offspring = engine.propose(
-                Knowledge(
-                    island=0,
-                    population=population.members,
-                    population_size=population.size,
-                    individuals=individuals,
-                    number=number,
-                    num_ranks=workers,
-                ),
-                random_numbers(seed, 0, worker, generations[worker], "breeding"),
-            )
-            cpu_s += time.process_time() - started
-            known = Known(
-                individual_id=number + 1,
-                island=0,
-                status=Status.RUNNING,
-                genes=offspring.genes,
-                fitness=None,
-            )
-            individuals.take([known])
-            end = now + durations.lognormvariate(0.0, 0.5)
-            heapq.heappush(running, (end, number, worker, known, 0.0))
-            generations[worker] += 1
-            number += 1
-        now, _, worker, known, _ = heapq.heappop(running)
-        values = {h.name: h.decode(known.genes[h.name]) for h in problem.hyperparameters}
-        truth, measured = problem.measured(values, noise)
-        free.append(worker)
-        if math.isfinite(measured):
-            individuals.take([replace(known, status=Status.COMPLETED, fitness=measured)])
-            population.add(
-                Member(individual_id=known.individual_id, genes=known.genes, fitness=measured)
-            )
-            if measured < least:
-                least, best = measured, truth
-        else:
-            individuals.take([replace(known, status=Status.FAILED)])
+def search(
+    problem: Problem,
+    engine_name: str,
+    workers: int,
+    evaluations: int,
+    seed: int,
+    *,
+    prior: Mapping[str, Any] | None = None,
+    given: Sequence[Mapping[str, float]] = (),
+    watch: Callable[[Individuals], None] = lambda _: None,
+) -> Run:
+    """One search of as many evaluations; `watch` is shown all individuals whenever one has ended.
+
+    For `prior` and `given` see `simulate`.
+    """
+    bests, least, best, cpu_s = list[float](), math.inf, math.inf, 0.0
+    for ended in simulate(
+        problem, engine_name, workers, evaluations, seed, prior=prior, given=given
+    ):
+        if ended.measured < least:
+            least, best = ended.measured, ended.truth
         bests.append(best)
+        cpu_s = ended.cpu_s
+        watch(ended.individuals)
     return Run(
         problem=problem.name,
         engine=engine_name,
@@ -169,6 +134,136 @@ def search(problem: Problem, engine_name: str, workers: int, evaluations: int, s
         least=problem.least,
         cpu_ms=1e3 * cpu_s / evaluations,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """An evaluation has ended; `individuals` are known by then."""
+
+    individual_id: int
+    truth: float
+    measured: float
+    individuals: Individuals
+    cpu_s: float
+    """Of all proposals so far."""
+
+
+def simulate(
+    problem: Problem,
+    engine_name: str,
+    workers: int,
+    evaluations: int,
+    seed: int,
+    *,
+    prior: Mapping[str, Any] | None = None,
+    given: Sequence[Mapping[str, float]] = (),
+    repeats: RepeatSettings | None = None,
+) -> Iterator[Ended]:
+    """One search, evaluation by evaluation; those `given`, by their genes, come first."""
+    settings = SearchSettings(
+        name="quality",
+        metric="validation_loss",
+        evaluations=evaluations,
+        islands=1,
+        engine=engine_name,
+        seed=seed,
+        prior=dict(prior or {}),
+    )
+    engine = engine_for(problem.hyperparameters, settings)
+    population = Population(engine.population_size(workers))
+    individuals = Individuals(problem.hyperparameters)
+    queued = [
+        Known(individual_id=n, island=0, status=Status.QUEUED, genes=genes, fitness=None)
+        for n, genes in enumerate(given, start=1)
+    ]
+    individuals.take(queued)
+    durations, noise = random.Random(f"{seed}/durations"), random.Random(f"{seed}/noise")
+    running: list[tuple[float, int, int, Known]] = []
+    measurements: dict[int, list[float]] = defaultdict(list)
+    genes: dict[int, dict[str, float]] = {}
+    generations = [0] * workers
+    cpu_s, number, now = 0.0, 0, 0.0
+    free = list(range(workers))
+    for _ in range(evaluations):
+        while free and number < evaluations:
+            worker = free.pop(0)
+            repeat = next_repeat(individuals, repeats, workers) if repeats else None
+            if queued:
+                known = queued.pop(0)
+            elif repeat is not None:
+                known = Known(
+                    individual_id=number + 1,
+                    island=0,
+                    status=Status.RUNNING,
+                    genes=genes[repeat.individual_id],
+                    fitness=None,
+                    repeat_of=repeat.individual_id,
+                )
+                generations[worker] += 1
+            else:
+                started = time.process_time()
+                offspring = engine.propose(
+                    Knowledge(
+                        island=0,
+                        population=population.members,
+                        population_size=population.size,
+                        individuals=individuals,
+                        number=number - len(given),
+                        num_ranks=workers,
+                    ),
+                    random_numbers(seed, 0, worker, generations[worker], "breeding"),
+                )
+                cpu_s += time.process_time() - started
+                known = Known(
+                    individual_id=number + 1,
+                    island=0,
+                    status=Status.RUNNING,
+                    genes=offspring.genes,
+                    fitness=None,
+                )
+                generations[worker] += 1
+            individuals.take([known])
+            genes[known.individual_id] = dict(known.genes)
+            end = now + durations.lognormvariate(0.0, 0.5)
+            heapq.heappush(running, (end, number, worker, known))
+            number += 1
+        now, _, worker, known = heapq.heappop(running)
+        values = {h.name: h.decode(known.genes[h.name]) for h in problem.hyperparameters}
+        truth, measured = problem.measured(values, noise)
+        free.append(worker)
+        first = known.repeat_of or known.individual_id
+        if math.isfinite(measured):
+            measurements[first].append(measured)
+            mean = statistics.fmean(measurements[first])
+            told = replace(
+                known,
+                individual_id=first,
+                repeat_of=None,
+                status=Status.COMPLETED,
+                fitness=mean,
+                num_seeds=len(measurements[first]),
+                fitness_deviation=statistics.stdev(measurements[first])
+                if len(measurements[first]) > 1
+                else None,
+            )
+            individuals.take([told])
+            population.add(
+                Member(
+                    individual_id=first,
+                    genes=known.genes,
+                    fitness=mean,
+                    num_seeds=len(measurements[first]),
+                )
+            )
+        elif known.repeat_of is None:
+            individuals.take([replace(known, status=Status.FAILED)])
+        yield Ended(
+            individual_id=first,
+            truth=truth,
+            measured=measured,
+            individuals=individuals,
+            cpu_s=cpu_s,
+        )
 
 
 def regrets(runs: Sequence[Run]) -> Iterator[tuple[Run, list[float]]]:

@@ -12,7 +12,7 @@ import json
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +24,7 @@ from oialr_search.evaluation.files import (
     STATE_FILE,
     Ending,
     epoch_records,
+    epochs_told,
     read_result,
     write_claim,
     write_record,
@@ -102,6 +103,8 @@ class _Running:
     training_since: float | None = None
     """The first training step, as if earlier attempts had ended just before."""
     last_epoch: Epoch | None = None
+    epochs: list[Mapping[str, float]] = field(default_factory=list)
+    """Their metrics."""
     asked_to_stop: bool = False
     launch_stops: bool = False
     not_worth: str = ""
@@ -126,7 +129,7 @@ class Evaluator:
     ) -> None:
         self._worker_type = worker_type
         self._search = search_file.search
-        self._task = search_file.training.task
+        self._aims = search_file.aims
         self._training = with_num_threads(
             search_file.training.model_dump(mode="json"), worker_settings.num_threads
         )
@@ -334,6 +337,7 @@ class Evaluator:
                     self._notify(warning)
             case Epoch():
                 running.last_epoch = event
+                running.epochs.append(event.metrics)
                 records = epoch_records(event)
                 self._outbox.put(lambda s: s.add_epoch(evaluation_id, *records))
             case Stopped(reason="launch_stops"):
@@ -342,7 +346,7 @@ class Evaluator:
             case Stopped(reason="pruned"):
                 return _End(outcome=pruned_outcome(event, running.last_epoch, running.not_worth))
             case Completed() | Failed():
-                outcome = outcome_of(event, self._search.metric, self._task)
+                outcome = self._outcome_of(event, running, running.epochs)
                 # What could be prepared when the launch began fails now: not the configuration.
                 machine = isinstance(event, Failed) and (
                     event.cause == "machine" or not running.ready
@@ -350,12 +354,17 @@ class Evaluator:
                 return _End(outcome=outcome, machine=machine)
         return None
 
+    def _outcome_of(
+        self, result: Completed | Failed, running: _Running, epochs: Sequence[Mapping[str, float]]
+    ) -> Outcome:
+        return outcome_of(result, self._aims, running.claim.individual.hyperparameters, epochs)
+
     def _of_death(self, death: WorkerDied, running: _Running) -> _End:
         """What a dead worker leaves: its result, if it has still written that."""
-        folder, search = Path(running.claim.evaluation.folder), self._search
+        folder = Path(running.claim.evaluation.folder)
         result = read_result(folder)
         if result is not None:
-            outcome = outcome_of(result, search.metric, self._task)
+            outcome = self._outcome_of(result, running, epochs_told(folder, self._aims))
             return _End(outcome=outcome, machine=is_of_machine(result))
         if running.launch_stops:
             return _End(outcome=_lost("the search was stopped"))

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from oialr_search.evaluation.outcomes import is_of_machine, is_repeated, outcome_of
-from oialr_search.space.hyperparameters import SearchSpace
+from oialr_search.space.fitness import Aims
+from oialr_search.space.hyperparameters import SearchSpace, Value
 from oialr_search.storage.records import (
     Claim,
     EpochRecord,
@@ -146,9 +147,14 @@ def write_claim(claim: Claim) -> None:
 
 
 def read_ending(
-    folder: Path, metric: str, task: str, *, failures: int, retries: int
+    folder: Path,
+    aims: Aims,
+    hyperparameters: Mapping[str, Value],
+    *,
+    failures: int,
+    retries: int,
 ) -> Ending | None:
-    """How an evaluation ended, from its files; None when they do not say.
+    """How an evaluation with these hyperparameters ended; None when its files do not say.
 
     `failures` earlier attempts have failed; see `is_repeated`.
     """
@@ -157,7 +163,7 @@ def read_ending(
     result = read_result(folder)
     if result is None:
         return None
-    outcome = outcome_of(result, metric, task)
+    outcome = outcome_of(result, aims, hyperparameters, epochs_told(folder, aims))
     machine = is_of_machine(result)
     repeat = is_repeated(outcome, machine=machine, failures=failures, retries=retries)
     return Ending(outcome=outcome, repeat=repeat)
@@ -180,6 +186,13 @@ def read_events(folder: Path) -> Iterator[Event]:
         return
     with contextlib.suppress(ProtocolError):
         yield from EventReader().read(lines)
+
+
+def epochs_told(folder: Path, aims: Aims) -> list[Mapping[str, float]]:
+    """The metrics of the epochs that the worker of an evaluation told, where these count."""
+    if aims.window == 1:
+        return []
+    return [event.metrics for event in read_events(folder) if isinstance(event, Epoch)]
 
 
 def epoch_records(event: Epoch) -> tuple[EpochRecord, list[RankUpdate], list[Observation]]:
@@ -248,16 +261,16 @@ def read_migrations(folder: Path, search_id: int) -> Iterator[NewMigration | str
 
 def read_histories(folder: Path, search: SearchRecord) -> Iterator[IndividualHistory | str]:
     """All individuals of a search's folder, and a line for what cannot be read of them."""
-    retries = search.search_settings().retries
+    retries, aims = search.search_settings().retries, search.aims()
     for path in sorted(folder.glob("individual-*")):
         try:
-            yield from _read_history(path, search, retries)
+            yield from _read_history(path, search, aims, retries)
         except FolderError as error:
             yield str(error)
 
 
 def _read_history(
-    folder: Path, search: SearchRecord, retries: int
+    folder: Path, search: SearchRecord, aims: Aims, retries: int
 ) -> Iterator[IndividualHistory | str]:
     individual = read_record(folder / INDIVIDUAL_FILE, IndividualRecord)
     belongs = Path(individual_folder(str(folder.parent), individual.id))
@@ -269,7 +282,7 @@ def _read_history(
         try:
             failures = num_failures(history.evaluation for history in evaluations)
             ending = read_ending(
-                path, search.metric, search.task, failures=failures, retries=retries
+                path, aims, individual.hyperparameters, failures=failures, retries=retries
             )
             told = ending is not None
             if ending is None:

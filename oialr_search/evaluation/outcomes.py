@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
-from oialr_search.space.fitness import fitness_of
+from oialr_search.space.fitness import Aims, NotMeasured
+from oialr_search.space.hyperparameters import Value
 from oialr_search.storage.records import Outcome, Status
 from oialr_training.protocol import Completed, Epoch, Failed, Stopped
 
 
-def outcome_of(result: Completed | Failed, metric: str, task: str) -> Outcome:
-    """How an evaluation ended whose worker came to this result."""
+def outcome_of(
+    result: Completed | Failed,
+    aims: Aims,
+    hyperparameters: Mapping[str, Value],
+    epochs: Sequence[Mapping[str, float]],
+) -> Outcome:
+    """How an evaluation ended whose worker came to this result, after epochs with these metrics."""
     at = datetime.fromtimestamp(result.at, UTC)
-    if isinstance(result, Failed):
+    try:
+        if isinstance(result, Failed):
+            raise NotMeasured(result.reason)
+        measured = aims.measured(result, hyperparameters, epochs)
+    except NotMeasured as error:
         return Outcome(
-            status=Status.FAILED, reason=result.reason, finished_at=at, resources=result.resources
-        )
-    fitness = fitness_of(result.metrics, metric, task)
-    if fitness is None:
-        reason = f"{metric} is {result.metrics.get(metric)}"
-        return Outcome(
-            status=Status.FAILED, reason=reason, finished_at=at, resources=result.resources
+            status=Status.FAILED, reason=str(error), finished_at=at, resources=result.resources
         )
     return Outcome(
         status=Status.COMPLETED,
-        fitness=fitness,
+        **vars(measured),
         metrics=result.metrics,
         trainable_percent=result.trainable_percent,
         compression_percent=result.compression_percent,

@@ -25,10 +25,12 @@ from oialr_search.launch.islands import (
     Exchange,
     Notice,
     Place,
+    Remeasured,
     Visitor,
 )
 from oialr_search.launch.population import AllIndividuals, Population
 from oialr_search.launch.progress import ProgressDisplay
+from oialr_search.launch.repeating import Repeat, next_repeat, seed_of
 from oialr_search.launch.resuming import is_complete
 from oialr_search.launch.stop_request import StopRequest
 from oialr_search.launch.stopping.judging import Judge
@@ -83,12 +85,12 @@ class Controller:
         size = engine.population_size(place.world_size)
         self._population = Population(size)
         self._all_individuals = AllIndividuals(search_id, self._space.hyperparameters)
-        for individual in storage.breeders(search_id, place.island, place.num_islands, size):
-            self._population.add(member_of(individual))
+        self._read_breeders(storage)
         self._generation = storage.next_generation(search_id, place.island, place.island_rank)
         self._ask_at = self._check_at = 0.0
         self._stop_words: set[str] = set()
-        self._news: list[tuple[Member, bool]] = []
+        self._news: list[tuple[Member | None, bool]] = []
+        self._remeasured = False
         self._end: End | None = None
 
     def run(self) -> bool:
@@ -117,16 +119,21 @@ class Controller:
         if self._stop.requested() or self._evaluator.unreliable or time.monotonic() < wait_for:
             return False
         runner, total = self._evaluator.runner(self._launch_id), self._search.evaluations
-        claim = None
+        claim = proposal = None
         with suppress(StorageUnavailable):
+            if self._remeasured:
+                self._outbox.ask(self._read_breeders)
+                self._remeasured = False
             proposal = self._propose()
             go_on = None if self._judge is None else self._outbox.ask(self._judge.promising)
             claim = self._outbox.ask(
                 lambda s: s.claim(self._search_id, proposal, total, runner, go_on)
             )
         if claim is None:
-            # Another rank may yet lose an individual, which this one can repeat.
-            self._ask_at = time.monotonic() + ASK_AGAIN_S
+            # Another rank may yet lose an individual, which this one can evaluate again. Where it
+            # was quicker to repeat one with this seed, there is something else to do.
+            if proposal is None or proposal.repeat_of is None:
+                self._ask_at = time.monotonic() + ASK_AGAIN_S
             return False
         if not claim.repeated:
             self._generation += 1
@@ -140,13 +147,18 @@ class Controller:
         Raises:
             StorageUnavailable: when the engine must ask the database, and that is away.
         """
-        everyone = self._all_individuals
-        asks = self._engine.needs_all_individuals
+        everyone, repeats = self._all_individuals, self._search.repeats
+        if self._engine.needs_all_individuals or repeats is not None:
+            self._outbox.ask(everyone.look)
+        if repeats is not None and everyone.number < self._search.evaluations:
+            repeat = next_repeat(everyone.known, repeats, self._place.world_size)
+            if repeat is not None:
+                return self._again(repeat)
         knowledge = Knowledge(
             island=self._place.island,
             population=self._population.members,
             population_size=self._population.size,
-            individuals=self._outbox.ask(everyone.look) if asks else everyone.known,
+            individuals=everyone.known,
             number=self._generation * self._place.world_size + self._place.world_rank,
             num_ranks=self._place.world_size,
         )
@@ -160,6 +172,29 @@ class Controller:
             genes=offspring.genes,
             hyperparameters=self._space.decode(offspring.genes),
         )
+
+    def _again(self, repeat: Repeat) -> Proposal:
+        """The same individual with another seed."""
+        first = self._outbox.ask(lambda s: s.individual(repeat.individual_id))
+        assert first is not None
+        assert first.evaluation is not None
+        return Proposal(
+            island=self._place.island,
+            island_rank=self._place.island_rank,
+            generation=self._generation,
+            parents=[],
+            origin="repeat",
+            genes=first.genes,
+            hyperparameters=first.hyperparameters,
+            seed=seed_of(first.evaluation.seed, repeat.number),
+            repeat_of=first.id,
+        )
+
+    def _read_breeders(self, storage: Storage) -> None:
+        """Take in who breeds on the island by what is stored."""
+        place, size = self._place, self._population.size
+        for individual in storage.breeders(self._search_id, place.island, place.num_islands, size):
+            self._population.add(member_of(individual))
 
     def _follow(self) -> None:
         """Move the evaluation along that runs."""
@@ -227,6 +262,9 @@ class Controller:
         """Take an evaluated individual into the population."""
         if evaluated.fitness is None:
             return
+        if evaluated.claim.individual.repeat_of is not None:
+            self._news.append((None, False))
+            return
         member = member_of(evaluated.claim.individual, evaluated.fitness)
         self._population.add(member)
         migrates = self._random_numbers("migration").random() < self._search.migration_probability
@@ -236,6 +274,10 @@ class Controller:
         """Tell the peers, perhaps migrate: only now, when who accepts it finds it stored."""
         island = self._place.island
         for member, migrates in self._news:
+            if member is None:
+                self._remeasured = True
+                self._exchange.tell_all(Remeasured())
+                continue
             self._exchange.tell_peers(Visitor(member=member, island=island))
             best = self._population.best()
             if best is not None and migrates:
@@ -258,6 +300,8 @@ class Controller:
             self._warnings.append(message.text)
         elif isinstance(message, Visitor):
             self._welcome(message)
+        elif isinstance(message, Remeasured):
+            self._remeasured = True
 
     def _welcome(self, visitor: Visitor) -> None:
         member, home = visitor.member, visitor.island
@@ -287,4 +331,9 @@ def member_of(individual: IndividualRecord, fitness: float | None = None) -> Mem
     """An evaluated individual as islands exchange it."""
     fitness = individual.fitness if fitness is None else fitness
     assert fitness is not None
-    return Member(individual_id=individual.id, genes=dict(individual.genes), fitness=fitness)
+    return Member(
+        individual_id=individual.id,
+        genes=dict(individual.genes),
+        fitness=fitness,
+        num_seeds=max(individual.num_seeds, 1),
+    )

@@ -55,6 +55,11 @@ class Visitor:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Remeasured:
+    """A message between ranks: an individual's mean has changed, the database has it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """A message to world rank 0: what a rank is about."""
 
@@ -100,8 +105,8 @@ class Exchange:
                 self._visited[island] = individual_id
                 self._send(visitor, self._place.ranks_of(island))
 
-    def tell_all(self, message: str | End) -> None:
-        """Send one of the words above, or the end, to every other rank."""
+    def tell_all(self, message: str | Remeasured | End) -> None:
+        """Send one of the words above, news, or the end, to every other rank."""
         self._send(message, range(self._place.world_size))
 
     def tell_first(self, notice: Notice) -> None:

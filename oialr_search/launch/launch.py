@@ -204,9 +204,9 @@ def _load(comm: MPI.Comm, load: Callable[[], SearchFile], settings: LaunchSettin
                 search_file = _renamed(search_file, settings)
             for name in search_file.pinned:
                 print(f"`{name}` is set, and no longer searched", flush=True)
-            for name in search_file.without_effect:
+            for name, engine in search_file.without_effect.items():
                 print(
-                    f"warning: `search.{name}` has no effect without the engine `propulate`",
+                    f"warning: `search.{name}` has no effect without the engine `{engine}`",
                     file=sys.stderr,
                 )
         except (ConfigError, StorageError) as error:

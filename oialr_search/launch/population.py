@@ -5,12 +5,11 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Sequence
 
-import numpy as np
-
 from oialr_search.launch.engines import Member
 from oialr_search.space.hyperparameters import Hyperparameter
 from oialr_search.storage.database import Storage
-from oialr_search.surrogate.individuals import Individuals
+from oialr_search.storage.records import Status
+from oialr_search.surrogate.individuals import UNFINISHED, Individuals
 
 
 class Population:
@@ -18,7 +17,8 @@ class Population:
 
     Breeding selects the best `size` only, so only they are kept: a population never grows. An
     individual that is known already (by its id) is not taken in again, or the population would fill
-    with copies of the best that other islands send.
+    with copies of the best that other islands send; it takes the new fitness, if it was measured
+    again.
     """
 
     def __init__(self, size: int) -> None:
@@ -28,13 +28,16 @@ class Population:
     def add(self, member: Member) -> bool:
         """Take in an evaluated individual or an immigrant; False if it is there or not fit enough.
 
-        One that was once crowded out never comes back: the others only get fitter.
+        One that was once crowded out never comes back, unless somebody is measured again: else the
+        others only get fitter.
         """
-        if any(known.individual_id == member.individual_id for known in self._members):
+        known = [m for m in self._members if m.individual_id == member.individual_id]
+        if known and known[0].num_seeds >= member.num_seeds:
             return False
+        self._members = [m for m in self._members if m not in known]
         insort(self._members, member, key=lambda m: m.standing)
         del self._members[self.size :]
-        return member in self._members
+        return not known and member in self._members
 
     def best(self) -> Member | None:
         """The fittest individual, if there is one."""
@@ -53,6 +56,13 @@ class AllIndividuals:
         self._search_id = search_id
         self.known = Individuals(hyperparameters)
         self._last_finish: int | None = None
+        self._last_id = 0
+        self._again: set[int] = set()
+
+    @property
+    def number(self) -> int:
+        """Of individuals that there were at the last look, those that repeat one included."""
+        return len(self.known) + int(self.known.num_repeats.sum())
 
     def look(self, storage: Storage) -> Individuals:
         """All of them.
@@ -60,12 +70,17 @@ class AllIndividuals:
         Raises:
             StorageUnavailable: when the database is away; the next look reads the same.
         """
-        known = self.known
-        last_id = int(known.ids[-1]) if len(known) else 0
-        again = set(known.ids[np.isnan(known.fitness)].tolist())
         # One that had ended ends again when it is gone on with.
         last_finish, finished = storage.finished_after(self._search_id, self._last_finish)
-        again |= {individual_id for individual_id in finished if individual_id <= last_id}
-        known.take(storage.known_after(self._search_id, last_id, again))
-        self._last_finish = last_finish
-        return known
+        again = self._again | {number for number in finished if number <= self._last_id}
+        while True:
+            found = storage.known_after(self._search_id, self._last_id, again)
+            self.known.take(found)
+            self._last_id = max(self._last_id, *(k.individual_id for k in found), 0)
+            # A repeat that has completed has changed the mean of the first one.
+            firsts = {k.repeat_of for k in found if k.status is Status.COMPLETED} - {None}
+            unfinished = {k.individual_id for k in found if k.status in UNFINISHED}
+            self._again = again = unfinished | {number for number in firsts if number is not None}
+            if not firsts:
+                self._last_finish = last_finish
+                return self.known

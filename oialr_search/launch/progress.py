@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, TextIO
 
@@ -10,7 +11,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from oialr_search.storage.database import Storage
-from oialr_search.storage.records import EvaluationRecord, Status, StorageUnavailable
+from oialr_search.storage.records import (
+    EvaluationRecord,
+    IndividualRecord,
+    Status,
+    StorageUnavailable,
+)
+from oialr_search.storage.records import Progress as SearchProgress
 
 REFRESH_S = 1.0
 
@@ -82,7 +89,7 @@ class ProgressDisplay:
         progress = self._storage.progress(self._search_id)
         for evaluation in self._storage.finished_since(self._search_id, self._last_finished):
             self._last_finished = evaluation.finish_number or self._last_finished
-            self._tell(evaluation, progress.expected)
+            self._tell(evaluation, progress)
         best = "" if progress.best_fitness is None else f", best {progress.best_fitness:.4g}"
         running = " ".join(f"{e.individual_id}:{e.last_epoch or 0}" for e in progress.running)
         self._bar.update(
@@ -97,39 +104,47 @@ class ProgressDisplay:
         self.refresh(now=True)
         self._bar.stop()
 
-    def _tell(self, evaluation: EvaluationRecord, total: int) -> None:
+    def _tell(self, evaluation: EvaluationRecord, progress: SearchProgress) -> None:
         minutes, seconds = divmod(int(time.monotonic() - self._started), 60)
         elapsed = f"{minutes // 60:02}:{minutes % 60:02}:{seconds:02}"
-        self._ended += self._has_ended(evaluation)
-        head = f"{elapsed} [{self._ended}/{total}] {evaluation.individual_id:>5}"
+        individual = self._storage.individual(evaluation.individual_id)
+        assert individual is not None
+        attempts = self._storage.evaluations(evaluation.individual_id)
+        self._ended += _has_ended(evaluation, individual, attempts)
+        head = f"{elapsed} [{self._ended}/{progress.expected}] {evaluation.individual_id:>5}"
         if evaluation.fitness is None:
             self._say(f"{head} {evaluation.status}: {evaluation.reason}", style="red")
             return
-        new_best = self._best is None or evaluation.fitness < self._best
-        if new_best:
-            self._best = evaluation.fitness
+        repeat, new_best = individual.repeat_of is not None, False
+        if repeat:
+            self._best = progress.best_fitness  # a mean that this one has changed, perhaps
+        elif self._best is None or evaluation.fitness < self._best:
+            self._best, new_best = evaluation.fitness, True
         self._say(
             f"{head} fitness {evaluation.fitness:.4f}"
             f"  {self._metric} {evaluation.metrics[self._metric]:.4f}"
             f"  trainable {evaluation.trainable_percent:.1f} %"
-            f"  {evaluation.duration_s:.1f} s" + ("  best so far" if new_best else ""),
+            f"  {evaluation.duration_s:.1f} s"
+            + ("  best so far" if new_best else "")
+            + (f"  repeats {individual.repeat_of}" if repeat else ""),
             style="bold" if new_best else "",
         )
 
-    def _has_ended(self, evaluation: EvaluationRecord) -> bool:
-        """Was it the last attempt at its individual?
-
-        One that is pruned has ended; when it is gone on with, it has ended already.
-        """
-        attempts = self._storage.evaluations(evaluation.individual_id)
-        if any(a.status is Status.PRUNED and a.attempt < evaluation.attempt for a in attempts):
-            return False
-        if evaluation.status in (Status.COMPLETED, Status.PRUNED):
-            return True
-        individual = self._storage.individual(evaluation.individual_id)
-        assert individual is not None
-        last = individual.evaluation is not None and individual.evaluation.id == evaluation.id
-        return last and individual.status is not Status.LOST
-
     def _say(self, text: str, style: str) -> None:
         self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def _has_ended(
+    evaluation: EvaluationRecord,
+    individual: IndividualRecord,
+    attempts: Sequence[EvaluationRecord],
+) -> bool:
+    """Was it the last attempt at its individual?
+
+    One that was pruned has ended by that; gone on with, it does not end again.
+    """
+    pruned = [attempt.attempt for attempt in attempts if attempt.status is Status.PRUNED]
+    if pruned:
+        return evaluation.attempt == pruned[0]
+    last = individual.evaluation is not None and individual.evaluation.id == evaluation.id
+    return last and individual.status is not Status.LOST

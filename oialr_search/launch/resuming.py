@@ -38,6 +38,7 @@ from oialr_training.errors import ConfigError
 from oialr_training.protocol import Epoch, Started
 
 # Where a search runs may change from launch to launch, what it searches may not.
+AIMS = ("metric", "fitness", "objectives", "subject_to", "fitness_window")
 MACHINE_SETTINGS = ("device", "num_threads", "data.num_loader_processes", "observation")
 
 
@@ -45,17 +46,21 @@ def find_stored(storage: Storage, search_file: SearchFile) -> SearchRecord | Non
     """The stored search of the same name.
 
     Raises:
-        ConfigError: when it is another search: its task, metric, space or training differs.
+        ConfigError: when it is another search: its task, aims, space or training differ.
     """
     name = search_file.search.name
     stored = storage.find_search(name)
     if stored is None:
         return None
     old, new = (
-        {"metric": metric, "space": space.as_json(), "training": training.model_dump(mode="json")}
-        for metric, space, training in (
-            (stored.metric, stored.space, stored.training()),
-            (search_file.search.metric, search_file.space, search_file.training),
+        {
+            "search": search.model_dump(mode="json", include=set(AIMS)),
+            "space": space.as_json(),
+            "training": training.model_dump(mode="json"),
+        }
+        for search, space, training in (
+            (stored.search_settings(), stored.space, stored.training()),
+            (search_file.search, search_file.space, search_file.training),
         )
     )
     # Through JSON, where there are no tuples.
@@ -156,13 +161,19 @@ def take_in_results(
 
     The search's folder may have been moved since.
     """
-    search, task = search_file.search, search_file.training.task
+    aims = search_file.aims
     for evaluation in storage.unfinished(search_id):
-        attempts = storage.evaluations(evaluation.individual_id)
+        individual = storage.individual(evaluation.individual_id)
+        assert individual is not None
+        attempts = storage.evaluations(individual.id)
         moved = Path(individual_folder(str(search_folder), evaluation.individual_id))
         folder = moved / Path(evaluation.folder).name
         ending = read_ending(
-            folder, search.metric, task, failures=num_failures(attempts), retries=search.retries
+            folder,
+            aims,
+            individual.hyperparameters,
+            failures=num_failures(attempts),
+            retries=search_file.search.retries,
         )
         if ending is not None:
             write_record(folder / OUTCOME_FILE, ending)

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from oialr_search.space.fitness import Aims, aims_of
 from oialr_search.space.given import OfFile, Start
 from oialr_search.space.hyperparameters import RANGE_KEYS, SearchSpace, parse_space
+from oialr_search.space.prior import Prior, check_priors
+from oialr_search.space.repeats import RepeatSettings
 from oialr_search.space.stopping import StoppingSettings, rule_class
 from oialr_training.config import OF_ALL_TASKS, TrainingConfig
 from oialr_training.errors import ConfigError, nearest
@@ -43,8 +46,22 @@ class SearchSettings(Config):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
     """Name of the search in the database, and of its folder."""
-    metric: str
-    """Validation metric that decides; the task knows which way is better."""
+    metric: str = ""
+    """Validation metric that decides; the task knows which way is better. With `fitness` or
+    `objectives` the metric of curves and stopping rules: by default the first that these name."""
+    fitness: str | None = None
+    """What is minimised in place of the metric: an expression over metrics, trainable_percent,
+    compression_percent, resources, duration_s and numeric hyperparameters."""
+    objectives: Annotated[list[str], Field(min_length=2)] | None = None
+    """Several such expressions, each with `:min` or `:max`; a metric knows its own way. The search
+    is for their Pareto front; the first is the fitness."""
+    subject_to: Annotated[list[str], Field(default_factory=list)]
+    """Conditions on such expressions (`trainable_percent <= 15`); who breaks one comes after who
+    meets all."""
+    fitness_window: Annotated[int, Field(ge=1)] = 1
+    """In all of these a validation metric counts as its mean over so many last epochs."""
+    cost_aware: bool = False
+    """`screened` chooses by the expected improvement a second instead of an evaluation."""
     evaluations: Annotated[int, Field(ge=1)]
     """Individuals of the whole search, over all ranks."""
     islands: Annotated[int, Field(ge=1)]
@@ -69,6 +86,13 @@ class SearchSettings(Config):
     """What is evaluated first: `file`, the file's own values at the searched paths;
     `{search: NAME, best: 3}`, the best of another search in the database; `{file: PATH}`, a
     training configuration, e.g. an exported one."""
+    repeats: RepeatSettings | None = None
+    """Measure the best again with other seeds while the search runs; null: never. `{}`: three
+    seeds each, with at most a fifth of the evaluations."""
+    prior: Mapping[str, Prior] = Field(default_factory=dict)
+    """Where a person expects good hyperparameters, for those of which something is known:
+    `{around: 2.0e-4, factor: 3}` on a log scale, `{around: 0.5, within: 0.1}` on a linear one,
+    `{around: adamw, probability: 0.8}` of choices. It fades with evidence. Of `screened`."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of breeding and migration; that of the trainings is the top-level `seed`."""
     evaluation_time_limit_s: Annotated[float, Field(gt=0.0)] | None = None
@@ -88,6 +112,11 @@ class SearchSettings(Config):
     stopping: StoppingSettings | None = None
     """Which trainings end early; null: none. `{}`: the worst quarter, once OIALR has begun."""
 
+    @field_validator("subject_to", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
 
 @dataclass(frozen=True, kw_only=True)
 class SearchFile:
@@ -101,11 +130,17 @@ class SearchFile:
     source: str
 
     @property
-    def without_effect(self) -> list[str]:
-        """Settings of the engine `propulate` that are given while no island has it."""
-        if "propulate" in (self.search.engines or [self.search.engine]):
-            return []
-        return [name for name in OF_PROPULATE if name in self.search.model_fields_set]
+    def aims(self) -> Aims:
+        """What the search is after."""
+        return aims_of(self.search, self.training.task, self.space, self.source)
+
+    @property
+    def without_effect(self) -> dict[str, str]:
+        """Settings that are given while no island has their engine, and that."""
+        engines, given = self.search.engines or [self.search.engine], self.search.model_fields_set
+        of = {name: "propulate" for name in OF_PROPULATE if name in given}
+        of |= {"prior": "screened"} if self.search.prior else {}
+        return {name: engine for name, engine in of.items() if engine not in engines}
 
     def as_json(self) -> dict[str, Any]:
         """What the database keeps of the file, beside its space; see `stored_training`."""
@@ -202,21 +237,61 @@ def load_search(
     )
     search = search.model_copy(update={"start_with": start})
     task = TASKS[training.task]
-    metrics = task.validation_metrics()
-    if search.metric not in metrics:
-        raise ConfigError(
-            f"unknown metric {search.metric!r:.80} for `search.metric`"
-            f"{nearest(search.metric, metrics)} ({source})"
-        )
+    _refuse_missing_metric(search, task.validation_metrics(), source)
+    space = parse_space(content["space"], task, training_content, source)
+    _refuse_window(search, training, space, source)
+    aims = aims_of(search, training.task, space, source)
+    _refuse_aims(search, source)
     if search.stopping is not None:
         _check_stopping(search.stopping, task, source)
+    priors = {name: prior for name, prior in search.prior.items() if name not in pinned}
+    check_priors(priors, space, source)
     return SearchFile(
-        search=search,
-        space=parse_space(content["space"], task, training_content, source),
+        search=search.model_copy(update={"metric": aims.metric, "prior": priors}),
+        space=space,
         training=training,
         pinned=tuple(pinned),
         source=source,
     )
+
+
+def _refuse_missing_metric(search: SearchSettings, metrics: Sequence[str], source: str) -> None:
+    if not search.metric and search.fitness is None and search.objectives is None:
+        raise ConfigError(f"`search.metric` is missing ({source})")
+    if search.metric and search.metric not in metrics:
+        raise ConfigError(
+            f"unknown metric {search.metric!r:.80} for `search.metric`"
+            f"{nearest(search.metric, metrics)} ({source})"
+        )
+
+
+def _refuse_window(
+    search: SearchSettings, training: TrainingConfig, space: SearchSpace, source: str
+) -> None:
+    """The last epochs are those of the result only where the result is the last one's."""
+    window = search.fitness_window
+    if window > 1 and training.result_epoch != "last":
+        raise ConfigError(
+            f"`search.fitness_window` = {window} needs `result_epoch: last`, "
+            f"got {training.result_epoch!r} ({source})"
+        )
+    searched = any(h.name == "epochs" for h in space.hyperparameters)
+    if window > training.epochs and not searched:
+        raise ConfigError(
+            f"`search.fitness_window` is at most `epochs` = {training.epochs}, "
+            f"got {window} ({source})"
+        )
+
+
+def _refuse_aims(search: SearchSettings, source: str) -> None:
+    """CMA-ES ranks by one number; the others know what to do."""
+    if "cmaes" in (search.engines or [search.engine]):
+        for key in ("objectives", "subject_to"):
+            if getattr(search, key):
+                raise ConfigError(
+                    f"the engine `cmaes` knows no `search.{key}`: "
+                    f"`screened`, `propulate` and `tpe` do ({source})"
+                )
 
 
 def _check_stopping(settings: StoppingSettings, task: type[TrainingConfig], source: str) -> None:

@@ -121,6 +121,14 @@ MEASUREMENTS = (
     )
     .order_by(evaluations.c.id)
 )
+REPEATED_SO = sa.select(sa.func.count()).where(
+    individuals.c.repeat_of == parameter("individual_id"), individuals.c.seed == parameter("seed")
+)
+VISITS = (
+    sa.update(migrations)
+    .where(migrations.c.individual_id == parameter("individual_id"))
+    .values(fitness=parameter("fitness"), violation=parameter("violation"))
+)
 RUNNING = sa.select(evaluations).where(_with_id(evaluations))
 LOCK_SEARCH_OF_EVALUATION = (
     sa.select(
@@ -245,6 +253,8 @@ def claim(
     elif not claimable:
         return None
     else:
+        if proposal.repeat_of is not None and _is_repeated(connection, proposal):
+            return None
         values = vars(proposal) | {
             "search_id": search_id,
             "launch_id": runner.launch_id,
@@ -349,6 +359,14 @@ def average(connection: sa.Connection, individual_id: int) -> None:
         "num_seeds": len(fitness),
     }
     connection.execute(UPDATE_INDIVIDUAL, {"the_id": individual_id, **values})
+    visits = {f"the_{name}": values[name] for name in ("fitness", "violation")}
+    connection.execute(VISITS, {"the_individual_id": individual_id, **visits})
+
+
+def _is_repeated(connection: sa.Connection, proposal: Proposal) -> bool:
+    """Tell whether another rank has been quicker: the same individual with the same seed."""
+    asked = {"the_individual_id": proposal.repeat_of, "the_seed": proposal.seed}
+    return bool(connection.scalar(REPEATED_SO, asked))
 
 
 def _gone_on_with(connection: sa.Connection, search_id: int, individual_id: int) -> Any:

@@ -152,6 +152,8 @@ class Storage(StorageReader):
         twice, and none is bred beyond `total`. A runner that has a running evaluation gets it
         again: it had been cut off before it knew of it.
 
+        A proposal to repeat an individual with a seed that it had already gets None, too.
+
         Raises:
             StorageError: when a later launch has taken the search over.
         """

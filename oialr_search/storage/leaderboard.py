@@ -169,9 +169,8 @@ def leaderboard(
             individuals.c.fitness.is_not(None)  # the same, and the index knows it
             if completed
             else individuals.c.status.in_(selection.statuses),
+            IS_NO_REPEAT,
         )
-    if columns is None and search_id is not None:
-        query = query.where(IS_NO_REPEAT)
     if selection.islands:
         query = query.where(individuals.c.island.in_(selection.islands))
     if selection.where is not None:

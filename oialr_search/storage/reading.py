@@ -271,7 +271,10 @@ class StorageReader(AbstractContextManager["StorageReader"]):
         limit: int | None = None,
         order: Literal["fitness", "id"] = "id",
     ) -> list[IndividualRecord]:
-        """Return a search's individuals; by fitness means best first, those without one last."""
+        """Return a search's individuals; by fitness means best first, those without one last.
+
+        By fitness they come without those that repeat another one, which are part of its mean.
+        """
         conditions = [individuals.c.search_id == search_id]
         if status:
             conditions.append(individuals.c.status == status)
@@ -281,8 +284,17 @@ class StorageReader(AbstractContextManager["StorageReader"]):
             by_fitness = [*BEST_FIRST]
         elif order == "fitness" and status is None:
             by_fitness = [individuals.c.fitness.is_(None), *BEST_FIRST]
+        if by_fitness:
+            conditions.append(IS_NO_REPEAT)
         with self._reading() as connection:
             return read_individuals(connection, *conditions, order=by_fitness, limit=limit)
+
+    def repeats(self, search_id: int, individual_id: int | None = None) -> list[IndividualRecord]:
+        """Return those that repeat an individual, or any of a search, by id."""
+        first = individuals.c.repeat_of
+        whom = first.is_not(None) if individual_id is None else first == individual_id
+        with self._reading() as connection:
+            return read_individuals(connection, individuals.c.search_id == search_id, whom)
 
     def individuals_after(
         self, search_id: int, individual_id: int, again: Collection[int] = ()
@@ -307,7 +319,9 @@ class StorageReader(AbstractContextManager["StorageReader"]):
         query = sa.select(
             c.id.label("individual_id"),
             *c["island", "status", "genes", "fitness", "violation"],
-            *c["objectives", "constraints", "repeat_of", "cost_s"],
+            *c[
+                "objectives", "constraints", "repeat_of", "num_seeds", "fitness_deviation", "cost_s"
+            ],
         )
         with self._reading() as connection:
             return [

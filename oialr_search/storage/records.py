@@ -17,6 +17,7 @@ from oialr_training.errors import Cause, KnownError
 from oialr_training.protocol import Observation, RankUpdate, Resources
 
 if TYPE_CHECKING:
+    from oialr_search.space.fitness import Aims
     from oialr_search.space.search_file import SearchSettings
     from oialr_training.config import TrainingConfig
 
@@ -80,6 +81,17 @@ class SearchRecord(NewSearch):
         from oialr_search.space.search_file import stored_search_settings
 
         return stored_search_settings(self.settings, f"search {self.name!r} as it is stored")
+
+    def aims(self) -> Aims:
+        """Return what the search is after.
+
+        Raises:
+            ConfigError: when this version knows no such task, metric or column.
+        """
+        from oialr_search.space.fitness import aims_of
+
+        source = f"search {self.name!r} as it is stored"
+        return aims_of(self.search_settings(), self.task, self.space, source)
 
     def of_search_file(self, path: str) -> Any:
         """Return what stands at a dotted path of the stored training configuration, else None."""
@@ -226,6 +238,8 @@ class Known:
     objectives: Sequence[float] = field(default_factory=list)
     constraints: Sequence[float] = field(default_factory=list)
     repeat_of: int | None = None
+    num_seeds: int = 1  # measurements that the fitness is the mean of
+    fitness_deviation: float | None = None  # over seeds; None: there are not two
     cost_s: float = 0.0
 
 

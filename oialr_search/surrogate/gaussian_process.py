@@ -77,22 +77,32 @@ class GaussianProcess:
         return _matern(differences @ self.lengths**-2)
 
 
-def fit(points: Array, values: Array, categorical: Mask) -> GaussianProcess:
+def fit(
+    points: Array,
+    values: Array,
+    categorical: Mask,
+    *,
+    spread: Array | float = 1.0,
+    measurements: Array | float = 1.0,
+) -> GaussianProcess:
     """Lengths and nugget of points (n, d) and values (n,): the most probable, roughly.
 
-    A few steps of L-BFGS on the logarithms; the variance at its best for the rest.
+    A few steps of L-BFGS on the logarithms; the variance at its best for the rest. `spread`: the
+    width of each gene's part, (d,), that the values vary in; lengths are expected in proportion.
+    `measurements`: so many each value is the mean of, (n,); the nugget is the noise of one.
     """
     n, d = points.shape
-    differences = _squared_differences(points, points, categorical)
+    shares = np.broadcast_to(1.0 / np.asarray(measurements), n)
+    scaled = points / spread
+    differences = _squared_differences(scaled, scaled, categorical)
     prior = np.append(np.full(d, LOG_LENGTH_MEAN + 0.5 * math.log(d)), LOG_NUGGET_MEAN)
     deviation = np.append(np.full(d, LOG_LENGTH_DEVIATION), LOG_NUGGET_DEVIATION)
     diagonal = np.diag_indices(n)
 
     def factorised(logs: Array) -> tuple[Array, Array, Array, float]:
-        shares = np.exp(-2.0 * logs[:d])
-        squared = differences @ shares
+        squared = differences @ np.exp(-2.0 * logs[:d])
         correlations = _matern(squared)
-        correlations[diagonal] += math.exp(logs[d])
+        correlations[diagonal] += math.exp(logs[d]) * shares
         factor = cholesky(correlations, lower=True, overwrite_a=True, check_finite=False)
         weights = cho_solve((factor, True), values, check_finite=False)
         return squared, factor, weights, max(float(values @ weights) / n, 1e-12)
@@ -103,7 +113,7 @@ def fit(points: Array, values: Array, categorical: Mask) -> GaussianProcess:
         value = np.log(factor[diagonal]).sum() + 0.5 * (n * math.log(variance) + off @ off)
         inverse, _ = dpotri(factor, lower=True)  # the lower half; its double stands for both
         inner = np.tril(inverse - np.outer(weights, weights) / variance)  # Eq. (5.9)
-        noise = 0.5 * math.exp(logs[d]) * inner[diagonal].sum()
+        noise = 0.5 * math.exp(logs[d]) * (inner[diagonal] @ shares)
         root = np.sqrt(5.0 * squared)
         slopes = inner * ((5.0 / 3.0) * (1.0 + root) * np.exp(-root))
         lengths = np.exp(-2.0 * logs[:d]) * np.tensordot(slopes, differences, 2)
@@ -121,7 +131,7 @@ def fit(points: Array, values: Array, categorical: Mask) -> GaussianProcess:
     return GaussianProcess(
         points=points,
         categorical=categorical,
-        lengths=np.exp(found.x[:d]),
+        lengths=np.exp(found.x[:d]) * spread,
         nugget=math.exp(found.x[d]),
         variance=variance,
         factor=factor,

@@ -1,7 +1,8 @@
 """All islands' individuals as arrays, for engines that look at all of them.
 
 Genes stand at the middle of the share of the value that they decode to: equal rows are equal
-configurations, and a model sees what is trained. Shapes: n individuals, d genes.
+configurations, and a model sees what is trained. An individual that repeats another, with another
+seed, has no row: it is part of the other's mean. Shapes: n individuals, d genes.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ class Individuals:
         self._ids = np.empty(FIRST_ROWS, dtype=np.int64)
         self._genes = np.empty((FIRST_ROWS, len(self._hyperparameters)))
         self._fitness = np.empty(FIRST_ROWS)
+        self._num_seeds = np.empty(FIRST_ROWS)
+        self._deviation = np.empty(FIRST_ROWS)
+        self._repeats: dict[int, int] = {}
         self.take(known)
 
     def __len__(self) -> int:
@@ -52,17 +56,42 @@ class Individuals:
         """(n,): NaN while the individual has not ended, infinite if it ended without."""
         return self._fitness[: self._number]
 
+    @property
+    def num_seeds(self) -> Array:
+        """(n,): measurements that the fitness is the mean of, 1 where there is none."""
+        return self._num_seeds[: self._number]
+
+    @property
+    def deviation(self) -> Array:
+        """(n,): standard deviation over seeds, NaN where there are not two."""
+        return self._deviation[: self._number]
+
+    @property
+    def num_repeats(self) -> NDArray[np.int64]:
+        """(n,): how many repeat each, whatever has become of them."""
+        rows = np.searchsorted(self.ids, np.fromiter(self._repeats.values(), dtype=np.int64))
+        return np.bincount(rows, minlength=len(self))
+
     def take(self, known: Iterable[Known]) -> None:
         """Take in new individuals, and what became of others."""
-        individuals = sorted(known, key=lambda individual: individual.individual_id)
+        known = list(known)
+        self._repeats |= {k.individual_id: k.repeat_of for k in known if k.repeat_of is not None}
+        individuals = sorted(
+            (k for k in known if k.repeat_of is None), key=lambda k: k.individual_id
+        )
         ids = np.array([individual.individual_id for individual in individuals], dtype=np.int64)
         genes = np.array([[i.genes[h.name] for h in self._hyperparameters] for i in individuals])
         genes = genes.reshape(len(ids), len(self._hyperparameters))
-        fitness = np.array([_fitness_of(individual) for individual in individuals])
+        measured = np.array([_measured(individual) for individual in individuals]).reshape(-1, 3)
         there = np.isin(ids, self.ids, assume_unique=True)
         rows = np.searchsorted(self.ids, ids[there])
-        self._fitness[rows] = fitness[there]
-        self._append(ids[~there], self.at_middles(genes[~there]), fitness[~there])
+        for column, values in zip(self._measured, measured[there].T, strict=True):
+            column[rows] = values
+        self._append(ids[~there], self.at_middles(genes[~there]), measured[~there])
+
+    @property
+    def _measured(self) -> tuple[Array, Array, Array]:
+        return self._fitness, self._num_seeds, self._deviation
 
     def at_middles(self, genes: Array) -> Array:
         """Genes (m, d) moved to the middles."""
@@ -75,18 +104,21 @@ class Individuals:
         """Has one of them the configuration of genes (d,), at the middles?"""
         return bool((self.genes == genes).all(axis=1).any())
 
-    def _append(self, ids: NDArray[np.int64], genes: Array, fitness: Array) -> None:
+    def _append(self, ids: NDArray[np.int64], genes: Array, measured: Array) -> None:
         before, self._number = self._number, self._number + len(ids)
         if self._number > len(self._ids):
             rows = 2 * self._number
             self._ids = np.resize(self._ids, rows)
             self._genes = np.resize(self._genes, (rows, self._genes.shape[1]))
             self._fitness = np.resize(self._fitness, rows)
-        for column, new in ((self._ids, ids), (self._genes, genes), (self._fitness, fitness)):
+            self._num_seeds = np.resize(self._num_seeds, rows)
+            self._deviation = np.resize(self._deviation, rows)
+        columns = (self._ids, self._genes, *self._measured)
+        for column, new in zip(columns, (ids, genes, *measured.T), strict=True):
             column[before : self._number] = new
         if 0 < before < self._number and ids[0] < self._ids[before - 1]:
             order = np.argsort(self.ids)
-            for column in (self._ids, self._genes, self._fitness):
+            for column in columns:
                 column[: self._number] = column[: self._number][order]
 
 
@@ -117,6 +149,11 @@ def share(hyperparameter: Hyperparameter, genes: Array) -> tuple[Array, Array]:
     if log:
         below, above = np.log(below), np.log(above)
     return (below - start) / width, (above - start) / width
+
+
+def _measured(known: Known) -> tuple[float, float, float]:
+    deviation = math.nan if known.fitness_deviation is None else known.fitness_deviation
+    return _fitness_of(known), max(known.num_seeds, 1), deviation
 
 
 def _fitness_of(known: Known) -> float:

@@ -27,7 +27,7 @@ def finished_in(folder: Path, search: SearchRecord) -> Finished:
     """The evaluations that have completed, as their files say."""
     finished: Finished = {}
     for path in folder.glob("individual-*/attempt-*"):
-        ending = read_ending(path, search.metric, search.task, failures=0, retries=1)
+        ending = read_ending(path, search.aims(), {}, failures=0, retries=1)
         if ending is not None and ending.outcome.status is Status.COMPLETED:
             number = int(path.parent.name.split("-")[1]), int(path.name.split("-")[1])
             finished[number] = ending.outcome.metrics
@@ -75,7 +75,7 @@ def check_folders(storage: Storage, search: SearchRecord, damaged: set[Path]) ->
     for individual in storage.individuals(search.id):
         attempt = storage.evaluations(individual.id)[-1]
         folder = Path(attempt.folder)
-        ending = read_ending(folder, search.metric, search.task, failures=0, retries=1)
+        ending = read_ending(folder, search.aims(), {}, failures=0, retries=1)
         if ending is None:
             assert {folder / OUTCOME_FILE, folder / RESULT_FILE} & damaged, folder
             continue

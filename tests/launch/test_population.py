@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,19 @@ def test_a_known_individual_is_not_taken_in_again() -> None:
     island = Population(6)
     assert island.add(member(7, 1.0))
     assert not island.add(member(7, 1.0))
+
+
+def test_who_is_measured_again_has_the_new_mean_and_an_older_one_changes_nothing() -> None:
+    island = Population(3)
+    for number, fitness in ((1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0)):
+        island.add(member(number, fitness))
+    again = replace(member(1, 3.5), num_seeds=2)
+    assert not island.add(again)
+    assert not island.add(member(1, 1.0))
+    assert [m.individual_id for m in island.members] == [2, 3, 1]
+    assert island.add(member(5, 3.2))
+    assert island.add(replace(again, fitness=0.5, num_seeds=3))
+    assert island.best() == replace(again, fitness=0.5, num_seeds=3)
 
 
 @given(
@@ -90,3 +104,29 @@ def test_everyone_is_known_and_only_what_changed_is_read_again(tmp_path: Path) -
         storage.finish_evaluation(again.evaluation.id, Outcome(status=Status.FAILED))
         assert look() == look() == {1: 2.5, 2: math.inf, 3: math.inf}
         assert asked == [(0, set()), (0, set()), (3, {1, 2, 3}), (3, {2, 3}), (3, set())]
+        assert everyone.number == 3
+
+
+def test_a_repeat_that_has_completed_says_whose_mean_is_new(tmp_path: Path) -> None:
+    with open_storage(str(tmp_path / "search.db"), create=True) as storage:
+        search_id, launch_id = launched_search(storage, evaluations_total=9)
+        everyone = AllIndividuals(search_id, (LR,))
+        done = Outcome(status=Status.COMPLETED, fitness=2.0)
+        numbers = []
+        for generation, of in enumerate((None, None, 1, 1)):
+            numbers.append(
+                started_evaluation(storage, search_id, launch_id, generation, repeat_of=of, seed=of)
+                if generation < 3
+                else started_evaluation(storage, search_id, launch_id, 3, repeat_of=of, seed=9)
+            )
+            storage.finish_evaluation(numbers[0][1], done)
+            known = everyone.look(storage)
+        assert (known.fitness[0], known.ids.tolist(), everyone.number) == (2.0, [1, 2], 4)
+        storage.finish_evaluation(numbers[2][1], replace(done, fitness=4.0))
+        assert everyone.look(storage).fitness[0] == 3.0
+        storage.finish_evaluation(numbers[3][1], Outcome(status=Status.FAILED))
+        known = everyone.look(storage)
+        assert (known.fitness[0], known.num_seeds[0], known.num_repeats[0]) == (3.0, 2, 2)
+        resumed = AllIndividuals(search_id, (LR,)).look(storage)
+        for name in ("ids", "fitness", "num_seeds", "deviation", "num_repeats"):
+            assert getattr(resumed, name).tolist()[0] == getattr(known, name).tolist()[0]

@@ -23,12 +23,13 @@ from oialr_search.launch.engines import (
     Member,
     Offspring,
     engine_for,
-    screened,
 )
 from oialr_search.launch.population import Population
 from oialr_search.space.hyperparameters import Hyperparameter
+from oialr_search.space.prior import Prior
 from oialr_search.space.search_file import SearchSettings
 from oialr_search.storage.records import Known, Status
+from oialr_search.surrogate import modelling
 from oialr_search.surrogate.individuals import Individuals, middle
 
 LR = Hyperparameter(name="lr", kind="float", low=1e-4, high=1e-1, scale="log")
@@ -45,8 +46,14 @@ def valley(values: Mapping[str, Any]) -> float:
     return lr**2 + (values["decay"] - 0.6) ** 2 + epochs**2 + 0.3 * (values["norm"] != "batch")
 
 
-def engine(name: str = "screened", space: Sequence[Hyperparameter] = SPACE) -> Engine:
-    settings = SearchSettings(name="x", metric="m", evaluations=1, islands=1, engine=name)
+def engine(
+    name: str = "screened",
+    space: Sequence[Hyperparameter] = SPACE,
+    prior: Mapping[str, Prior] | None = None,
+) -> Engine:
+    settings = SearchSettings(
+        name="x", metric="m", evaluations=1, islands=1, engine=name, prior=prior or {}
+    )
     return engine_for(space, settings)
 
 
@@ -78,10 +85,10 @@ def known(individual_id: int, genes: Mapping[str, float], fitness: float | None)
 
 def search(
     fitness: Fitness, number: int, seed: int = 0, name: str = "screened",
-    space: Sequence[Hyperparameter] = SPACE,
+    space: Sequence[Hyperparameter] = SPACE, prior: Mapping[str, Prior] | None = None,
 ) -> tuple[list[Offspring], list[Known]]:  # fmt: skip
     """One rank after the other's end."""
-    proposals, individuals, proposer = [], list[Known](), engine(name, space)
+    proposals, individuals, proposer = [], list[Known](), engine(name, space, prior)
     for n in range(number):
         offspring = proposer.propose(knowledge(individuals, space), random.Random(f"{seed}/{n}"))
         values = {h.name: h.decode(offspring.genes[h.name]) for h in space}
@@ -181,16 +188,16 @@ def test_the_model_never_gets_more_than_a_hundred_the_best_among_them(
 ) -> None:
     fitted = []
 
-    def fit(points: Any, values: Any, categorical: Any) -> Any:
+    def fit(points: Any, values: Any, categorical: Any, **spread: Any) -> Any:
         fitted.append((points, values))
-        return original(points, values, categorical)
+        return original(points, values, categorical, **spread)
 
-    original = screened.fit
-    monkeypatch.setattr(screened, "fit", fit)
+    original = modelling.fit
+    monkeypatch.setattr(modelling, "fit", fit)
     told = knowledge(drawn(number))
     for n in range(10):
         engine().propose(told, random.Random(n))
-    best = told.individuals.genes[np.argsort(told.individuals.fitness)[:50]]
+    best = told.individuals.genes[np.argsort(told.individuals.fitness)[:20]]
     assert fitted
     for points, values in fitted:
         assert len(points) == len(values) == min(number, 100)
@@ -200,12 +207,30 @@ def test_the_model_never_gets_more_than_a_hundred_the_best_among_them(
 
 def test_the_worst_quarter_counts_alike() -> None:
     fitness = np.array([3.0, 1.0, 2.0, 1e9, math.inf, 4.0, 5.0, 0.0])
-    values = screened.standardised(fitness)
+    values = modelling.standardised(fitness, 0.75)
     assert values.mean() == pytest.approx(0.0)
     assert values.std() == pytest.approx(1.0)
     assert values[3] == values[4] == values[6] == values.max()
     assert list(np.argsort(values)[:5]) == [7, 1, 2, 0, 5]
-    assert list(screened.standardised(np.full(3, 2.5))) == [0.0, 0.0, 0.0]
+    assert list(modelling.standardised(np.full(3, 2.5), 0.75)) == [0.0, 0.0, 0.0]
+
+
+def test_its_model_narrows_down_with_the_search() -> None:
+    """Where all of the best are within 1e-4, it tells them apart as it does in the whole cube."""
+    space, rng = (LR, DECAY), np.random.default_rng(0)
+    optimum = np.array([0.41, 0.6])
+
+    def fitness(points: Any) -> Any:
+        return ((points - optimum) ** 2 @ [1.0, 5.0]).tolist()
+
+    near = optimum + 1e-4 * rng.uniform(-1.0, 1.0, (40, 2))
+    points = np.vstack([rng.random((300, 2)), near[:20]])
+    individuals = [
+        known(n, {"lr": lr, "decay": decay}, value)
+        for n, ((lr, decay), value) in enumerate(zip(points, fitness(points), strict=True), 1)
+    ]
+    model = modelling.Modelling(space).of(Individuals(space, individuals), random.Random(0))
+    assert np.corrcoef(model.mean(near[20:]), fitness(near[20:]))[0, 1] > 0.98
 
 
 def test_it_computes_on_one_thread_whatever_the_machine_has() -> None:
@@ -253,3 +278,46 @@ def test_individuals_are_the_same_in_whichever_order_they_came() -> None:
     assert np.array_equal(shuffled.fitness, ended.fitness)
     assert ended.include(ended.genes[0])
     assert not ended.include(ended.genes[0] + 0.5)
+
+
+class TestPrior:
+    """A belief moves the search, and fades."""
+
+    def test_half_of_the_start_is_where_the_best_is_expected(self) -> None:
+        sure = engine(prior={"decay": Prior(around=0.1, within=0.01)})
+        start = [
+            sure.propose(replace(knowledge([]), number=n), random.Random(n)).genes["decay"]
+            for n in range(12)
+        ]
+        assert sum(abs(gene - 0.1) < 0.04 for gene in start) >= 6
+        others = [start[n] for n in range(1, 12, 2)]
+        assert others == [
+            engine().propose(replace(knowledge([]), number=n), random.Random(n)).genes["decay"]
+            for n in range(1, 12, 2)
+        ]
+
+    def test_it_weighs_less_the_more_is_known(self) -> None:
+        def near(number: int) -> float:
+            """How often the believed half is chosen, where all is equally good."""
+            told = knowledge(drawn(number, lambda _: 1.0))
+            sure = engine(prior={"decay": Prior(around=0.0, within=0.2)})
+            genes = [sure.propose(told, random.Random(n)).genes["decay"] for n in range(60)]
+            return statistics.fmean(gene < 0.4 for gene in genes)
+
+        few, many = near(14), near(400)
+        assert few > 0.75
+        assert many < few - 0.1
+
+    def test_a_right_one_helps(self) -> None:
+        believed = {
+            "lr": Prior(around=4e-3, factor=2.0),
+            "decay": Prior(around=0.6, within=0.1),
+            "epochs": Prior(around=11, factor=1.5),
+            "norm": Prior(around="batch", probability=0.8),
+        }
+
+        def reached(**priors: Prior) -> float:
+            found = [search(valley, 20, seed, prior=priors)[1] for seed in range(5)]
+            return statistics.median(min(k.fitness or 0.0 for k in each) for each in found)
+
+        assert reached(**believed) < 0.5 * reached()

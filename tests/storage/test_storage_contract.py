@@ -644,9 +644,42 @@ class TestRepeats:
         assert storage.progress(search_id).best_individual_id == number
         assert [i.id for i in storage.breeders(search_id, 0, 1, 9)] == [number]
         assert [p.individual.id for p in storage.select(search_id, Selection())] == [number]
+        assert storage.values(search_id, Selection(), []) == [(number,)]
+        for status in (Status.COMPLETED, None):
+            found = storage.individuals(search_id, status=status, order="fitness")
+            assert [i.id for i in found] == [number]
         assert [island.best_individual_id for island in storage.islands(search_id)] == [number]
         known = storage.known_after(search_id, 0)
         assert [(k.repeat_of, k.fitness) for k in known] == [(None, 0.3), (number, 0.1)]
+
+    def test_not_twice_with_the_same_seed(self, storage: Storage) -> None:
+        search_id, launch_id = launched_search(storage)
+        first = claimed(storage, search_id, launch_id, new_proposal(0)).individual.id
+        another = started_evaluation(storage, search_id, launch_id, 1)[0]
+
+        def claim(generation: int, of: int, seed: int) -> bool:
+            again = new_proposal(generation, repeat_of=of, seed=seed)
+            runner = new_runner(launch_id, world_rank=10 + generation)
+            return storage.claim(search_id, again, 99, runner) is not None
+
+        assert [claim(2, first, 7), claim(3, first, 7)] == [True, False]
+        assert [claim(4, first, 8), claim(5, another, 7)] == [True, True]
+        assert [i.repeat_of for i in storage.repeats(search_id)] == [first, first, another]
+        assert [i.seed for i in storage.repeats(search_id, first)] == [7, 8]
+
+    def test_an_island_that_accepted_it_knows_the_new_mean(self, storage: Storage) -> None:
+        search_id, launch_id = launched_search(storage)
+        first = claimed(storage, search_id, launch_id, new_proposal(0, island=1))
+        finish(storage, first, 0.5)
+        bred = claimed(storage, search_id, launch_id, new_proposal(0, island=0))
+        finish(storage, bred, 0.6)
+        number = first.individual.id
+        storage.record_migration(new_migration(search_id, number, 1, 0))
+        assert [i.id for i in storage.breeders(search_id, 0, 2, 1)] == [number]
+        again = new_proposal(1, island=1, repeat_of=number, seed=7)
+        finish(storage, claimed(storage, search_id, launch_id, again), 0.9)
+        assert [i.id for i in storage.breeders(search_id, 0, 2, 1)] == [bred.individual.id]
+        assert len(storage.breeders(search_id, 0, 1, 9)) == 2
 
     def test_what_failed_again_changes_nothing(self, storage: Storage) -> None:
         search_id, launch_id = launched_search(storage)

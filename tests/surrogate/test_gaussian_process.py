@@ -60,6 +60,29 @@ def test_it_predicts_and_knows_which_genes_matter() -> None:
     assert model.lengths[1] > 5 * model.lengths[0]
 
 
+def test_what_happens_in_a_small_part_is_as_clear_as_in_the_whole_cube() -> None:
+    points, values = data(40)
+    spread = np.array([1e-3, 1e-3, 1.0])
+    whole, part = fit(points, values, CATEGORICAL), fit(points * spread, values, CATEGORICAL,
+                                                        spread=spread)  # fmt: skip
+    new, _ = data(5, seed=1)
+    assert part.lengths == pytest.approx(whole.lengths * spread)
+    for mine, theirs in zip(part.posterior(new * spread), whole.posterior(new), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-4)
+
+
+def test_a_mean_of_many_measurements_is_believed_more_than_one() -> None:
+    """Each as much as it would be if its measurements were points of their own."""
+    points, values = data(30)
+    values = values + np.random.default_rng(3).normal(0.0, 0.5, 30)
+    alone = fit(points, values, CATEGORICAL)
+    measurements = np.ones(30)
+    measurements[0] = 1000.0
+    surer = fit(points, values, CATEGORICAL, measurements=measurements)
+    assert abs(surer.mean(points)[0] - values[0]) < 0.1 * abs(alone.mean(points)[0] - values[0])
+    assert surer.posterior(points)[1][0] < 0.2 * alone.posterior(points)[1][0]
+
+
 def test_its_gradient_is_the_slope(monkeypatch: pytest.MonkeyPatch) -> None:
     minimised = []
 
@@ -68,7 +91,7 @@ def test_its_gradient_is_the_slope(monkeypatch: pytest.MonkeyPatch) -> None:
         return minimize(function, start, **settings)
 
     monkeypatch.setattr(gaussian_process, "minimize", caught)
-    fit(*data(20), CATEGORICAL)
+    fit(*data(20), CATEGORICAL, measurements=np.arange(1.0, 21.0))
     [(function, start)] = minimised
     at = start + 0.2
     for index, slope in enumerate(function(at)[1]):

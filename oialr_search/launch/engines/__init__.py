@@ -29,6 +29,8 @@ class Member:
     fitness: float
     violation: float = 0.0
     """Of constraints; who breaks one comes after who meets all."""
+    num_seeds: int = 1
+    """Measurements that the fitness is the mean of."""
 
     @property
     def standing(self) -> tuple[float, float, int]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from abc import abstractmethod
+from datetime import datetime
+from typing import Any
 
 import numpy as np
 import optuna
@@ -14,13 +17,21 @@ from optuna.distributions import (
     IntDistribution,
 )
 from optuna.samplers import BaseSampler, TPESampler
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState
 
 from oialr_search.launch.engines import Engine, Knowledge, Offspring
 from oialr_search.space.hyperparameters import Hyperparameter
 from oialr_search.surrogate.individuals import Individuals
 
 BEST, NEWEST = 250, 250  # what a proposal is built on, of all individuals
+SOME_TIME = datetime(2000, 1, 1)  # a study wants one, no sampler asks
+
+
+class KnownTrial(FrozenTrial):
+    """Nothing in it changes, so a study need not copy it deeply, which took most of its time."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> KnownTrial:
+        return copy.copy(self)
 
 
 class OptunaEngine(Engine):
@@ -51,18 +62,26 @@ class OptunaEngine(Engine):
             older = rows[:-NEWEST]
             best = older[np.argsort(known.fitness[older], kind="stable")[:BEST]]
             rows = np.sort(np.concatenate([best, rows[-NEWEST:]]))
-        trials = []
+        trials: list[FrozenTrial] = []
         for genes, fitness in zip(known.genes[rows], known.fitness[rows].tolist(), strict=True):
+            running = np.isnan(fitness)
             ended = TrialState.COMPLETE if np.isfinite(fitness) else TrialState.FAIL
             trials.append(
-                create_trial(
-                    state=TrialState.RUNNING if np.isnan(fitness) else ended,
+                KnownTrial(
+                    number=-1,  # the study gives number and id
+                    trial_id=-1,
+                    state=TrialState.RUNNING if running else ended,
                     value=fitness if np.isfinite(fitness) else None,
+                    datetime_start=SOME_TIME,
+                    datetime_complete=None if running else SOME_TIME,
                     params={
                         h.name: h.decode(gene)
                         for h, gene in zip(self.hyperparameters, genes.tolist(), strict=True)
                     },
                     distributions=distributions,
+                    user_attrs={},
+                    system_attrs={},
+                    intermediate_values={},
                 )
             )
         return trials

@@ -15,7 +15,6 @@ from functools import partial
 from itertools import chain
 
 import numpy as np
-from numpy.typing import NDArray
 from propulate.population import Individual
 from scipy.special import ndtr
 from threadpoolctl import threadpool_limits
@@ -32,8 +31,10 @@ from oialr_search.launch.engines.variation import (
 )
 from oialr_search.space.hyperparameters import Hyperparameter
 from oialr_search.space.search_file import SearchSettings
-from oialr_search.surrogate.gaussian_process import GaussianProcess, fit
+from oialr_search.surrogate.belief import Belief
+from oialr_search.surrogate.gaussian_process import GaussianProcess
 from oialr_search.surrogate.individuals import Array, Individuals, share
+from oialr_search.surrogate.modelling import Indices, Modelling
 
 START = 12
 UNIFORM, UNSCREENED = 0.03, 0.10
@@ -41,12 +42,11 @@ CANDIDATES, UNIFORM_CANDIDATES = 30, 0.15
 GAUSSIAN, STEP = 0.30, 0.25  # of the offspring; the others by crossover
 DRAWN_ANEW = 0.15
 RANKED_BY_MODEL = 0.5
-BEST, NEAREST, DRAWN, RUNNING = 50, 25, 25, 100
-CLIPPED_AT = 0.75
+RUNNING = 100
+UNIFORM_DESPITE_PRIOR = 0.5
+PRIOR_STRENGTH = 10.0  # β: evaluations after which the prior counts once
 UNSCREENED_ATTEMPTS = 5
 ATTEMPTS = 200
-
-Indices = NDArray[np.intp]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +64,11 @@ class ScreenedEngine(Engine):
 
     def __init__(self, hyperparameters: Sequence[Hyperparameter], settings: SearchSettings) -> None:
         super().__init__(hyperparameters, settings)
+        self._belief = Belief(self.hyperparameters, settings.prior) if settings.prior else None
         # So small matrices gain nothing from threads, which the trainings would miss.
         threadpool_limits(1, user_api="blas")
         self._num_elite = len(self.hyperparameters) + 4
-        self._categorical = np.array([h.choices is not None for h in self.hyperparameters])
+        self._modelling = Modelling(self.hyperparameters)
         self._limits: Limits = {
             h.name: (0.0, 1.0) if h.choices is None else tuple(map(str, range(len(h.choices))))
             for h in self.hyperparameters
@@ -87,7 +88,7 @@ class ScreenedEngine(Engine):
         known, rng = knowledge.individuals, random_numbers
         start = max(START, knowledge.num_ranks)
         if knowledge.number < start and len(known) < start:
-            point = Candidate(genes=self._latin_hypercube(start)[knowledge.number].tolist())
+            point = Candidate(genes=self._start(start)[knowledge.number].tolist())
             return self._first_new(known, [point], "start", rng)
         parents = [self._individual(member) for member in knowledge.population]
         if len(parents) < 2 or rng.random() < UNIFORM:
@@ -95,18 +96,18 @@ class ScreenedEngine(Engine):
         if rng.random() < UNSCREENED:
             bred = [self._bred(parents, rng) for _ in range(UNSCREENED_ATTEMPTS)]
             return self._first_new(known, bred, "bred", rng)
-        model = self._model(known, rng)
+        model = self._modelling.of(known, rng)
         if rng.random() < RANKED_BY_MODEL:
             genes = known.at_middles(np.array([self._genes(parent) for parent in parents]))
             for parent, mean in zip(parents, model.mean(genes), strict=True):
                 parent.loss = float(mean)
         candidates = [
-            self._uniform(rng) if rng.random() < UNIFORM_CANDIDATES else self._bred(parents, rng)
+            self._drawn(rng) if rng.random() < UNIFORM_CANDIDATES else self._bred(parents, rng)
             for _ in range(CANDIDATES)
         ]
         rows = known.at_middles(np.array([candidate.genes for candidate in candidates]))
         running = known.genes[np.isnan(known.fitness)][-RUNNING:]
-        promising = by_promise(model, running, rows)
+        promising = by_promise(model, running, rows, self._expected(known, rows))
         return self._first_new(known, [candidates[n] for n in promising], "screened", rng)
 
     def _first_new(
@@ -124,6 +125,31 @@ class ScreenedEngine(Engine):
             parents=candidate.parents,
             origin=origin,
         )
+
+    def _start(self, number: int) -> Array:
+        """(number, d): a Latin hypercube; every other point as the prior has it."""
+        points = self._latin_hypercube(number)
+        if self._belief is not None:
+            points[::2] = self._belief.quantiles(points[::2])
+        return points
+
+    def _drawn(self, rng: random.Random) -> Candidate:
+        """A uniform candidate, half of the time as the prior has it."""
+        drawn = self._uniform(rng)
+        if self._belief is None or rng.random() < UNIFORM_DESPITE_PRIOR:
+            return drawn
+        (genes,) = self._belief.quantiles(np.array([drawn.genes]))
+        return Candidate(genes=genes.tolist())
+
+    def _expected(self, known: Individuals, candidates: Array) -> Array | float:
+        """(m,): the prior's say in the choice of candidates (m, d), which fades with evidence.
+
+        Hvarfner et al. 2022 ("πBO"): the acquisition times the prior to the power β / n.
+        """
+        if self._belief is None:
+            return 0.0
+        ended = int((~np.isnan(known.fitness)).sum())
+        return PRIOR_STRENGTH / max(ended, 1) * self._belief.log_density(candidates)
 
     def _latin_hypercube(self, number: int) -> Array:
         """(number, d): the same on all ranks; each gene has one point in each of equal parts."""
@@ -173,47 +199,24 @@ class ScreenedEngine(Engine):
             for h in self.hyperparameters
         ]
 
-    def _model(self, known: Individuals, rng: random.Random) -> GaussianProcess:
-        """Of the best, of those near to the best, and of some of the others."""
-        chosen = np.flatnonzero(~np.isnan(known.fitness))
-        if len(chosen) > BEST + NEAREST + DRAWN:
-            best, others = split(chosen, known.fitness[chosen], BEST)
-            differences = known.genes - known.genes[best[np.argmin(known.fitness[best])]]
-            differences[:, self._categorical] = differences[:, self._categorical] != 0.0
-            distances = np.einsum("nd,nd->n", differences, differences)
-            near, others = split(others, distances[others], NEAREST)
-            drawn = rng.sample(range(len(others)), DRAWN)
-            chosen = np.concatenate([best, near, others[drawn]])
-        return fit(known.genes[chosen], standardised(known.fitness[chosen]), self._categorical)
 
+def by_promise(
+    model: GaussianProcess, running: Array, candidates: Array, expected: Array | float = 0.0
+) -> Indices:
+    """(m,): the candidates (m, d), most promising first, given that others (n, d) run already.
 
-def split(rows: Indices, values: Array, number: int) -> tuple[Indices, Indices]:
-    """The rows (n,) with the least values (n,), so many, and the others."""
-    order = np.argpartition(values, number - 1)
-    return rows[order[:number]], rows[order[number:]]
-
-
-def by_promise(model: GaussianProcess, running: Array, candidates: Array) -> Indices:
-    """(m,): the candidates (m, d), most promising first, given that others (n, d) run already."""
+    `expected` is the logarithm of what else speaks for each.
+    """
     least = model.mean(model.points).min()
     if len(running):
         model = model.believing(running)
     mean, deviation = model.posterior(candidates)
     z = (least - mean) / deviation
     improvement = deviation * (z * ndtr(z) + np.exp(-0.5 * z**2) / math.sqrt(2.0 * math.pi))
+    improvement = improvement * np.exp(expected - np.max(expected))
     # Where no improvement is representable, the nearest to one.
     order: Indices = np.lexsort((-z, -improvement))
     return order
-
-
-def standardised(fitness: Array) -> Array:
-    """(n,): clipped from above, with mean 0 and deviation 1; infinities become the worst."""
-    finite = np.sort(fitness[np.isfinite(fitness)])
-    worst = finite[min(math.ceil(CLIPPED_AT * len(fitness)), len(finite)) - 1]
-    clipped = np.minimum(fitness, worst)
-    deviation = clipped.std()
-    values: Array = (clipped - clipped.mean()) / (deviation if deviation > 0 else 1.0)
-    return values
 
 
 def _step(hyperparameter: Hyperparameter, gene: float) -> float:

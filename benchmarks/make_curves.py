@@ -66,7 +66,7 @@ def trained(
     hyperparameters = search_file.space.decode(genes)
     content = with_hyperparameters(search_file.training.model_dump(mode="json"), hyperparameters)
     config = validate_training({**content, "seed": seed, "device": "cpu"}, "curves")
-    components, epochs, started = config.components(), list[dict[str, Any]](), time.process_time()
+    epochs, started = list[dict[str, Any]](), time.process_time()
 
     def report(event: Event) -> None:
         if isinstance(event, Epoch):
@@ -76,9 +76,8 @@ def trained(
 
     result: dict[str, Any] = {"hyperparameters": hyperparameters, "epochs": epochs}
     try:
-        completed = train(
-            set_up(config, components, components.load_data(data_dir)), report, evaluate_test=True
-        ).completed
+        training = set_up(config, config.load_data(data_dir))
+        completed = train(training, report, evaluate_test=True).completed
         result |= {
             "metrics": rounded(completed.metrics),
             "trainable_percent": completed.trainable_percent,

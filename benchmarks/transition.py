@@ -65,9 +65,8 @@ def losses(mode: str, seed: int) -> list[float]:
     config = validate_training(content | {"seed": seed, "num_threads": 1}, str(SEARCH_FILE))
     assert isinstance(config, MiniViTDigits)
     torch.manual_seed(seed)
-    components = config.components()
-    batches = components.load_data(None)(load_settings(config)).train
-    model = components.build_model()
+    splits = config.load_data(None)(load_settings(config))
+    batches, model = splits.train, config.network(splits)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.01)
     settings = OIALRSettings(
         delay_steps=DELAY_STEPS,

@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
 BIN = Path(sys.executable).parent
 SEARCH_SPACES = ROOT / "search_spaces"
+EXAMPLES = ROOT / "examples"
 DIGITS = SEARCH_SPACES / "minivit_digits.yaml"
 CIFAR10 = SEARCH_SPACES / "minivit_cifar10.yaml"
 AUTOFORMER = SEARCH_SPACES / "autoformer_ettm2.yaml"

@@ -46,6 +46,24 @@ DataDirOption = Annotated[
     Path | None,
     typer.Option(envvar="OIALR_DATA", show_envvar=True, help="Folder of the data sets."),
 ]
+
+
+def _add_task_path(folders: list[Path] | None) -> list[Path] | None:
+    if folders:
+        from oialr_training.tasks import add_task_path
+
+        add_task_path(folders)
+    return folders
+
+
+TaskPathOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        callback=_add_task_path,
+        metavar="DIR",
+        help="Folder with tasks of your own, like OIALR_TASK_PATH; repeatable.",
+    ),
+]
 SearchOption = Annotated[
     str | None,
     typer.Option("--search", help="Name of the search; by default the one launched last."),

@@ -16,6 +16,7 @@ from oialr_search.cli.options import (
     SearchDirOption,
     SearchOption,
     SetOption,
+    TaskPathOption,
     database_url,
 )
 from oialr_search.cli.time_limit import deadline, parse_duration
@@ -54,6 +55,7 @@ def run(
         bool, typer.Option("--new", help="Begin another search if there is one of this name.")
     ] = False,
     assignments: SetOption = None,
+    task_path: TaskPathOption = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of the search.")] = None,
 ) -> None:
     """Run a search, or go on with it: one rank, or under mpiexec as many as you like.
@@ -161,6 +163,7 @@ def validate(
         Path, typer.Argument(metavar="FILE", help="Search file or training configuration.")
     ],
     assignments: SetOption = None,
+    task_path: TaskPathOption = None,
 ) -> None:
     """Check a search file or a training configuration without running it.
 

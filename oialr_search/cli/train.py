@@ -18,6 +18,7 @@ from oialr_search.cli.options import (
     SearchDirOption,
     SearchOption,
     SetOption,
+    TaskPathOption,
     open_database,
 )
 from oialr_search.terminal.tables import Format, print_rows, write_file
@@ -38,6 +39,7 @@ def export(
     db: DatabaseOption = None,
     search_dir: SearchDirOption = SEARCH_DIR,
     search: SearchOption = None,
+    task_path: TaskPathOption = None,
 ) -> None:
     """Write an individual's complete training configuration as YAML.
 
@@ -71,6 +73,7 @@ def train(
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     data_dir: DataDirOption = None,
     assignments: SetOption = None,
+    task_path: TaskPathOption = None,
     output_format: FormatOption = Format.TABLE,
 ) -> None:
     """Train a configuration; print mean and standard deviation over the seeds.

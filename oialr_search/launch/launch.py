@@ -45,6 +45,7 @@ from oialr_search.storage import database_exists, open_storage
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import StorageError, StorageUnavailable
 from oialr_training.errors import ConfigError
+from oialr_training.tasks import find_task
 
 # The size of the launch as the launchers announce it, whatever MPI mpi4py has loaded.
 WORLD_SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
@@ -211,6 +212,11 @@ def _load(comm: MPI.Comm, load: Callable[[], SearchFile], settings: LaunchSettin
                 )
         except (ConfigError, StorageError) as error:
             mistake = str(error)
+    agree(comm, mistake, exit_codes.CONFIG)
+    try:  # before the file comes, which is of this class
+        find_task(comm.bcast(search_file and search_file.training.task))
+    except ConfigError as error:
+        mistake = f"{error} (on {MPI.Get_processor_name()})"
     agree(comm, mistake, exit_codes.CONFIG)
     shared: SearchFile = comm.bcast(search_file)
     return shared

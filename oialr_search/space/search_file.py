@@ -17,7 +17,7 @@ from oialr_search.space.repeats import RepeatSettings
 from oialr_search.space.stopping import StoppingSettings, rule_class
 from oialr_training.config import OF_ALL_TASKS, TrainingConfig
 from oialr_training.errors import ConfigError, nearest
-from oialr_training.tasks import TASKS, validate_training
+from oialr_training.tasks import validate_training
 from oialr_training.validation import Config, Fraction, validate
 from oialr_training.yaml_files import apply_override, in_one_line, parse_assignment, read_yaml
 
@@ -236,7 +236,7 @@ def load_search(
         for entry in search.start_with
     )
     search = search.model_copy(update={"start_with": start})
-    task = TASKS[training.task]
+    task = type(training)
     _refuse_missing_metric(search, task.validation_metrics(), source)
     space = parse_space(content["space"], task, training_content, source)
     _refuse_window(search, training, space, source)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -166,7 +166,7 @@ def test_the_names_of_many_layers_do_not_touch() -> None:
 
 @pytest.mark.parametrize("file", [DIGITS, AUTOFORMER])
 def test_layers_are_in_the_order_of_the_network(file: Path) -> None:
-    network = load_search(file, (), {}).training.components().build_model()
+    network = load_search(file, (), {}).training.network(cast(Any, None))
     layers = list(observed_weights(network))
     assert len(layers) > 10
     assert in_network_order(sorted(layers)) == layers

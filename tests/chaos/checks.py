@@ -86,11 +86,9 @@ def check_folders(storage: Storage, search: SearchRecord, damaged: set[Path]) ->
 def check_result(storage: Storage, search: SearchRecord, individual: IndividualRecord) -> None:
     """An undisturbed training of the same configuration comes to the same digits."""
     config = validate_training(parse_yaml(export(storage, search, individual), "export"), "export")
-    components, events = config.components(), list[Event]()
+    events = list[Event]()
     with _threads(config.num_threads or 1):
-        completed = train(
-            set_up(config, components, components.load_data(None)), events.append
-        ).completed
+        completed = train(set_up(config, config.load_data(None)), events.append).completed
     evaluation = storage.evaluations(individual.id)[-1]
     assert _without_times(completed.metrics) == _without_times(evaluation.metrics), individual.id
     assert completed.trainable_percent == evaluation.trainable_percent

@@ -353,7 +353,7 @@ def test_a_controller_never_imports_torch() -> None:
     code = (
         "import sys, oialr_search.launch.launch, oialr_search.cli;"
         "import oialr_search.evaluation.repeated_seeds;"
-        "heavy = ('torch', 'timm', 'sklearn', 'oialr_training.tasks.components');"
+        "heavy = ('torch', 'timm', 'sklearn', 'oialr_training.tasks.measures');"
         "print([m for m in heavy if m in sys.modules])"
     )
     result = subprocess.run(

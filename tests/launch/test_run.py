@@ -9,17 +9,19 @@ import json
 import os
 import pty
 import re
+import shutil
 import sqlite3
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from sklearn.datasets import load_breast_cancer
 
 from oialr_search.analysis.plots.names import PlotName
 from oialr_training.data import LoadSettings
@@ -31,6 +33,7 @@ from ..conftest import (
     BIN,
     CIFAR10,
     DIGITS,
+    EXAMPLES,
     SHARED,
     SMALL_AUTOFORMER,
     SMALL_CIFAR10,
@@ -294,9 +297,26 @@ def test_autoformer_on_two_islands(tmp_path: Path) -> None:
     assert config.provenance is not None
     result = json.loads((tmp_path / "again" / "seed-42" / "result.json").read_text())
     assert result["metrics"]["validation_mse"] == config.provenance["fitness"]
-    task = config.components()
-    network = task.build_model().eval()
+    network = config.network(cast(Any, None)).eval()
     network.load_state_dict(load_file(tmp_path / "again" / "seed-42" / "checkpoint.safetensors"))
     load_settings = LoadSettings(batch_size=32, seed=0, device=torch.device("cpu"), num_threads=1)
-    test = task.load_data(SHARED / "data")(load_settings).test
-    assert task.measure(network, test)["mse"] == pytest.approx(result["metrics"]["test_mse"])
+    test = config.load_data(SHARED / "data")(load_settings).test
+    assert config.measure(network, test)["mse"] == pytest.approx(result["metrics"]["test_mse"])
+
+
+@pytest.mark.slow
+def test_a_task_of_one_s_own_from_another_folder(tmp_path: Path) -> None:
+    """The example of the README, with nothing of the repository on Python's path."""
+    for name in ("tabular.py", "tabular.yaml"):
+        shutil.copy(EXAMPLES / name, tmp_path)
+    load_breast_cancer(as_frame=True).frame.to_csv(tmp_path / "table.csv", index=False)
+    command = make_command(tmp_path)
+    options = ["--task-path", tmp_path, "--data-dir", tmp_path]
+    command("run", "tabular.yaml", *options, "--evaluations", "4", ranks=2)
+    rows = query(command.folder / "searches" / "search.db", "select status from individuals")
+    assert [row["status"] for row in rows] == ["completed"] * 4
+    command("export", "-o", "best.yaml", "--task-path", tmp_path)
+    command("train", "best.yaml", *options, "--output", "again")
+    result = json.loads((tmp_path / "again" / "seed-42" / "result.json").read_text())
+    provenance = yaml.safe_load((tmp_path / "best.yaml").read_text())["provenance"]
+    assert result["metrics"]["validation_loss"] == provenance["fitness"]

@@ -1,6 +1,6 @@
 """A task as a user writes it: an MLP on random points, and a metric that is high and no percentage.
 
-Free of torch until its components are asked for.
+Free of torch until its network is asked for.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from pydantic import Field
 from oialr_training.config import Metric, TrainingConfig
 
 if TYPE_CHECKING:
-    import torch
+    from pathlib import Path
 
-    from oialr_training.data import Batches
-    from oialr_training.tasks.components import Components
+    from torch import Tensor, nn
+
+    from oialr_training.data import Batches, Cut, Splits
 
 
 class Margins(TrainingConfig):
@@ -26,17 +27,14 @@ class Margins(TrainingConfig):
         Metric(name="loss", label="loss"),
         Metric(name="margin", label="margin", better="higher"),
     )
-    num_outputs = 3
     searched = TrainingConfig.searched | {"width"}
     width: Annotated[int, Field(gt=0)] = 16
 
-    def components(self) -> Components:
-        """See `TrainingConfig.components`."""
+    def load_data(self, folder: Path | None) -> Cut:
+        """Points in the unit cube."""
         import torch
-        from torch import nn
 
         from oialr_training.data import LoadSettings, Splits, TensorBatches
-        from oialr_training.tasks.components import Components
 
         def splits(settings: LoadSettings) -> Splits:
             points = torch.rand(96, 3, generator=torch.Generator().manual_seed(0))
@@ -45,33 +43,37 @@ class Margins(TrainingConfig):
                 TensorBatches(points[part], targets[part], settings, shuffle=part.start == 0)
                 for part in (slice(0, 64), slice(64, 80), slice(80, 96))
             ]
-            return Splits(train=parts[0], validation=parts[1], test=parts[2])
+            return Splits(train=parts[0], validation=parts[1], test=parts[2], sizes={"corners": 3})
 
-        return Components(
-            build_model=lambda: nn.Sequential(
-                nn.Linear(3, self.width),
-                nn.ReLU(),
-                nn.Linear(self.width, self.width),
-                nn.ReLU(),
-                nn.Linear(self.width, self.num_outputs),
-            ),
-            load_data=lambda _: splits,
-            data_settings=(),
-            criterion=nn.CrossEntropyLoss(),
-            measure=measure,
+        return splits
+
+    def network(self, splits: Splits) -> nn.Module:
+        """Three layers."""
+        from torch import nn
+
+        return nn.Sequential(
+            nn.Linear(3, self.width),
+            nn.ReLU(),
+            nn.Linear(self.width, self.width),
+            nn.ReLU(),
+            nn.Linear(self.width, splits.sizes["corners"]),
         )
 
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy."""
+        from torch.nn.functional import cross_entropy
 
-def measure(model: torch.nn.Module, batches: Batches) -> dict[str, float]:
-    """Loss, and by how much the right output is above the mean of all; means over the batches."""
-    import torch
-    from torch.nn.functional import cross_entropy
+        return cross_entropy(outputs, targets)
 
-    with torch.no_grad():
-        told = [(model(*inputs), targets) for inputs, targets in batches.epoch(0)]
-    margins = [(y.gather(1, t[:, None])[:, 0] - y.mean(1)).mean() for y, t in told]
-    losses = [cross_entropy(y, t) for y, t in told]
-    return {
-        "loss": torch.stack(losses).mean().item(),
-        "margin": torch.stack(margins).mean().item(),
-    }
+    def measure(self, model: nn.Module, batches: Batches) -> dict[str, float]:
+        """Loss, and by how much the right output is above the mean of all; means over batches."""
+        import torch
+
+        with torch.no_grad():
+            told = [(model(*inputs), targets) for inputs, targets in batches.epoch(0)]
+        margins = [(y.gather(1, t[:, None])[:, 0] - y.mean(1)).mean() for y, t in told]
+        losses = [self.loss(y, t) for y, t in told]
+        return {
+            "loss": torch.stack(losses).mean().item(),
+            "margin": torch.stack(margins).mean().item(),
+        }

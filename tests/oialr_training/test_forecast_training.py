@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from oialr_training.errors import ConfigError, DivergedError
 from oialr_training.protocol import Completed, Epoch, Event, Started
 from oialr_training.tasks import load_training, validate_training
 from oialr_training.tasks.autoformer import AutoformerETTm2
-from oialr_training.tasks.components import measure_forecast
+from oialr_training.tasks.measures import measure_forecast
 from oialr_training.training import Trained, Training, set_up, settings_without_effect, train
 
 from ..conftest import SEARCH_SPACES, SHARED
@@ -50,21 +50,21 @@ def config(kind: str, **changes: Any) -> AutoformerETTm2:
 def prepare(trained: AutoformerETTm2) -> Training:
     if not DATA.is_dir():
         pytest.skip(f"no ETTm2 in {DATA}")
-    components = trained.components()
-    return set_up(trained, components, components.load_data(DATA))
+    return set_up(trained, trained.load_data(DATA))
 
 
 def scripted(training: Training, losses: list[float]) -> Training:
     """The training with these validation losses, one an epoch; the test measures the network."""
     validation_losses: Iterator[float] = iter(losses)
 
-    def measure(model: nn.Module, batches: Any) -> dict[str, float]:
-        if batches.batches is training.splits.validation:
-            return {"loss": next(validation_losses)}
-        return measure_forecast(model, batches)
+    class Scripted(AutoformerETTm2):
+        def measure(self, model: nn.Module, batches: Any) -> dict[str, float]:
+            if batches.batches is training.splits.validation:
+                return {"loss": next(validation_losses)}
+            return measure_forecast(model, batches)
 
-    components = dataclasses.replace(training.components, measure=measure)
-    return dataclasses.replace(training, components=components)
+    config = Scripted.model_validate(training.config.model_dump())
+    return dataclasses.replace(training, config=config)
 
 
 def run(training: Training) -> tuple[Trained, list[Epoch]]:
@@ -240,7 +240,7 @@ def test_the_shipped_trainings_are_the_paper_s_size(kind: str, pred_len: int) ->
     assert trained.pred_len == pred_len
     assert (trained.oialr is None) == (kind == "baseline")
     with torch.device("meta"):
-        model = trained.components().build_model()
+        model = trained.network(cast(Any, None))
     assert sum(p.numel() for p in model.parameters()) == 10_536_967
 
 

@@ -117,22 +117,21 @@ class TestTask:
 
     def test_its_parts_fit_together(self, name: str, data_dir: Path) -> None:
         config = validate_training(SMALL[name], "test")
-        components = config.components()
         settings = LoadSettings(batch_size=8, seed=1, device=torch.device("cpu"), num_threads=1)
-        splits = components.load_data(data_dir)(settings)
-        model = components.build_model()
+        splits = config.load_data(data_dir)(settings)
+        model = config.network(splits)
         for part in (splits.train, splits.validation, splits.test):
             inputs, targets = next(iter(part.epoch(1)))
             assert len(targets) <= 8
             outputs = model(*inputs)
             assert outputs.shape[0] == len(targets)
-            assert outputs.shape[-1] == config.num_outputs
-            loss = components.criterion(outputs, targets)
+            assert config.loss(outputs, targets).shape == ()
+            loss = config.training_step(model, inputs, targets)
             assert loss.shape == ()
             loss.backward()
         assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
         model.eval()
-        measured = components.measure(model, splits.validation)
+        measured = config.measure(model, splits.validation)
         assert list(measured) == [metric.name for metric in config.metrics]
         assert all(map(math.isfinite, measured.values()))
 
@@ -141,8 +140,8 @@ class TestTask:
     ) -> None:
         config = validate_training(SMALL[name], "test")
         other_seed = validate_training({**SMALL[name], "seed": 7}, "test")
-        assert config.components().data_settings == other_seed.components().data_settings
-        load = config.components().load_data(data_dir)
+        assert config.data_settings == other_seed.data_settings
+        load = config.load_data(data_dir)
         assert same_order(load(settings_of(1)), load(settings_of(1)))
         assert not same_order(load(settings_of(1)), load(settings_of(2)))
 

@@ -17,7 +17,7 @@ from oialr_training.models import minivit
 from oialr_training.protocol import Epoch, Event, Progressed, Started
 from oialr_training.sections import OIALRConfig
 from oialr_training.tasks import load_training, validate_training
-from oialr_training.tasks.components import measure_classification
+from oialr_training.tasks.measures import measure_classification
 from oialr_training.tasks.minivit import MiniViTDigits
 from oialr_training.training import Training, set_up, train, visible_device
 from oialr_training.yaml_files import read_yaml
@@ -45,8 +45,7 @@ def config(**changes: Any) -> MiniViTDigits:
 
 
 def prepare(trained: MiniViTDigits) -> Training:
-    components = trained.components()
-    return set_up(trained, components, components.load_data(None))
+    return set_up(trained, trained.load_data(None))
 
 
 def run(trained: MiniViTDigits) -> tuple[Training, list[Event]]:
@@ -213,8 +212,7 @@ def test_the_paper_s_configurations_run(name: str, cifar10_dir: Path) -> None:
     small += ["data.train_subset=200", "data.test_subset=100", "epochs=2", "num_threads=1"]
     oialr = ["oialr.delay_steps=2", "oialr.update_frequency=2", "scheduler.warmup_epochs=1"]
     trained = load_training(path, small + (oialr if name != "baseline" else []))
-    components = trained.components()
-    training = set_up(trained, components, components.load_data(cifar10_dir))
+    training = set_up(trained, trained.load_data(cifar10_dir))
     completed = train(training, lambda event: None, evaluate_test=True).completed
     assert completed.metrics["test_top1"] == completed.metrics["validation_top1"]
     assert (completed.trainable_percent == 100.0) == (name == "baseline")

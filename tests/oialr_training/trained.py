@@ -37,8 +37,8 @@ def train_here(
     """
     config = validate_training(content, "test")
     torch.set_num_threads(config.num_threads or 1)
-    components, events = config.components(), list[Event]()
-    training = set_up(config, components, components.load_data(data_dir))
+    events = list[Event]()
+    training = set_up(config, config.load_data(data_dir))
     if state:
         more["state_file"] = StateFile(state)
 

@@ -14,7 +14,7 @@ import queue
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from oialr_training.config import TrainingConfig
-    from oialr_training.data import LoadSettings, Splits
+    from oialr_training.data import Cut
     from oialr_training.training import Training
 
 log = logging.getLogger("oialr_training")
@@ -61,8 +61,8 @@ class Worker:
         self._events_fd = events_fd
         self._folder: Path | None = None
         self._data_dir: Path | None = None
-        self._data_settings: tuple[object, ...] = ()
-        self._load: Callable[[LoadSettings], Splits] | None = None
+        self._data_settings: object = None
+        self._cut: Cut | None = None
 
     def report(self, event: Event) -> None:
         """Write one event to the folder and the pipe, and what people want of it to the log."""
@@ -91,7 +91,9 @@ class Worker:
         self._data_dir = Path(message.data_dir) if message.data_dir else None
         try:
             self._warm_up(self._set_up(validate_training(message.config, "request")))
-        except TOLD as error:
+        except Exception as error:
+            if not isinstance(error, TOLD):
+                log.exception("what the preparation raised:")
             self.report(replace(failed(error), cause="configuration"))
             sys.exit(1)
         self.report(Ready())
@@ -144,14 +146,13 @@ class Worker:
 
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
-        components = config.components()
-        if self._load is None or components.data_settings != self._data_settings:
+        if self._cut is None or config.data_settings != self._data_settings:
             try:
-                self._load = components.load_data(self._data_dir)
+                self._cut = config.load_data(self._data_dir)
             except OSError as error:
                 raise DataError(f"cannot read {self._data_dir}: {error.strerror}") from None
-            self._data_settings = components.data_settings
-        return set_up(config, components, self._load)
+            self._data_settings = config.data_settings
+        return set_up(config, self._cut)
 
     @staticmethod
     def _warm_up(training: Training) -> None:
@@ -159,11 +160,14 @@ class Worker:
         import torch
 
         from oialr_training.resources import Meter
+        from oialr_training.training import require_metrics
 
         inputs, targets = next(iter(training.splits.train.epoch(0)))
-        outputs = training.model(*(part[:2] for part in inputs))
-        training.components.criterion(outputs, targets[:2]).backward()
+        two = tuple(part[:2] for part in inputs)
+        loss = training.config.training_step(training.model, two, targets[:2])
+        loss.backward()  # type: ignore[no-untyped-call]
         training.optimizer.step()
+        require_metrics(training)
         torch.linalg.svd(torch.rand(4, 4, device=training.device))
         Meter().start(training.device)  # opens NVML
 

@@ -18,7 +18,11 @@ from oialr_training.sections import ObservationConfig, OIALRConfig, OptimizerCon
 from oialr_training.validation import Config
 
 if TYPE_CHECKING:
-    from oialr_training.tasks.components import Components
+    from pathlib import Path
+
+    from torch import Tensor, nn
+
+    from oialr_training.data import Batches, Cut, Splits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,26 +57,60 @@ OF_ALL_TASKS = (
 )
 
 
+CLASSIFICATION = (
+    Metric(name="loss", label="loss"),
+    Metric(name="top1", label="top-1 (%)", better="higher", percent=True),
+    Metric(name="top5", label="top-5 (%)", better="higher", percent=True),
+)
+"""What `measure_classification` measures."""
+
+
 class TrainingConfig(Config):
     """What a worker needs to train once; a subclass is a task (`oialr_training.tasks`)."""
 
     name: ClassVar[str]
-    """The task's, by which a file names it."""
+    """The task's, by which a file names it, where it is not named by its module and class."""
     metrics: ClassVar[tuple[Metric, ...]] = ()
-    """What `Components.measure` measures, a `loss` first. Reported and searched as
+    """What `measure` measures, a `loss` first. Reported and searched as
     `validation_loss`, `test_loss` and so on."""
-    num_outputs: ClassVar[int]
-    """The last dimension of the network's outputs: classes, or series."""
-
     searched: ClassVar[frozenset[str]] = frozenset(
         {"epochs", "batch_size", "model", "data", "optimizer", "scheduler", "criterion", "oialr"}
     )
     """Fields that a search may vary, or parts of them; the others would change what the metric
     means, or where the training runs."""
 
+    # What follows imports torch, and is called in the worker only.
+
     @abstractmethod
-    def components(self) -> Components:
-        """Network, data, criterion and measure; imports torch, so called in the worker only."""
+    def load_data(self, folder: Path | None) -> Cut:
+        """Read the data set, below the folder of all data; slow, so done once a process.
+
+        Raises:
+            DataError: when it is missing or is not what it should be.
+        """
+
+    @abstractmethod
+    def network(self, splits: Splits) -> nn.Module:
+        """A new network for data that were cut so; called again for the best epoch's."""
+
+    @abstractmethod
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """(): the mean criterion over a batch, for outputs and targets (B, ...)."""
+
+    @abstractmethod
+    def measure(self, model: nn.Module, batches: Batches) -> dict[str, float]:
+        """The `metrics` of a network in evaluation mode over all batches."""
+
+    def training_step(
+        self, model: nn.Module, inputs: tuple[Tensor, ...], targets: Tensor
+    ) -> Tensor:
+        """(): what is differentiated for a batch of inputs and targets, (B, ...) each."""
+        return self.loss(model(*inputs), targets)
+
+    @property
+    def data_settings(self) -> object:
+        """What the data depend on: with equal ones they need not be read again."""
+        return self.task, self.validation, getattr(self, "data", None)
 
     def learning_rate(self, step: int, steps_per_epoch: int) -> float:
         """The rate of the optimiser step that follows `step` steps."""

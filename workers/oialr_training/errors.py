@@ -21,6 +21,8 @@ The method has a root of its own, `oialr.OIALRError`; its fault is the configura
 from __future__ import annotations
 
 import difflib
+import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -71,6 +73,18 @@ class ProtocolError(KnownError):
     """A line that is no message of the protocol."""
 
     cause = "machine"
+
+
+def place_of(error: BaseException) -> str:
+    """`file.py:12: `, the innermost line of a user's own that raised; empty where it is none."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}: "
+    ours = __file__.rpartition("/")[0]
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        library = frame.filename.startswith((ours, sys.base_prefix, sys.prefix, "<"))
+        if not library:
+            return f"{frame.filename}:{frame.lineno}: "
+    return ""
 
 
 def mistakes(lines: Sequence[str]) -> ConfigError:

@@ -7,7 +7,7 @@ import time
 import torch
 
 from oialr import OIALRError
-from oialr_training.errors import Cause, KnownError
+from oialr_training.errors import Cause, KnownError, place_of
 from oialr_training.protocol import Failed
 
 TOLD = (KnownError, OIALRError)
@@ -42,7 +42,9 @@ def _reason(error: Exception) -> str:
     if isinstance(error, TOLD):
         return str(error)
     first, *_ = str(error).splitlines() or [""]
-    return f"{_out_of_memory(error) or type(error).__name__}: {first}".removesuffix(": ")
+    what = f"{_out_of_memory(error) or type(error).__name__}: {first}".removesuffix(": ")
+    place = place_of(error).removesuffix(": ")
+    return f"{what} ({place})" if place else what
 
 
 def _out_of_memory(error: Exception) -> str:

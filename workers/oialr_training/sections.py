@@ -142,12 +142,16 @@ class CIFAR10Data(HeldOutData):
     device. The images do not depend on it: every sample has a random seed of its own."""
 
 
-class DigitsData(HeldOutData):
-    """scikit-learn's digits: 1,797 grey 8×8 images that come with the package."""
+class SplitData(HeldOutData):
+    """A data set that comes in one piece: a test part is split off, too."""
 
     validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
     test_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
     """Part of all samples that only `oialr-search train` looks at."""
+
+
+class DigitsData(SplitData):
+    """scikit-learn's digits: 1,797 grey 8×8 images that come with the package."""
 
 
 class AutoformerModel(Config):

@@ -17,8 +17,8 @@ from torch import nn
 
 from oialr import OIALR, NotFiniteError, Observer, OIALRSettings
 from oialr_training.config import TrainingConfig
-from oialr_training.data import Batch, Batches, LoadSettings, Splits
-from oialr_training.errors import DeviceError, DivergedError
+from oialr_training.data import Batch, Batches, Cut, LoadSettings, Splits
+from oialr_training.errors import ConfigError, DeviceError, DivergedError
 from oialr_training.protocol import (
     Completed,
     Epoch,
@@ -35,7 +35,6 @@ from oialr_training.resources import Meter
 from oialr_training.schedules import CosineSchedule
 from oialr_training.sections import ObservationConfig, OIALRConfig
 from oialr_training.state import StateFile, identity, random_states, set_random_states
-from oialr_training.tasks.components import Components
 
 PROGRESS_INTERVAL_S = 5.0
 
@@ -58,7 +57,6 @@ class Training:
     """One training, ready to start: everything that its configuration decides."""
 
     config: TrainingConfig
-    components: Components
     splits: Splits
     model: nn.Module
     optimizer: torch.optim.AdamW
@@ -92,16 +90,14 @@ def load_settings(config: TrainingConfig) -> LoadSettings:
     )
 
 
-def set_up(
-    config: TrainingConfig, components: Components, load: Callable[[LoadSettings], Splits]
-) -> Training:
+def set_up(config: TrainingConfig, cut: Cut) -> Training:
     """Seed all generators, then build the network and what trains it."""
     random.seed(config.seed)
     np.random.seed(config.seed)
     torch.manual_seed(config.seed)
     device = device_of(config)
-    splits = load(load_settings(config))
-    model = components.build_model().to(device)
+    splits = cut(load_settings(config))
+    model = config.network(splits).to(device)
     num_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     optimizer = torch.optim.AdamW(
         model.parameters(),
@@ -119,7 +115,6 @@ def set_up(
         observer = Observer(model, interval=watched.interval_steps, lags=watched.lags)
     return Training(
         config=config,
-        components=components,
         splits=splits,
         model=model,
         optimizer=optimizer,
@@ -291,7 +286,7 @@ class _Best:
     def network(self) -> nn.Module:
         """A network of its own, as the trained one was then."""
         training = self._training
-        model = training.components.build_model().to(training.device)
+        model = training.config.network(training.splits).to(training.device)
         if training.oialr:
             # Dense at first, so that nothing is decomposed only to be overwritten.
             settings = replace(training.oialr.settings, full_rank_warmup=True, delay_steps=1)
@@ -380,6 +375,37 @@ def _run_epoch(training: Training, epoch: int, pulse: _Pulse, meter: Meter) -> E
         rank_updates=trained.rank_updates,
         observations=trained.observations,
     )
+
+
+class _FirstBatch:
+    """Only the first of many batches."""
+
+    num_batches = 1
+
+    def __init__(self, batches: Batches) -> None:
+        self._batches = batches
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """See `oialr_training.data.Batches.epoch`."""
+        yield next(iter(self._batches.epoch(epoch)))
+
+
+def require_metrics(training: Training) -> None:
+    """See that what a task measures is what it says, on one batch.
+
+    Raises:
+        ConfigError: when it is not.
+    """
+    training.model.eval()
+    with _autocast(training):
+        first = _FirstBatch(training.splits.validation)
+        measured = training.config.measure(training.model, first)
+    promised = [metric.name for metric in training.config.metrics]
+    if set(measured) != set(promised):
+        raise ConfigError(
+            f"the task {training.config.task} measures {', '.join(measured) or 'nothing'}, "
+            f"its `metrics` are {', '.join(promised)}"
+        )
 
 
 def _require_finite(name: str, metrics: Mapping[str, float]) -> None:
@@ -473,8 +499,8 @@ def _train_epoch(training: Training, epoch: int, pulse: _Pulse) -> _TrainedEpoch
             group["lr"] = lr
         training.optimizer.zero_grad()
         with _autocast(training):
-            loss = training.components.criterion(training.model(*inputs), targets)
-        loss.backward()
+            loss = training.config.training_step(training.model, inputs, targets)
+        loss.backward()  # type: ignore[no-untyped-call]
         training.optimizer.step()
         total_loss += loss.detach() * len(targets)
         num_samples += len(targets)
@@ -511,7 +537,7 @@ def _evaluate(
 ) -> dict[str, float]:
     model.eval()
     with _autocast(training):
-        return training.components.measure(model, _Watched(batches, pulse))
+        return training.config.measure(model, _Watched(batches, pulse))
 
 
 def _autocast(training: Training) -> torch.autocast:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from oialr_training.errors import DataSettingsError
-from oialr_training.sections import HeldOutData
+from oialr_training.sections import HeldOutData, SplitData
 
 Batch = tuple[tuple[Tensor, ...], Tensor]
 """What the network's forward takes, and the targets: (B, ...) each, for a batch of B samples."""
@@ -33,6 +34,8 @@ class Splits:
     train: Batches
     validation: Batches
     test: Batches
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    """What the network's own follow from, e.g. `features` and `classes`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +46,10 @@ class LoadSettings:
     seed: int
     device: torch.device
     num_threads: int
+
+
+Cut = Callable[[LoadSettings], Splits]
+"""Cuts a data set that was read into batches."""
 
 
 class TensorBatches:
@@ -64,6 +71,43 @@ class TensorBatches:
             order = torch.randperm(len(order), generator=epoch_generator(self._settings, epoch))
         for chosen in torch.split(order.to(self._settings.device), self._settings.batch_size):
             yield (self._inputs[chosen],), self._targets[chosen]
+
+
+def split_tensors(
+    inputs: Tensor,
+    targets: Tensor,
+    config: SplitData,
+    *,
+    validate_on_test: bool = False,
+    sizes: Mapping[str, int] = MappingProxyType({}),
+) -> Cut:
+    """Split inputs (N, ...) and targets (N, ...) at random into training, validation and test part.
+
+    The function returned cuts the parts into batches.
+
+    Raises:
+        DataSettingsError: when a part would be empty.
+    """
+    split = torch.Generator().manual_seed(config.split_seed)
+    order = torch.randperm(len(inputs), generator=split)
+    num_test = round(len(inputs) * config.test_fraction)
+    test, rest = order[:num_test], order[num_test:]
+    test = test[test_indices(num_test, config)]
+    train, held_out = held_out_indices(len(rest), config, whole=validate_on_test)
+    validation = test if validate_on_test else rest[held_out]
+
+    def batches(settings: LoadSettings) -> Splits:
+        def part(indices: Tensor, *, shuffle: bool = False) -> TensorBatches:  # indices (M,)
+            return TensorBatches(inputs[indices], targets[indices], settings, shuffle=shuffle)
+
+        return Splits(
+            train=part(rest[train], shuffle=True),
+            validation=part(validation),
+            test=part(test),
+            sizes=sizes,
+        )
+
+    return batches
 
 
 def epoch_generator(settings: LoadSettings, epoch: int) -> torch.Generator:

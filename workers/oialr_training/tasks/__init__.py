@@ -1,26 +1,33 @@
 """The tasks: what can be trained, each declared in one class and found by its name.
 
-A task is a subclass of `TrainingConfig`, marked `@register`. It says its `name`, its `metrics`, its
-`num_outputs` and, as fields, its own part of the configuration; its method `components` makes the
-network, the data, the criterion and the measure. The search imports the class, and must not come
-to import torch by it: what needs torch is imported inside that method.
+A task is a subclass of `TrainingConfig`. It says its `metrics` and, as fields, its own part of the
+configuration; its methods read the data, make the network, compute the loss and measure. The search
+imports the class, and must not come to import torch by it: what needs torch is imported inside
+these methods. Those here are marked `@register` and have a `name`; another is named by an
+entry point of the group `oialr_search.tasks`, or as `package.module:Class`.
 """
 
 from oialr_training.tasks import autoformer, minivit
 from oialr_training.tasks.registry import (
     TASKS,
+    add_task_path,
+    find_task,
     load_training,
     metric_of,
     register,
+    task_path,
     validate_training,
 )
 
 __all__ = [
     "TASKS",
+    "add_task_path",
     "autoformer",
+    "find_task",
     "load_training",
     "metric_of",
     "minivit",
     "register",
+    "task_path",
     "validate_training",
 ]

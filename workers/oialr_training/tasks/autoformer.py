@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -12,7 +12,11 @@ from oialr_training.sections import AutoformerModel, ETTm2Data
 from oialr_training.tasks.registry import register
 
 if TYPE_CHECKING:
-    from oialr_training.tasks.components import Components
+    from pathlib import Path
+
+    from torch import Tensor, nn
+
+    from oialr_training.data import Batches, Cut, Splits
 
 
 @register
@@ -25,7 +29,7 @@ class AutoformerETTm2(TrainingConfig):
         Metric(name="mse", label="MSE"),
         Metric(name="mae", label="MAE"),
     )
-    num_outputs = 7
+    num_series: ClassVar[int] = 7
     seq_len: Annotated[int, Field(ge=3)] = 96
     """Time steps that the network sees."""
     label_len: Annotated[int, Field(ge=1)] = 48
@@ -52,31 +56,45 @@ class AutoformerETTm2(TrainingConfig):
                 )
         return self
 
-    def components(self) -> Components:
-        """See `TrainingConfig.components`."""
-        from torch import nn
-
+    def network(self, splits: Splits) -> nn.Module:
+        """See `TrainingConfig.network`."""
         from oialr_training.data import ettm2
         from oialr_training.models.autoformer import Autoformer
-        from oialr_training.tasks.components import Components, measure_forecast
 
-        lengths = {
-            "seq_len": self.seq_len,
-            "label_len": self.label_len,
-            "pred_len": self.pred_len,
-        }
-        return Components(
-            build_model=lambda: Autoformer(
-                self.model,
-                num_series=self.num_outputs,
-                num_time_features=ettm2.NUM_TIME_FEATURES,
-                label_len=self.label_len,
-                pred_len=self.pred_len,
-            ),
-            load_data=lambda folder: ettm2.load(
-                self.data, folder, **lengths, validate_on_test=self.validation == "test"
-            ),
-            data_settings=(self.task, self.data, self.validation, *lengths.values()),
-            criterion=nn.MSELoss(),
-            measure=measure_forecast,
+        return Autoformer(
+            self.model,
+            num_series=self.num_series,
+            num_time_features=ettm2.NUM_TIME_FEATURES,
+            label_len=self.label_len,
+            pred_len=self.pred_len,
         )
+
+    def load_data(self, folder: Path | None) -> Cut:
+        """See `TrainingConfig.load_data`."""
+        from oialr_training.data import ettm2
+
+        return ettm2.load(
+            self.data,
+            folder,
+            seq_len=self.seq_len,
+            label_len=self.label_len,
+            pred_len=self.pred_len,
+            validate_on_test=self.validation == "test",
+        )
+
+    @property
+    def data_settings(self) -> object:
+        """The windows' lengths, too."""
+        return super().data_settings, self.seq_len, self.label_len, self.pred_len
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Mean squared error of forecasts and values (B, steps, series)."""
+        from torch.nn.functional import mse_loss
+
+        return mse_loss(outputs, targets)
+
+    def measure(self, model: nn.Module, batches: Batches) -> dict[str, float]:
+        """See `measure_forecast`."""
+        from oialr_training.tasks.measures import measure_forecast
+
+        return measure_forecast(model, batches)

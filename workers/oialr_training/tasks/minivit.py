@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from oialr_training.config import Metric, TrainingConfig
+from oialr_training.config import CLASSIFICATION, TrainingConfig
 from oialr_training.sections import (
     CIFAR10Data,
     CrossEntropyConfig,
@@ -15,34 +15,39 @@ from oialr_training.sections import (
 from oialr_training.tasks.registry import register
 
 if TYPE_CHECKING:
-    from oialr_training.tasks.components import Components, LoadData
+    from pathlib import Path
+
+    from torch import Tensor, nn
+
+    from oialr_training.data import Batches, Cut, Splits
 
 
 class MiniViTTraining(TrainingConfig):
     """A mini-ViT that classifies images."""
 
-    metrics = (
-        Metric(name="loss", label="loss"),
-        Metric(name="top1", label="top-1 (%)", better="higher", percent=True),
-        Metric(name="top5", label="top-5 (%)", better="higher", percent=True),
-    )
+    metrics = CLASSIFICATION
+    num_classes: ClassVar[int] = 10
     model: MiniViTModel
     data: HeldOutData
     criterion: CrossEntropyConfig = CrossEntropyConfig()
 
-    def _with(self, load_data: LoadData) -> Components:
-        from torch import nn
-
+    def network(self, splits: Splits) -> nn.Module:
+        """See `TrainingConfig.network`."""
         from oialr_training.models import minivit
-        from oialr_training.tasks.components import Components, measure_classification
 
-        return Components(
-            build_model=lambda: minivit.build(self.model, num_classes=self.num_outputs),
-            load_data=load_data,
-            data_settings=(self.task, self.data, self.validation),
-            criterion=nn.CrossEntropyLoss(label_smoothing=self.criterion.label_smoothing),
-            measure=measure_classification,
-        )
+        return minivit.build(self.model, num_classes=self.num_classes)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy of logits (B, classes) and classes (B,)."""
+        from torch.nn.functional import cross_entropy
+
+        return cross_entropy(outputs, targets, label_smoothing=self.criterion.label_smoothing)
+
+    def measure(self, model: nn.Module, batches: Batches) -> dict[str, float]:
+        """See `measure_classification`."""
+        from oialr_training.tasks.measures import measure_classification
+
+        return measure_classification(model, batches)
 
 
 @register
@@ -50,15 +55,13 @@ class MiniViTCIFAR10(MiniViTTraining):
     """The paper's mini-ViT on CIFAR-10."""
 
     name = "minivit_cifar10"
-    num_outputs = 10
     data: CIFAR10Data = CIFAR10Data()
 
-    def components(self) -> Components:
-        """See `TrainingConfig.components`."""
+    def load_data(self, folder: Path | None) -> Cut:
+        """See `TrainingConfig.load_data`."""
         from oialr_training.data import cifar10
 
-        on_test = self.validation == "test"
-        return self._with(lambda folder: cifar10.load(self.data, folder, validate_on_test=on_test))
+        return cifar10.load(self.data, folder, validate_on_test=self.validation == "test")
 
 
 @register
@@ -66,12 +69,10 @@ class MiniViTDigits(MiniViTTraining):
     """A mini-ViT on scikit-learn's digits: the search that runs anywhere."""
 
     name = "minivit_digits"
-    num_outputs = 10
     data: DigitsData = DigitsData()
 
-    def components(self) -> Components:
-        """See `TrainingConfig.components`."""
+    def load_data(self, folder: Path | None) -> Cut:
+        """See `TrainingConfig.load_data`."""
         from oialr_training.data import digits
 
-        on_test = self.validation == "test"
-        return self._with(lambda _: digits.load(self.data, validate_on_test=on_test))
+        return digits.load(self.data, validate_on_test=self.validation == "test")

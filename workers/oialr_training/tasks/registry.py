@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import importlib
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, TypeVar
 
 from oialr_training.config import Metric, TrainingConfig
-from oialr_training.errors import ConfigError, nearest
+from oialr_training.errors import ConfigError, nearest, place_of
 from oialr_training.validation import validate
 from oialr_training.yaml_files import apply_override, in_one_line, parse_assignment, read_yaml
 
 T = TypeVar("T", bound=type[TrainingConfig])
 
 TASKS: dict[str, type[TrainingConfig]] = {}
+"""Those that come along, and those that were found."""
+ENTRY_POINTS = "oialr_search.tasks"
+TASK_PATH_VARIABLE = "OIALR_TASK_PATH"
+"""Folders with tasks of one's own; the workers inherit it."""
 
 
 def register(task: T) -> T:
@@ -27,9 +35,76 @@ def register(task: T) -> T:
     return task
 
 
+def find_task(name: str) -> type[TrainingConfig]:
+    """The task of a name: one of `TASKS`, an entry point's, or the class `package.module:Class`.
+
+    Raises:
+        ConfigError: when there is none, its module raises on import, or it is no task.
+    """
+    if name in TASKS:
+        return TASKS[name]
+    found = next(iter(entry_points(group=ENTRY_POINTS, name=name)), None)
+    where = found.value if found else name
+    module, _, attribute = where.partition(":")
+    if not attribute:
+        raise ConfigError(f"unknown task {name!r:.80} for `task`{nearest(name, TASKS)}")
+    TASKS[name] = task = _a_task(_imported(module, name), attribute, name)
+    return task
+
+
 def metric_of(task: str, reported: str) -> Metric | None:
-    """The metric that a task reports under a name; None where it or the task is unknown."""
+    """The metric that a task reports under a name; None where it or the task is unknown.
+
+    Nothing is imported for it: who reads a database runs no code that it names.
+    """
     return TASKS.get(task, TrainingConfig).metric(reported)
+
+
+def add_task_path(folders: Iterable[str | Path]) -> None:
+    """Look for tasks in these folders too, here and in the workers."""
+    given = [str(Path(folder).absolute()) for folder in folders]
+    os.environ[TASK_PATH_VARIABLE] = os.pathsep.join(dict.fromkeys([*given, *task_path()]))
+
+
+def task_path() -> list[str]:
+    """The folders that `add_task_path` was given."""
+    return [f for f in os.environ.get(TASK_PATH_VARIABLE, "").split(os.pathsep) if f]
+
+
+def _imported(module: str, task: str) -> object:
+    sys.path[:0] = [folder for folder in task_path() if folder not in sys.path]
+    try:
+        return importlib.import_module(module)
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and module.startswith(error.name or "?"):
+            raise ConfigError(
+                f"no module {error.name!r} for `task`, got {task!r:.80}: "
+                "install it, or name its folder with --task-path"
+            ) from None
+        raise ConfigError(
+            f"`task`: {task} cannot be imported: {place_of(error)}"
+            f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        ) from None
+
+
+def _a_task(module: object, attribute: str, name: str) -> type[TrainingConfig]:
+    task = getattr(module, attribute, None)
+    file = getattr(module, "__file__", module)
+    if task is None:
+        raise ConfigError(f"`task`: {file} has no {attribute!r}, got {name!r:.80}")
+    mistake = None
+    if not (isinstance(task, type) and issubclass(task, TrainingConfig)):
+        mistake = "it is no subclass of `oialr_training.config.TrainingConfig`"
+    elif missing := sorted(task.__abstractmethods__):
+        mistake = f"its method `{missing[0]}` is missing"
+    elif not task.metrics or not all(isinstance(metric, Metric) for metric in task.metrics):
+        mistake = "its `metrics` are no tuple of `Metric`"
+    elif task.metrics[0].name != "loss":
+        mistake = f"the first of its `metrics` is called `loss`, got {task.metrics[0].name!r}"
+    if mistake:
+        raise ConfigError(f"`task`: {name} is no task: {mistake} ({file})")
+    found: type[TrainingConfig] = task
+    return found
 
 
 def validate_training(content: Mapping[str, Any], source: str) -> TrainingConfig:
@@ -41,10 +116,13 @@ def validate_training(content: Mapping[str, Any], source: str) -> TrainingConfig
     task = content.get("task")
     if task is None:
         raise ConfigError(f"`task` is missing; one of {', '.join(TASKS)} ({source})")
-    if not isinstance(task, str) or task not in TASKS:
-        hint = nearest(str(task), TASKS)
-        raise ConfigError(f"unknown task {task!r:.80} for `task`{hint} ({source})")
-    return validate(TASKS[task], content, source)
+    if not isinstance(task, str):
+        raise ConfigError(f"unknown task {task!r:.80} for `task`{nearest('', TASKS)} ({source})")
+    try:
+        found = find_task(task)
+    except ConfigError as error:
+        raise ConfigError(f"{error} ({source})") from None
+    return validate(found, content, source)
 
 
 def load_training(path: Path, assignments: Sequence[str] = ()) -> TrainingConfig:

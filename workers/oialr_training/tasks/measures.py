@@ -1,34 +1,11 @@
-"""What a task hands to the training loop: network, data, criterion and measure."""
+"""What networks are measured by: mean losses and shares of hits over all batches of a part."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from oialr_training.data import Batches, LoadSettings, Splits
-
-Cut = Callable[[LoadSettings], Splits]
-"""Cuts a data set that was read into batches."""
-LoadData = Callable[[Path | None], Cut]
-"""Reads a data set from the folder of all data."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Components:
-    """What a task is made of, for the training loop."""
-
-    build_model: Callable[[], nn.Module]
-    load_data: LoadData
-    """Reads the data set; slow, once a process. Raises `oialr_training.data.DataError`."""
-    data_settings: tuple[object, ...]
-    """What the data depend on: with the same settings they need not be read again."""
-    criterion: nn.Module
-    measure: Callable[[nn.Module, Batches], dict[str, float]]
-    """Evaluates a network in evaluation mode over all batches; its `loss` is the criterion's."""
+from oialr_training.data import Batches
 
 
 @torch.no_grad()

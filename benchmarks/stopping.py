@@ -70,6 +70,9 @@ RULES: dict[str, dict[str, Any] | None] = {
     "model .2": {"rule": "model", "chance": 0.2},
 }
 WORKERS, EVALUATIONS, BEST = 8, 200, 5
+MOST = 0.4
+"""Of the epochs of the paper's engine: where a search with a rule ends."""
+SHARES = (0.125, 0.25, 0.375)
 HYPERPARAMETERS = load_search(DIGITS).space.hyperparameters
 NAMES = [h.name for h in HYPERPARAMETERS]
 
@@ -205,9 +208,9 @@ def search(
     settings: StoppingSettings | None,
     seed: int,
     breeding: str = "clipped",
-    until: float = -math.inf,
+    most_epochs: float = math.inf,
 ) -> dict[str, Any]:
-    """A search of 200 evaluations, or until what measured best is really so good."""
+    """A search of 200 evaluations, or so many epochs; after how many what measured best changed."""
     engine = engine_for(
         HYPERPARAMETERS,
         SearchSettings(
@@ -242,8 +245,9 @@ def search(
         curve, truth = trainings.curve(dict(training.genes), noise)
         return Run(training=training, curve=curve, truth=truth)
 
-    least, best, ended, pruned, used = math.inf, math.inf, 0, 0, 0
-    for run, used, known in simulate(trainings, settings, seed, propose):  # noqa: B007
+    least, ended, pruned, used = math.inf, 0, 0, 0
+    bests: list[tuple[int, int, float]] = []
+    for run, used, known in simulate(trainings, settings, seed, propose):
         training, ended = run.training, ended + 1
         loss = training.losses[-1]
         if training.status is Status.COMPLETED:
@@ -254,9 +258,11 @@ def search(
                 )
             )
             if loss < least:
-                least, best = loss, run.truth
-            if best <= until:
-                break
+                least = loss
+                bests.append((used, ended, run.truth))
+        if used >= most_epochs:
+            break
+        if training.status is Status.COMPLETED:
             continue
         pruned += 1
         bred = None
@@ -265,7 +271,18 @@ def search(
         elif breeding == "model":
             bred = model.expected(training, [t for t in known if t is not training])
         individuals.take([as_known(training, bred)])
-    return {"best": best, "epochs": used, "evaluations": ended, "pruned": pruned}
+    return {"bests": bests, "epochs": used, "evaluations": ended, "pruned": pruned}
+
+
+def reached(run: dict[str, Any], truth: float) -> tuple[float, float]:
+    """The epochs and evaluations after which what measured best was really so good."""
+    found = ((used, ended) for used, ended, best in run["bests"] if best <= truth)
+    return next(found, (math.inf, math.inf))
+
+
+def best_after(run: dict[str, Any], epochs: float) -> float:
+    """What measured best after so many epochs, as it really is."""
+    return next((best for used, _, best in reversed(run["bests"]) if used <= epochs), math.inf)
 
 
 def as_known(training: Training, fitness: float | None) -> Known:
@@ -304,8 +321,10 @@ def main() -> None:
         return done[key]
 
     number, breeding = len(trainings.genes), arguments.breeding
+    budget = EVALUATIONS * trainings.epochs
     rows = [["rule", "epochs used", f"of the best {BEST}", "the best kept"]]
-    rows[0] += ["share of epochs to equal quality [quartiles]", "evaluations", "pruned", "reached"]
+    rows[0] += ["epochs to equal quality [quartiles]", "evaluations", "pruned"]
+    rows[0] += [f"loss after {share:.1%}" for share in SHARES]
     for name in arguments.rules.split(","):
         options = RULES[name]
         settings = None if options is None else StoppingSettings.model_validate(options)
@@ -318,23 +337,27 @@ def main() -> None:
             row += [f"{statistics.fmean(t['share'] for t in tables):.0%}"]
             row += [f"{statistics.fmean(t[key] for t in tables):.2f}" for key in ("kept", "best")]
         if arguments.only != "table":
-            pairs = []
+            shares, evaluations, runs = [], [], []
             for s in range(arguments.seeds):
                 paper = once(
                     (number, "propulate", s), partial(search, trainings, "propulate", None, s)
                 )
+                most = MOST * budget
                 ours = once(
                     (number, "screened", name, breeding, s),
-                    partial(search, trainings, "screened", settings, s, breeding, paper["best"]),
+                    partial(search, trainings, "screened", settings, s, breeding, most),
                 )
-                pairs.append((paper, ours))
-            shares = [ours["epochs"] / paper["epochs"] for paper, ours in pairs]
+                used, ended = reached(ours, best_after(paper, math.inf))
+                shares.append(used / paper["epochs"])
+                evaluations.append(ended)
+                runs.append(ours)
             low, middle, high = statistics.quantiles(shares, n=4, method="inclusive")
-            row += [f"{middle:.1%} [{low:.1%}, {high:.1%}]"]
-            row += [
-                f"{statistics.median(o[k] for _, o in pairs):g}" for k in ("evaluations", "pruned")
-            ]
-            row += [f"{sum(o['best'] <= p['best'] for p, o in pairs)} of {len(pairs)}"]
+            row += [f"{middle:.1%} [{low:.1%}, {high:.1%}]", f"{statistics.median(evaluations):g}"]
+            pruned = sum(r["pruned"] for r in runs) / sum(r["evaluations"] for r in runs)
+            row += [f"{pruned:.0%}"]
+            for share in SHARES:
+                losses = [best_after(run, share * budget) for run in runs]
+                row.append(f"{statistics.fmean(losses):.4f}")
         rows.append(row)
     print("\n".join("| " + " | ".join(row) + " |" for row in rows))
 

@@ -127,7 +127,12 @@ class Controller:
                 self._remeasured = False
             total = self._outbox.ask(self._total)
             proposal = self._propose(total)
-            claim = self._outbox.ask(lambda s: s.claim(self._search_id, proposal, total, runner))
+            go_on = None
+            if self._judge is not None and total:  # a search that has had enough takes none up
+                go_on = self._outbox.ask(self._judge.promising)
+            claim = self._outbox.ask(
+                lambda s: s.claim(self._search_id, proposal, total, runner, go_on)
+            )
         if claim is None:
             # Another rank may yet lose an individual, which this one can evaluate again. Where it
             # was quicker to repeat one with this seed, there is something else to do.

@@ -19,6 +19,7 @@ from oialr_search.evaluation.devices import (
     visible_gpus,
 )
 from oialr_search.evaluation.evaluator import Evaluator
+from oialr_search.evaluation.files import remove_states
 from oialr_search.evaluation.outbox import Outbox
 from oialr_search.evaluation.worker_process import WorkerProcess
 from oialr_search.launch.agreement import LaunchError, agree, code_of
@@ -167,6 +168,8 @@ def _run(
             exit_code = exit_codes.FINISHED if complete else exit_codes.STOPPED
             if comm.rank == 0:
                 _end(storage, search_id, launch_id, exit_code, search)
+                if complete and search.stopping is not None:
+                    remove_states(folder)
     return exit_code
 
 

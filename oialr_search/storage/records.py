@@ -275,6 +275,7 @@ class Claim:
     repeated: bool  # lost earlier, or queued: the proposal was not used
     failures: int  # earlier attempts that failed or timed out
     remaining: int  # claims left after this one, lost and queued individuals included
+    continued: bool = False  # pruned earlier, and now trained to its end
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ from oialr_training.config import Metric
 from oialr_training.tasks import metric_of
 
 NEWEST, BEST = 400, 100
+STOPPED_LAST, ASKED_ANEW = 50, 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,34 @@ class Judge:
         if training is None or not training.losses or len(training.losses) >= training.epochs:
             return None
         return self._judged(training, list(trainings.values()))
+
+    def promising(self, storage: Storage) -> int | None:
+        """The stopped individual to go on with: one that the rule no longer would stop.
+
+        Asked anew are a few of those that were stopped last: those with the best places among what
+        had come as far.
+
+        Raises:
+            StorageUnavailable: when the database is away.
+        """
+        if not self._goes_on:
+            return None
+        trainings = self._look(storage)
+        stopped = [t for t in trainings.values() if t.status is Status.PRUNED and t.losses]
+        others = {
+            training.individual_id: [t for t in trainings.values() if t is not training]
+            for training in stopped[-STOPPED_LAST:]
+        }
+
+        def place(individual_id: int) -> float:
+            training = trainings[individual_id]
+            losses = [loss for _, loss in training.as_far(others[individual_id])]
+            return sum(loss < training.losses[-1] for loss in losses) / (len(losses) or 1)
+
+        for individual_id in sorted(others, key=place)[:ASKED_ANEW]:
+            if self._judged(trainings[individual_id], others[individual_id]) is None:
+                return individual_id
+        return None
 
     def _judged(self, training: Training, others: Sequence[Training]) -> str | None:
         if training.clock is None or len(training.losses) < training.clock:

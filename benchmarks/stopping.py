@@ -14,7 +14,8 @@ of `search_problems.py`), and noise: what is left of a stored training drawn at 
 of it together, so that a training that is better than its genes tell remains so. It converts, and
 so first truncates, after `oialr.delay_steps`, as all stored ones did. "As good" compares the
 smooth function at the end, without the noise, of what measured best. A stopped training ends with
-the epoch after which it is judged.
+the epoch after which it is judged. To the model of `screened` it counts as its last loss, or as the
+worst, or as the model of the rule `model` expects it to end (`--breeding`).
 
     python benchmarks/stopping.py results.jsonl [--rules none,quantile,...] [--seeds 20]
         [--breeding clipped|last|model] [--curves FILE]
@@ -207,7 +208,7 @@ def search(
     engine_name: str,
     settings: StoppingSettings | None,
     seed: int,
-    breeding: str = "clipped",
+    breeding: str = "last",
     most_epochs: float = math.inf,
 ) -> dict[str, Any]:
     """A search of 200 evaluations, or so many epochs; after how many what measured best changed."""
@@ -241,7 +242,7 @@ def search(
         numbers = random_numbers(seed, 0, worker, generations[worker], "breeding")
         generations[worker] += 1
         training = new(trainings, len(known) + 1, engine.propose(knowledge, numbers).genes)
-        individuals.take([as_known(training, None)])
+        individuals.take([as_known(training)])
         curve, truth = trainings.curve(dict(training.genes), noise)
         return Run(training=training, curve=curve, truth=truth)
 
@@ -251,7 +252,7 @@ def search(
         training, ended = run.training, ended + 1
         loss = training.losses[-1]
         if training.status is Status.COMPLETED:
-            individuals.take([as_known(training, loss)])
+            individuals.take([as_known(training, fitness=loss)])
             population.add(
                 Member(
                     individual_id=training.individual_id, genes=dict(training.genes), fitness=loss
@@ -265,12 +266,12 @@ def search(
         if training.status is Status.COMPLETED:
             continue
         pruned += 1
-        bred = None
+        believed = None
         if breeding == "last":
-            bred = loss
+            believed = loss
         elif breeding == "model":
-            bred = model.expected(training, [t for t in known if t is not training])
-        individuals.take([as_known(training, bred)])
+            believed = model.expected(training, [t for t in known if t is not training])
+        individuals.take([as_known(training, believed=believed)])
     return {"bests": bests, "epochs": used, "evaluations": ended, "pruned": pruned}
 
 
@@ -285,13 +286,16 @@ def best_after(run: dict[str, Any], epochs: float) -> float:
     return next((best for used, _, best in reversed(run["bests"]) if used <= epochs), math.inf)
 
 
-def as_known(training: Training, fitness: float | None) -> Known:
+def as_known(
+    training: Training, fitness: float | None = None, believed: float | None = None
+) -> Known:
     return Known(
         individual_id=training.individual_id,
         island=0,
         status=training.status,
         genes=training.genes,
         fitness=fitness,
+        objectives=[] if believed is None else [believed],
     )
 
 
@@ -300,7 +304,7 @@ def main() -> None:
     parser.add_argument("results", type=Path)
     parser.add_argument("--rules", default=",".join(RULES))
     parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--breeding", default="clipped", choices=["clipped", "last", "model"])
+    parser.add_argument("--breeding", default="last", choices=["clipped", "last", "model"])
     parser.add_argument("--curves", type=Path, default=CURVES)
     parser.add_argument("--only", choices=["table", "searches"])
     arguments = parser.parse_args()

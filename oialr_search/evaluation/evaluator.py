@@ -344,7 +344,15 @@ class Evaluator:
                 lost = _lost(f"the search was stopped after epoch {event.epoch}")
                 return _End(outcome=replace(lost, resources=event.resources))
             case Stopped(reason="pruned"):
-                return _End(outcome=pruned_outcome(event, running.last_epoch, running.not_worth))
+                outcome = pruned_outcome(
+                    event,
+                    running.last_epoch,
+                    running.not_worth,
+                    self._aims,
+                    running.claim.individual.hyperparameters,
+                    running.epochs,
+                )
+                return _End(outcome=outcome)
             case Completed() | Failed():
                 outcome = self._outcome_of(event, running, running.epochs)
                 # What could be prepared when the launch began fails now: not the configuration.

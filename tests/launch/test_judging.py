@@ -361,6 +361,24 @@ class TestJudge:
         ((judged, _),) = told
         assert judged.epochs == 7
 
+    def test_with_several_aims_what_is_on_their_front_is_not_stopped(
+        self, left: LeftBehind, told: list[tuple[Training, Sequence[Training]]]
+    ) -> None:
+        """Of what has come as far; an aim that no epoch tells does not count."""
+        objectives = ["validation_top1", "trainable_percent * 2", "gpu_energy_j"]
+        judge = self.judge(left, f"search.objectives={objectives}")
+        shares = {"small": 1.0, "large": 20.0}
+        for number in (1, 2):
+            told_by = epoch(1, validation_top1=90.0, trainable_percent=5.0)
+            self.train(left, number, told_by, fitness=float(number))
+        for number, (share, asked) in enumerate(zip(shares.values(), (0, 1), strict=True), 3):
+            bad = epoch(1, validation_top1=10.0, trainable_percent=share)
+            self.train(left, number, bad, fitness=None)
+            judge.reason_to_stop(left.storage, number)
+            assert len(told) == asked
+        assert told[0][0].aims == [[90.0], [40.0]]
+        assert [other.individual_id for other in told[0][1]] == [1, 2, 3]
+
     def test_what_has_ended_is_read_once_and_so_many_at_most(
         self,
         left: LeftBehind,

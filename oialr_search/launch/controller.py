@@ -39,6 +39,7 @@ from oialr_search.launch.repeating import Repeat, next_repeat, seed_of
 from oialr_search.launch.resuming import is_complete
 from oialr_search.launch.stop_request import StopRequest
 from oialr_search.launch.stopping.judging import Judge
+from oialr_search.launch.until import total_of
 from oialr_search.space.search_file import SearchFile
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import (
@@ -124,14 +125,20 @@ class Controller:
         wait_for = max(self._ask_at, self._evaluator.pause_until)
         if self._stop.requested() or self._evaluator.unreliable or time.monotonic() < wait_for:
             return False
-        runner, total = self._evaluator.runner(self._launch_id), self._search.evaluations
+        runner = self._evaluator.runner(self._launch_id)
         claim = proposal = None
         with suppress(StorageUnavailable):
             if self._remeasured:
                 self._outbox.ask(self._read_breeders)
                 self._remeasured = False
-            proposal = self._propose()
-            claim = self._outbox.ask(lambda s: s.claim(self._search_id, proposal, total, runner))
+            total = self._outbox.ask(self._total)
+            proposal = self._propose(total)
+            go_on = None
+            if self._judge is not None and total:  # a search that has had enough takes none up
+                go_on = self._outbox.ask(self._judge.promising)
+            claim = self._outbox.ask(
+                lambda s: s.claim(self._search_id, proposal, total, runner, go_on)
+            )
         if claim is None:
             # Another rank may yet lose an individual, which this one can evaluate again. Where it
             # was quicker to repeat one with this seed, there is something else to do.
@@ -144,7 +151,10 @@ class Controller:
         self._evaluator.start(claim)
         return True
 
-    def _propose(self) -> Proposal:
+    def _total(self, storage: Storage) -> int:
+        return total_of(storage, self._search_id, self._search)
+
+    def _propose(self, total: int) -> Proposal:
         """What this rank would evaluate next.
 
         Raises:
@@ -153,7 +163,7 @@ class Controller:
         everyone, repeats = self._all_individuals, self._search.repeats
         if self._engine.needs_all_individuals or repeats is not None:
             self._outbox.ask(everyone.look)
-        if repeats is not None and everyone.number < self._search.evaluations:
+        if repeats is not None and everyone.number < total:
             repeat = next_repeat(everyone.known, repeats, self._place.world_size)
             if repeat is not None:
                 return self._again(repeat)
@@ -254,9 +264,9 @@ class Controller:
         if self._place.world_rank != 0 or not self._exchange.all_idle() or now < self._check_at:
             return
         self._check_at = now + ASK_AGAIN_S
-        complete, total = False, self._search.evaluations
+        complete = False
         with suppress(StorageUnavailable):
-            complete = self._outbox.ask(lambda s: is_complete(s, self._search_id, total))
+            complete = self._outbox.ask(lambda s: is_complete(s, self._search_id, self._search))
         if complete or self._stop.requested() or self._exchange.all_unreliable():
             self._end = End(complete=complete)
             self._exchange.tell_all(self._end)

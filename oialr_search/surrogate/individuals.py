@@ -23,7 +23,7 @@ Array = NDArray[np.float64]
 
 UNFINISHED = (Status.QUEUED, Status.RUNNING, Status.LOST)
 FIRST_ROWS = 256
-FIGURES = ("fitness", "num_seeds", "deviation", "cost_s", "violation")
+FIGURES = ("fitness", "modelled", "num_seeds", "deviation", "cost_s", "violation")
 LISTS = ("objectives", "constraints")
 
 
@@ -64,6 +64,11 @@ class Individuals:
         return self._column("fitness")
 
     @property
+    def modelled(self) -> Array:
+        """(n,): what a model is given: the fitness, of a pruned one what it had come to."""
+        return self._column("modelled")
+
+    @property
     def num_seeds(self) -> Array:
         """(n,): measurements that the fitness is the mean of, 1 where there is none."""
         return self._column("num_seeds")
@@ -85,7 +90,10 @@ class Individuals:
 
     @property
     def objectives(self) -> Array:
-        """(n, k): each minimised, NaN where not known; k = 0 where the fitness is the only one."""
+        """(n, k): each minimised, NaN where not known; of a pruned one what it had come to.
+
+        Where the fitness is the only one, only pruned ones have it here.
+        """
         return self._column("objectives")
 
     @property
@@ -95,22 +103,29 @@ class Individuals:
 
     @property
     def standing(self) -> Array:
-        """(n,): the less, the better: the fitness; who breaks a constraint comes after all others.
+        """(n,): the less, the better: as modelled; who breaks a constraint comes after all others.
 
-        Among these the violation decides. NaN and infinite as the fitness is.
+        Among these the violation decides.
         """
-        fitness, breaks = self.fitness, self.violation > 0.0
+        values, breaks = self.modelled, self.violation > 0.0
         if not breaks.any():
-            return fitness
-        met = fitness[np.isfinite(fitness) & ~breaks]
+            return values
+        met = values[np.isfinite(values) & ~breaks]
         worst = met.max() if len(met) else 0.0
         beyond = worst + np.maximum(abs(worst), 1.0) * self.violation
-        return np.where(breaks & np.isfinite(fitness), beyond, fitness)
+        return np.where(breaks & np.isfinite(values), beyond, values)
 
-    def with_fitness(self, fitness: Array) -> Individuals:
-        """The same as they are now, with another fitness (n,)."""
+    def aiming_at(self, values: Array) -> Individuals:
+        """The same as they are now, with other values (n,) in place of their fitness.
+
+        Those that are NaN change nothing: who has not ended, and who ended without, stay so.
+        """
         changed = copy.copy(self)
-        changed._columns = self._columns | {"fitness": fitness}
+        known = np.isfinite(values)
+        changed._columns = self._columns | {
+            "fitness": np.where(known & np.isfinite(self.fitness), values, self.fitness),
+            "modelled": np.where(known, values, self.modelled),
+        }
         return changed
 
     @property
@@ -213,9 +228,12 @@ def share(hyperparameter: Hyperparameter, genes: Array) -> tuple[Array, Array]:
 
 def _figures(known: Known) -> tuple[float, ...]:
     """In the order of FIGURES."""
+    fitness = modelled = _fitness_of(known)
+    if known.status is Status.PRUNED and known.objectives:
+        modelled = known.objectives[0]
     deviation = math.nan if known.fitness_deviation is None else known.fitness_deviation
     measurements = max(known.num_seeds, 1)
-    return _fitness_of(known), measurements, deviation, known.cost_s, known.violation
+    return fitness, modelled, measurements, deviation, known.cost_s, known.violation
 
 
 def _fitness_of(known: Known) -> float:

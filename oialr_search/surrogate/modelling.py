@@ -66,7 +66,7 @@ class Modelling:
         Of many only the best are told apart, and lengths are expected as wide as these spread: so
         the model narrows down with the search, however far that goes.
         """
-        (chosen,) = (~np.isnan(known.fitness)).nonzero()
+        (chosen,) = (~np.isnan(known.modelled)).nonzero()
         if len(chosen) <= BEST_AND_NEAREST + DRAWN:
             return self._model(known, chosen, CLIPPED_AT)
         standing = known.standing
@@ -98,12 +98,13 @@ class Modelling:
                 measurements=known.num_seeds[rows],
             )
 
+        measured = chosen[np.isfinite(known.constraints[chosen]).all(axis=1)]
+        excesses = known.constraints[measured]
         completed = chosen[np.isfinite(known.fitness[chosen])]
-        excesses = known.constraints[completed]
         costs = np.log(np.maximum(known.cost_s[completed], LEAST_COST_S))
         return Model(
-            fitness=fitted(chosen, standardised(known.fitness[chosen], clipped_at)),
-            constraints=[fitted(completed, without_far_ones(column)) for column in excesses.T],
+            fitness=fitted(chosen, standardised(known.modelled[chosen], clipped_at)),
+            constraints=[fitted(measured, without_far_ones(column)) for column in excesses.T],
             cost=fitted(completed, costs - costs.mean()) if self._cost_aware else None,
         )
 

@@ -33,11 +33,6 @@ class Scalarisation:
         found: Array = weighted.max(axis=1) + SUM_SHARE * weighted.sum(axis=1)
         return found
 
-    def as_fitness(self, known: Individuals) -> Individuals:
-        """The individuals with this number in place of their fitness, if they have one."""
-        completed = np.isfinite(known.fitness)
-        return known.with_fitness(np.where(completed, self.of(known.objectives), known.fitness))
-
 
 def drawn_scalarisation(known: Individuals, rng: random.Random) -> Scalarisation:
     """One with weights drawn uniformly, for objectives as they lie on the known front."""

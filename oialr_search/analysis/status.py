@@ -14,6 +14,7 @@ from typing import Any
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import LaunchRecord, RunningEvaluation, SearchRecord, Status
 from oialr_search.storage.selection import FailureCount
+from oialr_search.storage.status import UNFINISHED
 from oialr_training.protocol import EVENTS_FILE
 
 Row = dict[str, Any]
@@ -44,7 +45,10 @@ def status(storage: Storage, search: SearchRecord, now: datetime | None = None) 
     launch = launches[-1] if launches else None
     pace = _pace(storage, launch, now)
     running = {each: _epochs(storage, search, each.individual_id) for each in progress.running}
-    remaining = max(progress.total - progress.ended, progress.unfinished)
+    confirmations = storage.confirmations(search.id) if progress.num_confirmations else []
+    confirmed = sum(i.status not in UNFINISHED for i in confirmations)
+    confirming = {"ended": confirmed, "of": len(confirmations)} if confirmations else None
+    remaining = progress.expected - progress.ended
     used = [s for s in Status if s is not Status.QUEUED or progress.counts[s]]
     best = None
     if progress.best_individual_id is not None:
@@ -54,8 +58,12 @@ def status(storage: Storage, search: SearchRecord, now: datetime | None = None) 
         "task": search.task,
         "metric": search.metric,
         "evaluations_total": progress.total,
+        "expected": progress.expected,
         "begun": sum(progress.counts.values()) - progress.counts[Status.QUEUED],
         "ended": progress.ended,
+        "confirming": {"ended": len(confirmed), "of": len(confirmations)}
+        if confirmations
+        else None,
         "remaining": remaining,
         **{status.value: progress.counts[status] for status in used},
         "launch": launch and _launch(launch, len(launches)),

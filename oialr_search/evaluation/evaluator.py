@@ -40,7 +40,7 @@ from oialr_search.evaluation.worker_process import (
 )
 from oialr_search.space.hyperparameters import with_hyperparameters
 from oialr_search.space.search_file import SearchFile
-from oialr_search.storage.records import Claim, Outcome, Runner, Status
+from oialr_search.storage.records import CONFIRM, Claim, Outcome, Runner, Status
 from oialr_training.errors import ConfigError
 from oialr_training.protocol import (
     Completed,
@@ -130,6 +130,8 @@ class Evaluator:
         self._worker_type = worker_type
         self._search = search_file.search
         self._aims = search_file.aims
+        confirm = search_file.search.confirm
+        self._tests = confirm is not None and confirm.on == "test"
         self._training = with_num_threads(
             search_file.training.model_dump(mode="json"), worker_settings.num_threads
         )
@@ -228,6 +230,7 @@ class Evaluator:
         request = Evaluate(
             config=with_hyperparameters(training, claim.individual.hyperparameters),
             folder=evaluation.folder,
+            evaluate_test=self._tests and claim.individual.origin == CONFIRM,
             state_file=str(folder.parent / STATE_FILE),
         )
         try:

@@ -16,6 +16,7 @@ from typing import Any
 from oialr_search.evaluation.evaluator import Evaluated, Evaluator
 from oialr_search.evaluation.files import add_migration
 from oialr_search.evaluation.outbox import Outbox
+from oialr_search.launch.confirming import due
 from oialr_search.launch.engines import Engine, Knowledge, Member, random_numbers
 from oialr_search.launch.islands import (
     POLL_S,
@@ -31,7 +32,7 @@ from oialr_search.launch.islands import (
 from oialr_search.launch.population import AllIndividuals, Population
 from oialr_search.launch.progress import ProgressDisplay
 from oialr_search.launch.repeating import Repeat, next_repeat, seed_of
-from oialr_search.launch.resuming import is_complete
+from oialr_search.launch.resuming import have_ended
 from oialr_search.launch.stop_request import StopRequest
 from oialr_search.launch.stopping.judging import Judge
 from oialr_search.space.search_file import SearchFile
@@ -86,6 +87,9 @@ class Controller:
         self._population = Population(size)
         self._all_individuals = AllIndividuals(search_id, self._space.hyperparameters)
         self._read_breeders(storage)
+        # What confirmed the best of fewer evaluations comes beside them.
+        confirmations = storage.progress(search_id).num_confirmations
+        self._total = self._search.evaluations + confirmations
         self._generation = storage.next_generation(search_id, place.island, place.island_rank)
         self._ask_at = self._check_at = 0.0
         self._stop_words: set[str] = set()
@@ -118,7 +122,7 @@ class Controller:
         wait_for = max(self._ask_at, self._evaluator.pause_until)
         if self._stop.requested() or self._evaluator.unreliable or time.monotonic() < wait_for:
             return False
-        runner, total = self._evaluator.runner(self._launch_id), self._search.evaluations
+        runner, total = self._evaluator.runner(self._launch_id), self._total
         claim = proposal = None
         with suppress(StorageUnavailable):
             if self._remeasured:
@@ -147,7 +151,7 @@ class Controller:
         everyone, repeats = self._all_individuals, self._search.repeats
         if self._engine.needs_all_individuals or repeats is not None:
             self._outbox.ask(everyone.look)
-        if repeats is not None and everyone.number < self._search.evaluations:
+        if repeats is not None and everyone.number < self._total:
             repeat = next_repeat(everyone.known, repeats, self._place.world_size)
             if repeat is not None:
                 return self._again(repeat)
@@ -243,12 +247,25 @@ class Controller:
         if self._place.world_rank != 0 or not self._exchange.all_idle() or now < self._check_at:
             return
         self._check_at = now + ASK_AGAIN_S
-        complete, total = False, self._search.evaluations
+        complete = False
         with suppress(StorageUnavailable):
-            complete = self._outbox.ask(lambda s: is_complete(s, self._search_id, total))
+            complete = self._outbox.ask(self._is_complete)
         if complete or self._stop.requested() or self._exchange.all_unreliable():
             self._end = End(complete=complete)
             self._exchange.tell_all(self._end)
+
+    def _is_complete(self, storage: Storage) -> bool:
+        """Is nothing left to evaluate? When nothing is, the best are queued to be confirmed."""
+        if not have_ended(storage, self._search_id, self._search.evaluations):
+            return False
+        confirm = self._search.confirm
+        repeats = due(storage, self._search_id, confirm) if confirm else []
+        if repeats:
+            storage.queue_repeats(self._search_id, repeats)
+            number = len({individual_id for individual_id, _ in repeats})
+            if self._display is not None:
+                self._display.tell(f"confirming the best {number} with {len(repeats)} trainings")
+        return not repeats
 
     def _empty_outbox(self) -> None:
         """Wait for the database, but not for ever: what is not stored is in the folders."""

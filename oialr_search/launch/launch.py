@@ -165,21 +165,20 @@ def _run(
             complete = controller.run()
             exit_code = exit_codes.FINISHED if complete else exit_codes.STOPPED
             if comm.rank == 0:
-                _end(storage, search_id, launch_id, exit_code, search.evaluations)
+                _end(storage, search_id, launch_id, exit_code)
     return exit_code
 
 
-def _end(
-    storage: Storage, search_id: int, launch_id: int, exit_code: int, evaluations: int
-) -> None:
+def _end(storage: Storage, search_id: int, launch_id: int, exit_code: int) -> None:
     try:
         storage.end_launch(launch_id, exit_code)
-        ended = storage.progress(search_id).ended
+        progress = storage.progress(search_id)
     except StorageUnavailable as error:
         print(f"warning: the database is away, the folders have what it lacks: {error}")
         return
     if exit_code != exit_codes.FINISHED:
-        print(f"stopped after {ended} of {evaluations} evaluations; the same command goes on")
+        done = f"{progress.ended} of {progress.expected} evaluations"
+        print(f"stopped after {done}; the same command goes on")
 
 
 def _check_world_size(comm: MPI.Comm, environment: Mapping[str, str]) -> None:
@@ -247,7 +246,7 @@ def _already_complete(comm: MPI.Comm, search_file: SearchFile, settings: LaunchS
                 with open_storage(settings.database_url, create=True) as storage:
                     stored = find_stored(storage, search_file)
                     if stored is not None:
-                        complete = is_complete(storage, stored.id, search.evaluations)
+                        complete = is_complete(storage, stored.id, search)
                         ended = storage.progress(stored.id).ended
             if stored is None:
                 refuse_unknown(settings.search_dir / search.name)

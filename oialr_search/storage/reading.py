@@ -18,6 +18,7 @@ from oialr_search.storage.curves import list_trainings, read_curves
 from oialr_search.storage.errors import storage_errors
 from oialr_search.storage.leaderboard import INDIVIDUAL, IS_LATEST, LATEST, leaderboard
 from oialr_search.storage.records import (
+    CONFIRM,
     Curve,
     EpochRecord,
     EvaluationRecord,
@@ -189,6 +190,11 @@ class StorageReader(AbstractContextManager["StorageReader"]):
             )
             .order_by(evaluations.c.world_rank, evaluations.c.id)
         )
+        confirmations = sa.select(sa.func.count()).where(
+            individuals.c.repeat_of.is_not(None),
+            individuals.c.search_id == search_id,
+            individuals.c.origin == CONFIRM,
+        )
         sums = sa.select(*(sa.func.coalesce(sa.func.sum(count), 0) for count in COUNTS))
         with self._reading() as connection:
             total = connection.execute(
@@ -211,6 +217,7 @@ class StorageReader(AbstractContextManager["StorageReader"]):
                 best_fitness=best and best.fitness,
                 best_individual_id=best and best.id,
                 running=[RunningEvaluation(**r) for r in connection.execute(running).mappings()],
+                num_confirmations=connection.execute(confirmations).scalar_one(),
             )
 
     def islands(self, search_id: int) -> list[IslandSummary]:
@@ -329,6 +336,20 @@ class StorageReader(AbstractContextManager["StorageReader"]):
                 for conditions in _after(search_id, individual_id, again)
                 for row in connection.execute(query.where(*conditions).order_by(c.id))
             ]
+
+    def confirmations(self, search_id: int) -> list[IndividualRecord]:
+        """Return those that confirm a search's best: repeats that are newer than all else of it."""
+        of_search = individuals.c.search_id == search_id
+        newest = sa.select(sa.func.max(individuals.c.id)).where(
+            of_search, individuals.c.origin != CONFIRM
+        )
+        with self._reading() as connection:
+            return read_individuals(
+                connection,
+                of_search,
+                individuals.c.repeat_of.is_not(None),
+                individuals.c.id > newest.scalar_subquery(),
+            )
 
     def individual(self, individual_id: int) -> IndividualRecord | None:
         """Return one individual."""

@@ -91,9 +91,11 @@ def _status_lines(status: Row, now: datetime) -> list[tuple[str, str]]:
     )
     lines = [
         ("search", f"{status['search']}: {status['task']}, {status['metric']}"),
-        ("individuals", f"{status['begun']} of {status['evaluations_total']} begun"
+        ("individuals", f"{status['begun']} of {status['expected']} begun"
          + (f": {counts}" if counts else "")),
     ]  # fmt: skip
+    if confirming := status["confirming"]:
+        lines.append(("confirming", f"{confirming['ended']} of {confirming['of']} trainings ended"))
     if best := status["best"]:
         trainable = best["trainable_percent"]
         share = "" if trainable is None else f", {number(trainable)} % trainable"

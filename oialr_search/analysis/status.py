@@ -11,10 +11,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from oialr_search import exit_codes
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import LaunchRecord, RunningEvaluation, SearchRecord, Status
 from oialr_search.storage.selection import FailureCount
 from oialr_search.storage.status import UNFINISHED
+from oialr_search.surrogate.outlook import outlook
 from oialr_training.protocol import EVENTS_FILE
 
 Row = dict[str, Any]
@@ -49,7 +51,10 @@ def status(storage: Storage, search: SearchRecord, now: datetime | None = None) 
     confirmed = sum(i.status not in UNFINISHED for i in confirmations)
     confirming = {"ended": confirmed, "of": len(confirmations)} if confirmations else None
     remaining = progress.expected - progress.ended
+    if launch is not None and launch.exit_code == exit_codes.FINISHED and not progress.unfinished:
+        remaining = 0  # it has had enough before its total: `search.until`
     used = [s for s in Status if s is not Status.QUEUED or progress.counts[s]]
+    more = outlook(storage, search.id)
     best = None
     if progress.best_individual_id is not None:
         best = storage.individual(progress.best_individual_id)
@@ -61,9 +66,7 @@ def status(storage: Storage, search: SearchRecord, now: datetime | None = None) 
         "expected": progress.expected,
         "begun": sum(progress.counts.values()) - progress.counts[Status.QUEUED],
         "ended": progress.ended,
-        "confirming": {"ended": len(confirmed), "of": len(confirmations)}
-        if confirmations
-        else None,
+        "confirming": confirming,
         "remaining": remaining,
         **{status.value: progress.counts[status] for status in used},
         "launch": launch and _launch(launch, len(launches)),
@@ -78,6 +81,12 @@ def status(storage: Storage, search: SearchRecord, now: datetime | None = None) 
             "island": best.island,
             "trainable_percent": best.evaluation and best.evaluation.trainable_percent,
             "compression_percent": best.evaluation and best.evaluation.compression_percent,
+        },
+        "outlook": more
+        and {
+            "evaluations": more.evaluations,
+            "gain": more.middle,
+            "gain_quartiles": [more.low, more.high],
         },
         "islands": [
             {

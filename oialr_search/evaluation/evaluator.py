@@ -205,11 +205,18 @@ class Evaluator:
 
     @property
     def trained(self) -> tuple[int, int] | None:
-        """The running individual and its last epoch, unless none has ended or it stops already."""
+        """The running individual and its last epoch; None: it has none, or is not to be judged.
+
+        It is not when it stops already, when it is gone on with after it was pruned, and when it
+        repeats another: it is to tell how good that is.
+        """
         running = self._running
-        if running is None or running.last_epoch is None or running.asked_to_stop:
+        if running is None or running.last_epoch is None:
             return None
-        return running.claim.individual.id, running.last_epoch.epoch
+        individual = running.claim.individual
+        if running.asked_to_stop or running.claim.continued or individual.repeat_of is not None:
+            return None
+        return individual.id, running.last_epoch.epoch
 
     @property
     def unreliable(self) -> bool:
@@ -262,7 +269,7 @@ class Evaluator:
             self._send_stop(self._running, "launch_stops")
 
     def prune(self, reason: str) -> None:
-        """Have the worker end after its epoch, as it is not worth going on; not to be repeated."""
+        """Have the worker end, as it is not worth going on; not to be repeated."""
         assert self._running is not None
         self._running.not_worth = reason
         self._send_stop(self._running, "pruned")
@@ -342,7 +349,15 @@ class Evaluator:
                 lost = _lost(f"the search was stopped after epoch {event.epoch}")
                 return _End(outcome=replace(lost, resources=event.resources))
             case Stopped(reason="pruned"):
-                return _End(outcome=pruned_outcome(event, running.last_epoch, running.not_worth))
+                outcome = pruned_outcome(
+                    event,
+                    running.last_epoch,
+                    running.not_worth,
+                    self._aims,
+                    running.claim.individual.hyperparameters,
+                    running.epochs,
+                )
+                return _End(outcome=outcome)
             case Completed() | Failed():
                 outcome = self._outcome_of(event, running, running.epochs)
                 # What could be prepared when the launch began fails now: not the configuration.
@@ -418,7 +433,9 @@ class Evaluator:
         ending = Ending(outcome=outcome, repeat=repeat)
         self._unwritten.append((folder / OUTCOME_FILE, ending))
         self.write_outcomes(now=True)
-        if not repeat:
+        stopping = self._search.stopping
+        goes_on = stopping is not None and stopping.go_on and outcome.status is Status.PRUNED
+        if not repeat and not goes_on:
             with contextlib.suppress(OSError):
                 (folder.parent / STATE_FILE).unlink(missing_ok=True)
         evaluation_id = claim.evaluation.id

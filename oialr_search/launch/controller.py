@@ -35,6 +35,7 @@ from oialr_search.launch.repeating import Repeat, next_repeat, seed_of
 from oialr_search.launch.resuming import have_ended
 from oialr_search.launch.stop_request import StopRequest
 from oialr_search.launch.stopping.judging import Judge
+from oialr_search.launch.until import total_of
 from oialr_search.space.search_file import SearchFile
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import (
@@ -87,9 +88,6 @@ class Controller:
         self._population = Population(size)
         self._all_individuals = AllIndividuals(search_id, self._space.hyperparameters)
         self._read_breeders(storage)
-        # What confirmed the best of fewer evaluations comes beside them.
-        confirmations = storage.progress(search_id).num_confirmations
-        self._total = self._search.evaluations + confirmations
         self._generation = storage.next_generation(search_id, place.island, place.island_rank)
         self._ask_at = self._check_at = 0.0
         self._stop_words: set[str] = set()
@@ -122,14 +120,20 @@ class Controller:
         wait_for = max(self._ask_at, self._evaluator.pause_until)
         if self._stop.requested() or self._evaluator.unreliable or time.monotonic() < wait_for:
             return False
-        runner, total = self._evaluator.runner(self._launch_id), self._total
+        runner = self._evaluator.runner(self._launch_id)
         claim = proposal = None
         with suppress(StorageUnavailable):
             if self._remeasured:
                 self._outbox.ask(self._read_breeders)
                 self._remeasured = False
-            proposal = self._propose()
-            claim = self._outbox.ask(lambda s: s.claim(self._search_id, proposal, total, runner))
+            total = self._outbox.ask(self._total)
+            proposal = self._propose(total)
+            go_on = None
+            if self._judge is not None and total:  # a search that has had enough takes none up
+                go_on = self._outbox.ask(self._judge.promising)
+            claim = self._outbox.ask(
+                lambda s: s.claim(self._search_id, proposal, total, runner, go_on)
+            )
         if claim is None:
             # Another rank may yet lose an individual, which this one can evaluate again. Where it
             # was quicker to repeat one with this seed, there is something else to do.
@@ -142,7 +146,10 @@ class Controller:
         self._evaluator.start(claim)
         return True
 
-    def _propose(self) -> Proposal:
+    def _total(self, storage: Storage) -> int:
+        return total_of(storage, self._search_id, self._search)
+
+    def _propose(self, total: int) -> Proposal:
         """What this rank would evaluate next.
 
         Raises:
@@ -151,7 +158,7 @@ class Controller:
         everyone, repeats = self._all_individuals, self._search.repeats
         if self._engine.needs_all_individuals or repeats is not None:
             self._outbox.ask(everyone.look)
-        if repeats is not None and everyone.number < self._total:
+        if repeats is not None and everyone.number < total:
             repeat = next_repeat(everyone.known, repeats, self._place.world_size)
             if repeat is not None:
                 return self._again(repeat)
@@ -256,7 +263,7 @@ class Controller:
 
     def _is_complete(self, storage: Storage) -> bool:
         """Is nothing left to evaluate? When nothing is, the best are queued to be confirmed."""
-        if not have_ended(storage, self._search_id, self._search.evaluations):
+        if not have_ended(storage, self._search_id, self._search):
             return False
         confirm = self._search.confirm
         repeats = due(storage, self._search_id, confirm) if confirm else []

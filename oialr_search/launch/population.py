@@ -50,11 +50,12 @@ class Population:
 
 
 class AllIndividuals:
-    """The individuals of all islands; each look reads what is new and what had not ended."""
+    """The individuals of all islands; each look reads what is new and what may have changed."""
 
     def __init__(self, search_id: int, hyperparameters: Sequence[Hyperparameter]) -> None:
         self._search_id = search_id
         self.known = Individuals(hyperparameters)
+        self._last_finish: int | None = None
         self._last_id = 0
         self._again: set[int] = set()
 
@@ -69,13 +70,17 @@ class AllIndividuals:
         Raises:
             StorageUnavailable: when the database is away; the next look reads the same.
         """
+        # One that had ended ends again when it is gone on with.
+        last_finish, finished = storage.finished_after(self._search_id, self._last_finish)
+        again = self._again | {number for number in finished if number <= self._last_id}
         while True:
-            found = storage.known_after(self._search_id, self._last_id, self._again)
+            found = storage.known_after(self._search_id, self._last_id, again)
             self.known.take(found)
             self._last_id = max(self._last_id, *(k.individual_id for k in found), 0)
             # A repeat that has completed has changed the mean of the first one.
             firsts = {k.repeat_of for k in found if k.status is Status.COMPLETED} - {None}
             unfinished = {k.individual_id for k in found if k.status in UNFINISHED}
-            self._again = unfinished | {number for number in firsts if number is not None}
+            self._again = again = unfinished | {number for number in firsts if number is not None}
             if not firsts:
+                self._last_finish = last_finish
                 return self.known

@@ -26,6 +26,7 @@ from oialr_search.evaluation.files import (
 from oialr_search.launch.confirming import due
 from oialr_search.launch.provenance import git_revision, versions
 from oialr_search.launch.starting import starting_points
+from oialr_search.launch.until import total_of
 from oialr_search.space.search_file import SearchFile, SearchSettings
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import (
@@ -100,15 +101,15 @@ def _flat(content: object, path: str = "") -> dict[str, object]:
     return {key: value for part in inner for key, value in part.items()}
 
 
-def have_ended(storage: Storage, search_id: int, evaluations: int) -> bool:
+def have_ended(storage: Storage, search_id: int, search: SearchSettings) -> bool:
     """Is nothing left to evaluate, neither of the total nor of what was queued beyond it?"""
     progress = storage.progress(search_id)
-    return progress.ended >= evaluations + progress.num_confirmations and not progress.unfinished
+    return not progress.unfinished and progress.ended >= total_of(storage, search_id, search)
 
 
 def is_complete(storage: Storage, search_id: int, search: SearchSettings) -> bool:
     """Is nothing left to evaluate, and none of the best to confirm?"""
-    ended = have_ended(storage, search_id, search.evaluations)
+    ended = have_ended(storage, search_id, search)
     return ended and not (search.confirm and due(storage, search_id, search.confirm))
 
 

@@ -97,6 +97,11 @@ _accepted = (
     .subquery()
 )
 BREEDERS = sa.union(sa.select(_bred), sa.select(_accepted))  # of one island, unordered
+CONFIRMATIONS = sa.select(sa.func.count()).where(
+    individuals.c.repeat_of.is_not(None),
+    individuals.c.search_id == parameter("search_id"),
+    individuals.c.origin == CONFIRM,
+)
 BEST_OF_ISLAND = (
     sa.select(individuals.c.id)
     .where(
@@ -190,11 +195,6 @@ class StorageReader(AbstractContextManager["StorageReader"]):
             )
             .order_by(evaluations.c.world_rank, evaluations.c.id)
         )
-        confirmations = sa.select(sa.func.count()).where(
-            individuals.c.repeat_of.is_not(None),
-            individuals.c.search_id == search_id,
-            individuals.c.origin == CONFIRM,
-        )
         sums = sa.select(*(sa.func.coalesce(sa.func.sum(count), 0) for count in COUNTS))
         with self._reading() as connection:
             total = connection.execute(
@@ -217,7 +217,7 @@ class StorageReader(AbstractContextManager["StorageReader"]):
                 best_fitness=best and best.fitness,
                 best_individual_id=best and best.id,
                 running=[RunningEvaluation(**r) for r in connection.execute(running).mappings()],
-                num_confirmations=connection.execute(confirmations).scalar_one(),
+                num_confirmations=count_confirmations(connection, search_id),
             )
 
     def islands(self, search_id: int) -> list[IslandSummary]:
@@ -337,6 +337,11 @@ class StorageReader(AbstractContextManager["StorageReader"]):
                 for row in connection.execute(query.where(*conditions).order_by(c.id))
             ]
 
+    def num_confirmations(self, search_id: int) -> int:
+        """Count the individuals that confirm a search's best, now or earlier."""
+        with self._reading() as connection:
+            return count_confirmations(connection, search_id)
+
     def confirmations(self, search_id: int) -> list[IndividualRecord]:
         """Return those that confirm a search's best: repeats that are newer than all else of it."""
         of_search = individuals.c.search_id == search_id
@@ -446,6 +451,23 @@ class StorageReader(AbstractContextManager["StorageReader"]):
         number = sa.select(searches.c.last_finish_number).where(searches.c.id == search_id)
         with self._reading() as connection:
             return int(connection.execute(number).scalar_one())
+
+    def finished_after(self, search_id: int, finish_number: int | None) -> tuple[int, list[int]]:
+        """Return the latest finish number, and the individuals of evaluations after the given one.
+
+        Without one there are none to tell.
+        """
+        if finish_number is None:
+            return self.last_finish_number(search_id), []
+        query = (
+            sa.select(evaluations.c.finish_number, evaluations.c.individual_id)
+            .join_from(launches, evaluations)
+            .where(launches.c.search_id == search_id, evaluations.c.finish_number > finish_number)
+        )
+        with self._reading() as connection:
+            found = connection.execute(query).all()
+        numbers = [finish_number, *(row.finish_number for row in found)]
+        return max(numbers), [row.individual_id for row in found]
 
     def finished_since(self, search_id: int, finish_number: int = 0) -> list[EvaluationRecord]:
         """Return evaluations that finished after the one with that number, in that order."""
@@ -567,6 +589,12 @@ def _after(
         individuals.c.status.in_(list(Status)),  # the index has them by status, then id
         individuals.c.id > individual_id,
     ]
+
+
+def count_confirmations(connection: sa.Connection, search_id: int) -> int:
+    """Count the individuals that confirm a search's best."""
+    number = connection.scalar(CONFIRMATIONS, {"the_search_id": search_id})
+    return int(number or 0)
 
 
 def read_individuals(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from oialr_search.space.hyperparameters import Hyperparameter
 from oialr_search.storage.records import Known
-from oialr_search.storage.status import UNFINISHED
+from oialr_search.storage.status import UNFINISHED, Status
 
 Array = NDArray[np.float64]
 
@@ -33,6 +33,7 @@ class Individuals:
         self._ids = np.empty(FIRST_ROWS, dtype=np.int64)
         self._genes = np.empty((FIRST_ROWS, len(self._hyperparameters)))
         self._fitness = np.empty(FIRST_ROWS)
+        self._modelled = np.empty(FIRST_ROWS)
         self._num_seeds = np.empty(FIRST_ROWS)
         self._deviation = np.empty(FIRST_ROWS)
         self._repeats: dict[int, int] = {}
@@ -55,6 +56,11 @@ class Individuals:
     def fitness(self) -> Array:
         """(n,): NaN while the individual has not ended, infinite if it ended without."""
         return self._fitness[: self._number]
+
+    @property
+    def modelled(self) -> Array:
+        """(n,): what a model is given: the fitness, of a pruned one what it had come to."""
+        return self._modelled[: self._number]
 
     @property
     def num_seeds(self) -> Array:
@@ -82,7 +88,7 @@ class Individuals:
         ids = np.array([individual.individual_id for individual in individuals], dtype=np.int64)
         genes = np.array([[i.genes[h.name] for h in self._hyperparameters] for i in individuals])
         genes = genes.reshape(len(ids), len(self._hyperparameters))
-        measured = np.array([_measured(individual) for individual in individuals]).reshape(-1, 3)
+        measured = np.array([_measured(individual) for individual in individuals]).reshape(-1, 4)
         there = np.isin(ids, self.ids, assume_unique=True)
         rows = np.searchsorted(self.ids, ids[there])
         for column, values in zip(self._measured, measured[there].T, strict=True):
@@ -90,8 +96,8 @@ class Individuals:
         self._append(ids[~there], self.at_middles(genes[~there]), measured[~there])
 
     @property
-    def _measured(self) -> tuple[Array, Array, Array]:
-        return self._fitness, self._num_seeds, self._deviation
+    def _measured(self) -> tuple[Array, ...]:
+        return self._fitness, self._modelled, self._num_seeds, self._deviation
 
     def at_middles(self, genes: Array) -> Array:
         """Genes (m, d) moved to the middles."""
@@ -111,6 +117,7 @@ class Individuals:
             self._ids = np.resize(self._ids, rows)
             self._genes = np.resize(self._genes, (rows, self._genes.shape[1]))
             self._fitness = np.resize(self._fitness, rows)
+            self._modelled = np.resize(self._modelled, rows)
             self._num_seeds = np.resize(self._num_seeds, rows)
             self._deviation = np.resize(self._deviation, rows)
         columns = (self._ids, self._genes, *self._measured)
@@ -151,9 +158,12 @@ def share(hyperparameter: Hyperparameter, genes: Array) -> tuple[Array, Array]:
     return (below - start) / width, (above - start) / width
 
 
-def _measured(known: Known) -> tuple[float, float, float]:
+def _measured(known: Known) -> tuple[float, ...]:
+    fitness = modelled = _fitness_of(known)
+    if known.status is Status.PRUNED and known.objectives:
+        modelled = known.objectives[0]
     deviation = math.nan if known.fitness_deviation is None else known.fitness_deviation
-    return _fitness_of(known), max(known.num_seeds, 1), deviation
+    return fitness, modelled, max(known.num_seeds, 1), deviation
 
 
 def _fitness_of(known: Known) -> float:

@@ -39,21 +39,21 @@ class Modelling:
         Of many only the best are told apart, and lengths are expected as wide as these spread: so
         the model narrows down with the search, however far that goes.
         """
-        chosen = np.flatnonzero(~np.isnan(known.fitness))
+        chosen = np.flatnonzero(~np.isnan(known.modelled))
         if len(chosen) <= BEST_AND_NEAREST + DRAWN:
-            values = standardised(known.fitness[chosen], CLIPPED_AT)
+            values = standardised(known.modelled[chosen], CLIPPED_AT)
             return self._fit(known, chosen, values)
-        best, others = split(chosen, known.fitness[chosen], self._num_best)
+        best, others = split(chosen, known.modelled[chosen], self._num_best)
         widths = WIDTH_OF_DEVIATION * known.genes[best].std(axis=0)
         spread = np.clip(widths, self._least_spread, 1.0)
-        leader = known.genes[best[np.argmin(known.fitness[best])]]
+        leader = known.genes[best[np.argmin(known.modelled[best])]]
         differences = (known.genes - leader) / spread
         differences[:, self._categorical] = differences[:, self._categorical] != 0.0
         distances = np.einsum("nd,nd->n", differences, differences)
         near, others = split(others, distances[others], BEST_AND_NEAREST - len(best))
         drawn = rng.sample(range(len(others)), DRAWN)
         chosen = np.concatenate([best, near, others[drawn]])
-        values = standardised(known.fitness[chosen], len(best) / len(chosen))
+        values = standardised(known.modelled[chosen], len(best) / len(chosen))
         return self._fit(known, chosen, values, spread)
 
     def _fit(

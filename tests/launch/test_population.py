@@ -78,6 +78,8 @@ def test_everyone_is_known_and_only_what_changed_is_read_again(tmp_path: Path) -
         everyone = AllIndividuals(search_id, (LR,))
 
         class Recording:
+            finished_after = storage.finished_after
+
             def known_after(self, search_id: int, last: int, again: set[int]) -> Any:
                 asked.append((last, set(again)))
                 return storage.known_after(search_id, last, again)

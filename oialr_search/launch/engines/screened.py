@@ -17,6 +17,7 @@ from itertools import chain
 import numpy as np
 from propulate.population import Individual
 from scipy.special import ndtr
+from scipy.stats import rankdata
 from threadpoolctl import threadpool_limits
 
 from oialr_search.launch.engines import Engine, Knowledge, Member, Offspring
@@ -44,7 +45,8 @@ DRAWN_ANEW = 0.15
 RANKED_BY_MODEL = 0.5
 RUNNING = 100
 UNIFORM_DESPITE_PRIOR = 0.5
-PRIOR_STRENGTH = 10.0  # β: evaluations after which the prior counts once
+PRIOR_STRENGTH = 20.0  # β: evaluations after which the prior counts once
+PRIOR_FORGOTTEN = 1000  # evaluations
 UNSCREENED_ATTEMPTS = 5
 ATTEMPTS = 200
 
@@ -101,13 +103,17 @@ class ScreenedEngine(Engine):
             genes = known.at_middles(np.array([self._genes(parent) for parent in parents]))
             for parent, mean in zip(parents, model.mean(genes), strict=True):
                 parent.loss = float(mean)
+        strength = self._strength(known)
         candidates = [
-            self._drawn(rng) if rng.random() < UNIFORM_CANDIDATES else self._bred(parents, rng)
+            self._drawn(rng, strength)
+            if rng.random() < UNIFORM_CANDIDATES
+            else self._bred(parents, rng)
             for _ in range(CANDIDATES)
         ]
         rows = known.at_middles(np.array([candidate.genes for candidate in candidates]))
         running = known.genes[np.isnan(known.fitness)][-RUNNING:]
-        promising = by_promise(model, running, rows, self._expected(known, rows))
+        expected = strength * self._belief.log_density(rows) if self._belief is not None else 0.0
+        promising = by_promise(model, running, rows, expected)
         return self._first_new(known, [candidates[n] for n in promising], "screened", rng)
 
     def _first_new(
@@ -133,23 +139,31 @@ class ScreenedEngine(Engine):
             points[::2] = self._belief.quantiles(points[::2])
         return points
 
-    def _drawn(self, rng: random.Random) -> Candidate:
-        """A uniform candidate, half of the time as the prior has it."""
+    def _drawn(self, rng: random.Random, strength: float) -> Candidate:
+        """A uniform candidate; half of the time as the prior has it, while that counts."""
         drawn = self._uniform(rng)
-        if self._belief is None or rng.random() < UNIFORM_DESPITE_PRIOR:
+        if self._belief is None or not strength or rng.random() < UNIFORM_DESPITE_PRIOR:
             return drawn
         (genes,) = self._belief.quantiles(np.array([drawn.genes]))
         return Candidate(genes=genes.tolist())
 
-    def _expected(self, known: Individuals, candidates: Array) -> Array | float:
-        """(m,): the prior's say in the choice of candidates (m, d), which fades with evidence.
+    def _strength(self, known: Individuals) -> float:
+        """What the prior counts: less with each evaluation, nothing where these contradict it.
 
-        Hvarfner et al. 2022 ("πBO"): the acquisition times the prior to the power β / n.
+        β / n (Hvarfner et al. 2022, "πBO"), times the rank correlation of how probable the
+        evaluated ones were with how good they are.
         """
-        if self._belief is None:
+        ended = np.flatnonzero(~np.isnan(known.fitness))
+        if self._belief is None or not 2 <= len(ended) <= PRIOR_FORGOTTEN:
             return 0.0
-        ended = int((~np.isnan(known.fitness)).sum())
-        return PRIOR_STRENGTH / max(ended, 1) * self._belief.log_density(candidates)
+        fitness = known.fitness[ended]
+        worst = fitness[np.isfinite(fitness)].max(initial=0.0)
+        ranks = [
+            rankdata(values)
+            for values in (self._belief.log_density(known.genes[ended]), np.minimum(fitness, worst))
+        ]
+        agreement = -np.corrcoef(ranks)[0, 1] if all(map(np.ptp, ranks)) else 0.0
+        return PRIOR_STRENGTH / len(ended) * max(float(agreement), 0.0)
 
     def _latin_hypercube(self, number: int) -> Array:
         """(number, d): the same on all ranks; each gene has one point in each of equal parts."""

@@ -29,7 +29,12 @@ from oialr_search.launch.islands import (
     Remeasured,
     Visitor,
 )
-from oialr_search.launch.population import AllIndividuals, Population
+from oialr_search.launch.population import (
+    AllIndividuals,
+    ParetoPopulation,
+    Population,
+    evaluated_on_island,
+)
 from oialr_search.launch.progress import ProgressDisplay
 from oialr_search.launch.repeating import Repeat, next_repeat, seed_of
 from oialr_search.launch.resuming import have_ended
@@ -85,13 +90,14 @@ class Controller:
         self._display = display
         self._warnings = warnings
         size = engine.population_size(place.world_size)
-        self._population = Population(size)
+        several = search_file.search.objectives is not None
+        self._population = ParetoPopulation(size) if several else Population(size)
         self._all_individuals = AllIndividuals(search_id, self._space.hyperparameters)
         self._read_breeders(storage)
         self._generation = storage.next_generation(search_id, place.island, place.island_rank)
         self._ask_at = self._check_at = 0.0
         self._stop_words: set[str] = set()
-        self._news: list[tuple[Member | None, bool]] = []
+        self._news: list[tuple[Member | None, random.Random]] = []
         self._remeasured = False
         self._end: End | None = None
 
@@ -200,9 +206,14 @@ class Controller:
 
     def _read_breeders(self, storage: Storage) -> None:
         """Take in who breeds on the island by what is stored."""
-        place, size = self._place, self._population.size
-        for individual in storage.breeders(self._search_id, place.island, place.num_islands, size):
-            self._population.add(member_of(individual))
+        search_id, place, size = self._search_id, self._place, self._population.size
+        if isinstance(self._population, ParetoPopulation):
+            members = evaluated_on_island(storage, search_id, place.island, place.num_islands)
+        else:
+            stored = storage.breeders(search_id, place.island, place.num_islands, size)
+            members = map(member_of, stored)
+        for member in members:
+            self._population.add(member)
 
     def _follow(self) -> None:
         """Move the evaluation along that runs."""
@@ -283,26 +294,27 @@ class Controller:
         """Take an evaluated individual into the population."""
         if evaluated.fitness is None:
             return
-        if evaluated.claim.individual.repeat_of is not None:
-            self._news.append((None, False))
+        individual = evaluated.claim.individual
+        if individual.repeat_of is not None:
+            self._news.append((None, self._random_numbers("migration")))
             return
-        member = member_of(evaluated.claim.individual, evaluated.fitness)
+        member = member_of(individual, evaluated)
         self._population.add(member)
-        migrates = self._random_numbers("migration").random() < self._search.migration_probability
-        self._news.append((member, migrates))
+        self._news.append((member, self._random_numbers("migration")))
 
     def _tell_news(self) -> None:
         """Tell the peers, perhaps migrate: only now, when who accepts it finds it stored."""
         island = self._place.island
-        for member, migrates in self._news:
+        for member, rng in self._news:
             if member is None:
                 self._remeasured = True
                 self._exchange.tell_all(Remeasured())
                 continue
             self._exchange.tell_peers(Visitor(member=member, island=island))
-            best = self._population.best()
-            if best is not None and migrates:
-                self._exchange.migrate(Visitor(member=best, island=island))
+            if rng.random() < self._search.migration_probability:
+                emissary = self._population.emissary(rng)
+                assert emissary is not None
+                self._exchange.migrate(Visitor(member=emissary, island=island))
         self._news.clear()
 
     def _random_numbers(self, purpose: str) -> random.Random:
@@ -348,13 +360,15 @@ class Controller:
             self._display.refresh()
 
 
-def member_of(individual: IndividualRecord, fitness: float | None = None) -> Member:
+def member_of(individual: IndividualRecord, evaluated: Evaluated | None = None) -> Member:
     """An evaluated individual as islands exchange it."""
-    fitness = individual.fitness if fitness is None else fitness
-    assert fitness is not None
+    measured = evaluated or individual
+    assert measured.fitness is not None
     return Member(
         individual_id=individual.id,
         genes=dict(individual.genes),
-        fitness=fitness,
+        fitness=measured.fitness,
+        violation=measured.violation,
+        objectives=tuple(measured.objectives),
         num_seeds=max(individual.num_seeds, 1),
     )

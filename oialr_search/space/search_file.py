@@ -308,11 +308,12 @@ def _refuse_window(
 
 
 def _refuse_aims(search: SearchSettings, source: str) -> None:
-    """CMA-ES ranks by one number, and so does who looks for the best; the others do not need to."""
+    """CMA-ES ranks by one number, and so do repeats; the others know what to do."""
     for key in ("repeats", "confirm"):
-        if getattr(search, key) is not None and search.objectives is not None:
+        if search.objectives and getattr(search, key) is not None:
             raise ConfigError(
-                f"`search.{key}` needs one best: with `search.objectives` there is none ({source})"
+                f"`search.{key}` measures the best again, and `search.objectives` have none: "
+                f"give one of them ({source})"
             )
     if "cmaes" in (search.engines or [search.engine]):
         for key in ("objectives", "subject_to"):

@@ -11,9 +11,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from oialr_search import exit_codes
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import LaunchRecord, RunningEvaluation, SearchRecord, Status
 from oialr_search.storage.selection import FailureCount
+from oialr_search.surrogate.outlook import outlook
 from oialr_training.protocol import EVENTS_FILE
 
 Row = dict[str, Any]
@@ -45,7 +47,10 @@ def status(storage: Storage, search: SearchRecord, now: datetime | None = None) 
     pace = _pace(storage, launch, now)
     running = {each: _epochs(storage, search, each.individual_id) for each in progress.running}
     remaining = max(progress.total - progress.ended, progress.unfinished)
+    if launch is not None and launch.exit_code == exit_codes.FINISHED and not progress.unfinished:
+        remaining = 0  # it has had enough before its total: `search.until`
     used = [s for s in Status if s is not Status.QUEUED or progress.counts[s]]
+    more = outlook(storage, search.id)
     best = None
     if progress.best_individual_id is not None:
         best = storage.individual(progress.best_individual_id)
@@ -70,6 +75,12 @@ def status(storage: Storage, search: SearchRecord, now: datetime | None = None) 
             "island": best.island,
             "trainable_percent": best.evaluation and best.evaluation.trainable_percent,
             "compression_percent": best.evaluation and best.evaluation.compression_percent,
+        },
+        "outlook": more
+        and {
+            "evaluations": more.evaluations,
+            "gain": more.middle,
+            "gain_quartiles": [more.low, more.high],
         },
         "islands": [
             {

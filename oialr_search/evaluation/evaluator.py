@@ -72,6 +72,8 @@ class Evaluated:
     claim: Claim
     status: Status
     fitness: float | None
+    violation: float = 0.0
+    objectives: Sequence[float] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -436,7 +438,13 @@ class Evaluator:
         evaluation_id = claim.evaluation.id
         self._outbox.put(lambda s: s.finish_evaluation(evaluation_id, outcome, repeat=repeat))
         self._count(end, outcome)
-        return Evaluated(claim=claim, status=outcome.status, fitness=outcome.fitness)
+        return Evaluated(
+            claim=claim,
+            status=outcome.status,
+            fitness=outcome.fitness,
+            violation=outcome.violation,
+            objectives=outcome.objectives,
+        )
 
     def _count(self, end: _End, outcome: Outcome) -> None:
         if outcome.status is Status.LOST and not end.machine:

@@ -9,11 +9,12 @@ Simulates searches with `screened` as `search_quality.py` does, each problem and
     related   with the five best of a search of 100 evaluations of the problem of seed + 2: for svm
               and sgd the same data split otherwise, for COCO another function
 
-and says when each finds what `none` has at its end. Whatever ends is a line of the results; a
-second call does what is missing.
+and says what each has found after how many evaluations. Regret is normalised for each problem and
+seed: 0 is the least known, 1 what `none` has found after 25. Whatever ends is a line of the
+results; a second call does what is missing.
 
     python benchmarks/prior_knowledge.py results.jsonl [--problems bbob-5,...] [--seeds 8]
-        [--kinds none,right,wrong,related] [--evaluations 200] [--workers 8]
+        [--kinds none,right,wrong,related] [--evaluations 100] [--workers 8]
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import math
 import random
 import statistics
 import sys
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the other modules of benchmarks/
 
 from benchmarks.search_problems import Problem, problem
-from benchmarks.search_quality import Run, quartiles, search
+from benchmarks.search_quality import Run, search
 from oialr_search.space.hyperparameters import Hyperparameter
 from oialr_search.surrogate.individuals import Individuals
 
@@ -41,8 +43,10 @@ PROBLEMS = ("bbob-5", "bbob-10", "bbob-mixint-5", "svm", "oialr")
 KINDS = ("none", "right", "wrong", "related")
 DEVIATION, FAR, PROBABILITY = 0.1, 0.4, 0.8
 RELATED_EVALUATIONS, RELATED_BEST = 100, 5
-LASTS = {"none": 1.0, "wrong": 1.1, "right": 0.5, "related": 0.5}
-"""Of the evaluations that are compared."""
+BEST_OF = 150
+"""Evaluations of the search whose best is the best known, where the optimum is not."""
+SHOWN_AT = (12, 25, 50, 100)
+GOALS = (0.5, 0.2, 0.05)
 
 Genes = Mapping[str, float]
 
@@ -53,7 +57,7 @@ def main() -> None:
     parser.add_argument("--problems", default=",".join(PROBLEMS))
     parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--seeds", type=int, default=8)
-    parser.add_argument("--evaluations", type=int, default=200)
+    parser.add_argument("--evaluations", type=int, default=100)
     parser.add_argument("--workers", type=int, default=8)
     arguments = parser.parse_args()
     arguments.results.touch()
@@ -68,7 +72,7 @@ def main() -> None:
                 runs.append(run)
                 with arguments.results.open("a") as file:
                     file.write(json.dumps(vars(run)) + "\n")
-    print(table(runs, arguments.evaluations))
+    print(table(runs))
 
 
 def searched(name: str, kind: str, seed: int, workers: int, evaluations: int) -> Run:
@@ -81,8 +85,7 @@ def searched(name: str, kind: str, seed: int, workers: int, evaluations: int) ->
         prior = {h.name: believed(h, best[h.name], kind, rng) for h in posed.hyperparameters}
     if kind == "related":
         given = best_of(problem(name, seed + 2), seed + 100, RELATED_EVALUATIONS, RELATED_BEST)
-    number = round(LASTS[kind] * evaluations)
-    run = search(posed, "screened", workers, number, seed, prior=prior, given=given)
+    run = search(posed, "screened", workers, evaluations, seed, prior=prior, given=given)
     return Run(**(vars(run) | {"engine": kind}))
 
 
@@ -90,7 +93,7 @@ def best_known(posed: Problem, seed: int) -> Genes:
     """The optimum's genes, or those of the best of a search of its own."""
     if posed.best is not None:
         return {h.name: h.encode(posed.best[h.name]) for h in posed.hyperparameters}
-    return best_of(posed, seed + 1000, 300, 1)[0]
+    return best_of(posed, seed + 1000, BEST_OF, 1)[0]
 
 
 def best_of(posed: Problem, seed: int, evaluations: int, number: int) -> list[Genes]:
@@ -124,42 +127,49 @@ def believed(h: Hyperparameter, gene: float, kind: str, rng: random.Random) -> d
     return {"around": around, "within": DEVIATION * (high - low)}
 
 
-def table(runs: Sequence[Run], evaluations: int) -> str:
-    """How soon each finds what `none` has at the end, and the regrets at a quarter and the end."""
-    found = {(r.problem, r.engine, r.seed): r for r in runs}
-    names = list(dict.fromkeys(r.problem for r in runs))
-    shown = (evaluations // 4, evaluations, round(LASTS["wrong"] * evaluations))
-    rows = [["problem", "kind", "searches", *(f"there by {n}" for n in shown)]]
-    rows[0] += [f"regret at {n} [quartiles]" for n in shown]
+def table(runs: Sequence[Run]) -> str:
+    """Regrets after so many evaluations, and how many it takes to come below some."""
+    alike: dict[tuple[str, int], dict[str, Run]] = defaultdict(dict)
+    for run in runs:
+        alike[run.problem, run.seed][run.engine] = run
+    names = list(dict.fromkeys(run.problem for run in runs))
+    rows = [["problem", "kind", "searches", *(f"regret at {n}" for n in SHOWN_AT)]]
+    rows[0] += [f"to regret {goal}" for goal in GOALS]
     for name in [*names, None]:
         for kind in KINDS:
-            pairs = [
-                (found[r.problem, "none", r.seed], r)
-                for r in runs
-                if r.engine == kind and name in (r.problem, None)
-                and (r.problem, "none", r.seed) in found
-            ]  # fmt: skip
-            row = [name or "all", kind, str(len(pairs))]
-            there = [[r.bests[n - 1] <= none.bests[evaluations - 1] for none, r in pairs
-                      if n <= len(r.bests)] for n in shown]  # fmt: skip
-            row += [f"{statistics.fmean(each):.2f}" if each else "" for each in there]
-            for n in shown:
-                regrets = [regret(none, r, n) for none, r in pairs if n <= len(r.bests)]
-                row.append(shown_quartiles(regrets) if regrets else "")
+            curves = [
+                regrets(kinds, kind)
+                for (problem, _), kinds in alike.items()
+                if name in (problem, None) and {"none", kind} <= kinds.keys()
+            ]
+            row = [name or "all", kind, str(len(curves))]
+            for n in SHOWN_AT:
+                seen = [curve[n - 1] for curve in curves if n <= len(curve)]
+                row.append(f"{statistics.median(seen):.3f}" if seen else "")
+            for goal in GOALS:
+                row.append(shown_quartiles([reached(curve, goal) for curve in curves]))
             rows.append(row)
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def shown_quartiles(values: Sequence[float]) -> str:
-    low, middle, high = quartiles(values)
-    return f"{middle:.3f} [{low:.3f}, {high:.3f}]"
-
-
-def regret(none: Run, run: Run, n: int) -> float:
-    """0 is the least known, 1 what was found after 25 evaluations with nothing known."""
-    least = none.least if none.least is not None else min(none.bests[-1], run.bests[-1])
+def regrets(kinds: Mapping[str, Run], kind: str) -> list[float]:
+    """0 is the least known, 1 what is found in 25 evaluations with nothing known."""
+    none = kinds["none"]
+    least = none.least if none.least is not None else min(run.bests[-1] for run in kinds.values())
     span = max(none.bests[24] - least, 1e-12)
-    return (run.bests[n - 1] - least) / span
+    return [(best - least) / span for best in kinds[kind].bests]
+
+
+def reached(curve: Sequence[float], goal: float) -> float:
+    """After how many evaluations; without end where it does not."""
+    return next((n for n, regret in enumerate(curve, start=1) if regret <= goal), math.inf)
+
+
+def shown_quartiles(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    low, middle, high = (sorted(values)[int(q * (len(values) - 1))] for q in (0.25, 0.5, 0.75))
+    return f"{middle:.0f} [{low:.0f}, {high:.0f}]"
 
 
 if __name__ == "__main__":

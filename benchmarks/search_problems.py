@@ -211,6 +211,14 @@ def boosting(seed: int) -> Problem:
 
 
 @cache
+def trainings() -> list[Any]:
+    """What `digits_curves.jsonl.xz` holds of trainings that completed."""
+    with lzma.open(CURVES, "rt") as file:
+        lines = [json.loads(line) for line in file]
+    return [line for line in lines if line["completed"]]
+
+
+@cache
 def stored_trainings() -> tuple[tuple[Hyperparameter, ...], Any, float]:
     """Space, smooth surrogate of genes, and noise of the trainings in `digits_curves.jsonl.xz`."""
     from scipy.interpolate import RBFInterpolator
@@ -219,9 +227,7 @@ def stored_trainings() -> tuple[tuple[Hyperparameter, ...], Any, float]:
     from oialr_search.space.search_file import load_search
 
     space = load_search(DIGITS).space.hyperparameters
-    with lzma.open(CURVES, "rt") as file:
-        lines = [json.loads(line) for line in file]
-    done = [line for line in lines if line["completed"]]
+    done = trainings()
     genes = np.array([[line["genes"][h.name] for h in space] for line in done])
     losses = np.log([line["metrics"]["validation_loss"] for line in done])
     smooth = RBFInterpolator(genes, losses, kernel="linear", smoothing=1.0, degree=1)

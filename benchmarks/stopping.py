@@ -14,7 +14,8 @@ of `search_problems.py`), and noise: what is left of a stored training drawn at 
 of it together, so that a training that is better than its genes tell remains so. It converts, and
 so first truncates, after `oialr.delay_steps`, as all stored ones did. "As good" compares the
 smooth function at the end, without the noise, of what measured best. A stopped training ends with
-the epoch after which it is judged.
+the epoch after which it is judged. To the model of `screened` it counts as its last loss, or as the
+worst, or as the model of the rule `model` expects it to end (`--breeding`).
 
     python benchmarks/stopping.py results.jsonl [--rules none,quantile,...] [--seeds 20]
         [--breeding clipped|last|model] [--curves FILE]
@@ -70,6 +71,9 @@ RULES: dict[str, dict[str, Any] | None] = {
     "model .2": {"rule": "model", "chance": 0.2},
 }
 WORKERS, EVALUATIONS, BEST = 8, 200, 5
+MOST = 0.4
+"""Of the epochs of the paper's engine: where a search with a rule ends."""
+SHARES = (0.125, 0.25, 0.375)
 HYPERPARAMETERS = load_search(DIGITS).space.hyperparameters
 NAMES = [h.name for h in HYPERPARAMETERS]
 
@@ -204,10 +208,10 @@ def search(
     engine_name: str,
     settings: StoppingSettings | None,
     seed: int,
-    breeding: str = "clipped",
-    until: float = -math.inf,
+    breeding: str = "last",
+    most_epochs: float = math.inf,
 ) -> dict[str, Any]:
-    """A search of 200 evaluations, or until what measured best is really so good."""
+    """A search of 200 evaluations, or so many epochs; after how many what measured best changed."""
     engine = engine_for(
         HYPERPARAMETERS,
         SearchSettings(
@@ -238,43 +242,60 @@ def search(
         numbers = random_numbers(seed, 0, worker, generations[worker], "breeding")
         generations[worker] += 1
         training = new(trainings, len(known) + 1, engine.propose(knowledge, numbers).genes)
-        individuals.take([as_known(training, None)])
+        individuals.take([as_known(training)])
         curve, truth = trainings.curve(dict(training.genes), noise)
         return Run(training=training, curve=curve, truth=truth)
 
-    least, best, ended, pruned, used = math.inf, math.inf, 0, 0, 0
-    for run, used, known in simulate(trainings, settings, seed, propose):  # noqa: B007
+    least, ended, pruned, used = math.inf, 0, 0, 0
+    bests: list[tuple[int, int, float]] = []
+    for run, used, known in simulate(trainings, settings, seed, propose):
         training, ended = run.training, ended + 1
         loss = training.losses[-1]
         if training.status is Status.COMPLETED:
-            individuals.take([as_known(training, loss)])
+            individuals.take([as_known(training, fitness=loss)])
             population.add(
                 Member(
                     individual_id=training.individual_id, genes=dict(training.genes), fitness=loss
                 )
             )
             if loss < least:
-                least, best = loss, run.truth
-            if best <= until:
-                break
+                least = loss
+                bests.append((used, ended, run.truth))
+        if used >= most_epochs:
+            break
+        if training.status is Status.COMPLETED:
             continue
         pruned += 1
-        bred = None
+        believed = None
         if breeding == "last":
-            bred = loss
+            believed = loss
         elif breeding == "model":
-            bred = model.expected(training, [t for t in known if t is not training])
-        individuals.take([as_known(training, bred)])
-    return {"best": best, "epochs": used, "evaluations": ended, "pruned": pruned}
+            believed = model.expected(training, [t for t in known if t is not training])
+        individuals.take([as_known(training, believed=believed)])
+    return {"bests": bests, "epochs": used, "evaluations": ended, "pruned": pruned}
 
 
-def as_known(training: Training, fitness: float | None) -> Known:
+def reached(run: dict[str, Any], truth: float) -> tuple[float, float]:
+    """The epochs and evaluations after which what measured best was really so good."""
+    found = ((used, ended) for used, ended, best in run["bests"] if best <= truth)
+    return next(found, (math.inf, math.inf))
+
+
+def best_after(run: dict[str, Any], epochs: float) -> float:
+    """What measured best after so many epochs, as it really is."""
+    return next((best for used, _, best in reversed(run["bests"]) if used <= epochs), math.inf)
+
+
+def as_known(
+    training: Training, fitness: float | None = None, believed: float | None = None
+) -> Known:
     return Known(
         individual_id=training.individual_id,
         island=0,
         status=training.status,
         genes=training.genes,
         fitness=fitness,
+        objectives=[] if believed is None else [believed],
     )
 
 
@@ -283,7 +304,7 @@ def main() -> None:
     parser.add_argument("results", type=Path)
     parser.add_argument("--rules", default=",".join(RULES))
     parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--breeding", default="clipped", choices=["clipped", "last", "model"])
+    parser.add_argument("--breeding", default="last", choices=["clipped", "last", "model"])
     parser.add_argument("--curves", type=Path, default=CURVES)
     parser.add_argument("--only", choices=["table", "searches"])
     arguments = parser.parse_args()
@@ -304,8 +325,10 @@ def main() -> None:
         return done[key]
 
     number, breeding = len(trainings.genes), arguments.breeding
+    budget = EVALUATIONS * trainings.epochs
     rows = [["rule", "epochs used", f"of the best {BEST}", "the best kept"]]
-    rows[0] += ["share of epochs to equal quality [quartiles]", "evaluations", "pruned", "reached"]
+    rows[0] += ["epochs to equal quality [quartiles]", "evaluations", "pruned"]
+    rows[0] += [f"loss after {share:.1%}" for share in SHARES]
     for name in arguments.rules.split(","):
         options = RULES[name]
         settings = None if options is None else StoppingSettings.model_validate(options)
@@ -318,23 +341,27 @@ def main() -> None:
             row += [f"{statistics.fmean(t['share'] for t in tables):.0%}"]
             row += [f"{statistics.fmean(t[key] for t in tables):.2f}" for key in ("kept", "best")]
         if arguments.only != "table":
-            pairs = []
+            shares, evaluations, runs = [], [], []
             for s in range(arguments.seeds):
                 paper = once(
                     (number, "propulate", s), partial(search, trainings, "propulate", None, s)
                 )
+                most = MOST * budget
                 ours = once(
                     (number, "screened", name, breeding, s),
-                    partial(search, trainings, "screened", settings, s, breeding, paper["best"]),
+                    partial(search, trainings, "screened", settings, s, breeding, most),
                 )
-                pairs.append((paper, ours))
-            shares = [ours["epochs"] / paper["epochs"] for paper, ours in pairs]
+                used, ended = reached(ours, best_after(paper, math.inf))
+                shares.append(used / paper["epochs"])
+                evaluations.append(ended)
+                runs.append(ours)
             low, middle, high = statistics.quantiles(shares, n=4, method="inclusive")
-            row += [f"{middle:.1%} [{low:.1%}, {high:.1%}]"]
-            row += [
-                f"{statistics.median(o[k] for _, o in pairs):g}" for k in ("evaluations", "pruned")
-            ]
-            row += [f"{sum(o['best'] <= p['best'] for p, o in pairs)} of {len(pairs)}"]
+            row += [f"{middle:.1%} [{low:.1%}, {high:.1%}]", f"{statistics.median(evaluations):g}"]
+            pruned = sum(r["pruned"] for r in runs) / sum(r["evaluations"] for r in runs)
+            row += [f"{pruned:.0%}"]
+            for share in SHARES:
+                losses = [best_after(run, share * budget) for run in runs]
+                row.append(f"{statistics.fmean(losses):.4f}")
         rows.append(row)
     print("\n".join("| " + " | ".join(row) + " |" for row in rows))
 

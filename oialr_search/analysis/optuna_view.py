@@ -2,7 +2,8 @@
 
 search → study (with the search's id), individual → trial (with the individual's id). Trials are
 numbered from 0 without gaps, in the order of the ids: since these only grow, a number never
-changes. Only what can have changed is read again: individuals that ran or waited, and new ones.
+changes. Only what can have changed is read again: individuals that ran or waited, new ones, and
+those of which an evaluation has ended since.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class _Study:
     space: Space
     trials: list[FrozenTrial] = field(default_factory=list)
     unfinished: frozenset[int] = frozenset()  # individuals
+    last_finish: int | None = None
 
     def number_of(self, individual_id: int) -> int | None:
         """The trial number of an individual, None for an unknown one."""
@@ -144,11 +146,15 @@ class SearchStorage(BaseStorage):
         with self._lock:
             known = self._studies[study_id]
             last_id = known.trials[-1]._trial_id if known.trials else 0
-            records = self._storage.individuals_after(study_id, last_id, known.unfinished)
+            # One that was pruned ends again when it is gone on with.
+            last_finish, finished = self._storage.finished_after(study_id, known.last_finish)
+            again = known.unfinished | {number for number in finished if number <= last_id}
+            records = self._storage.individuals_after(study_id, last_id, again)
             if records:
                 evaluations = [record.evaluation.id for record in records if record.evaluation]
                 epochs = self._storage.metric_by_epoch(search.metric, evaluations)
-                self._studies[study_id] = _with_records(known, records, epochs)
+                self._studies[study_id] = known = _with_records(known, records, epochs)
+            known.last_finish = last_finish
             return self._studies[study_id]
 
     def create_new_study(

@@ -11,9 +11,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from oialr_search import exit_codes
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import LaunchRecord, RunningEvaluation, SearchRecord, Status
 from oialr_search.storage.selection import FailureCount
+from oialr_search.surrogate.outlook import outlook
 from oialr_training.protocol import EVENTS_FILE
 
 Row = dict[str, Any]
@@ -45,7 +47,10 @@ def status(storage: Storage, search: SearchRecord, now: datetime | None = None) 
     pace = _pace(storage, launch, now)
     running = {each: _epochs(storage, search, each.individual_id) for each in progress.running}
     remaining = max(progress.total - progress.ended, progress.unfinished)
+    if launch is not None and launch.exit_code == exit_codes.FINISHED and not progress.unfinished:
+        remaining = 0  # it has had enough before its total: `search.until`
     used = [s for s in Status if s is not Status.QUEUED or progress.counts[s]]
+    more = outlook(storage, search.id)
     best = None
     if progress.best_individual_id is not None:
         best = storage.individual(progress.best_individual_id)
@@ -71,6 +76,12 @@ def status(storage: Storage, search: SearchRecord, now: datetime | None = None) 
             "trainable_percent": best.evaluation and best.evaluation.trainable_percent,
             "compression_percent": best.evaluation and best.evaluation.compression_percent,
         },
+        "outlook": more
+        and {
+            "evaluations": more.evaluations,
+            "gain": more.middle,
+            "gain_quartiles": [more.low, more.high],
+        },
         "islands": [
             {
                 "island": island.island,
@@ -83,6 +94,7 @@ def status(storage: Storage, search: SearchRecord, now: datetime | None = None) 
             for island in islands
         ],
         "ranks": [_running(each, epochs, now) for each, epochs in running.items()],
+        "epochs_saved": _epochs_saved(storage, search) if progress.counts[Status.PRUNED] else 0,
         "failures": group_failures(storage.failures(search.id)),
     }
 
@@ -216,6 +228,16 @@ def _epochs(storage: Storage, search: SearchRecord, individual_id: int) -> int |
     else:
         found = search.of_search_file("epochs")
     return found if isinstance(found, int) else None
+
+
+def _epochs_saved(storage: Storage, search: SearchRecord) -> int:
+    """By stopping trainings early."""
+    of_all = search.of_search_file("epochs")
+    saved = 0
+    for trained, hyperparameters in storage.pruned_epochs(search.id):
+        epochs = hyperparameters.get("epochs", of_all)
+        saved += max(epochs - trained, 0) if isinstance(epochs, int) else 0
+    return saved
 
 
 def _iso(at: datetime | None) -> str | None:

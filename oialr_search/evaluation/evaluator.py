@@ -72,6 +72,8 @@ class Evaluated:
     claim: Claim
     status: Status
     fitness: float | None
+    violation: float = 0.0
+    objectives: Sequence[float] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,9 +205,14 @@ class Evaluator:
 
     @property
     def trained(self) -> tuple[int, int] | None:
-        """The running individual and its last epoch, unless none has ended or it stops already."""
+        """The running individual and its last epoch; None: it has none, or is not to be judged.
+
+        It is not when it stops already, and when it is gone on with after it was pruned.
+        """
         running = self._running
-        if running is None or running.last_epoch is None or running.asked_to_stop:
+        if running is None or running.last_epoch is None:
+            return None
+        if running.asked_to_stop or running.claim.continued:
             return None
         return running.claim.individual.id, running.last_epoch.epoch
 
@@ -259,7 +266,7 @@ class Evaluator:
             self._send_stop(self._running, "launch_stops")
 
     def prune(self, reason: str) -> None:
-        """Have the worker end after its epoch, as it is not worth going on; not to be repeated."""
+        """Have the worker end, as it is not worth going on; not to be repeated."""
         assert self._running is not None
         self._running.not_worth = reason
         self._send_stop(self._running, "pruned")
@@ -339,7 +346,15 @@ class Evaluator:
                 lost = _lost(f"the search was stopped after epoch {event.epoch}")
                 return _End(outcome=replace(lost, resources=event.resources))
             case Stopped(reason="pruned"):
-                return _End(outcome=pruned_outcome(event, running.last_epoch, running.not_worth))
+                outcome = pruned_outcome(
+                    event,
+                    running.last_epoch,
+                    running.not_worth,
+                    self._aims,
+                    running.claim.individual.hyperparameters,
+                    running.epochs,
+                )
+                return _End(outcome=outcome)
             case Completed() | Failed():
                 outcome = self._outcome_of(event, running, running.epochs)
                 # What could be prepared when the launch began fails now: not the configuration.
@@ -415,13 +430,21 @@ class Evaluator:
         ending = Ending(outcome=outcome, repeat=repeat)
         self._unwritten.append((folder / OUTCOME_FILE, ending))
         self.write_outcomes(now=True)
-        if not repeat:
+        stopping = self._search.stopping
+        goes_on = stopping is not None and stopping.go_on and outcome.status is Status.PRUNED
+        if not repeat and not goes_on:
             with contextlib.suppress(OSError):
                 (folder.parent / STATE_FILE).unlink(missing_ok=True)
         evaluation_id = claim.evaluation.id
         self._outbox.put(lambda s: s.finish_evaluation(evaluation_id, outcome, repeat=repeat))
         self._count(end, outcome)
-        return Evaluated(claim=claim, status=outcome.status, fitness=outcome.fitness)
+        return Evaluated(
+            claim=claim,
+            status=outcome.status,
+            fitness=outcome.fitness,
+            violation=outcome.violation,
+            objectives=outcome.objectives,
+        )
 
     def _count(self, end: _End, outcome: Outcome) -> None:
         if outcome.status is Status.LOST and not end.machine:

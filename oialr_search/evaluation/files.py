@@ -1,7 +1,8 @@
 """The folder of a search: what the database holds of its evaluations is here as files, too.
 
     NAME/search.json, launch-000001.json, ..., migrations-0.jsonl, ... (by target island)
-    NAME/individual-000001/individual.json, state.pt (until it has ended)
+    NAME/individual-000001/individual.json, state.pt (until it has ended; of one that was stopped
+                           early, where it may be gone on with, until the search is complete)
     NAME/individual-000001/attempt-1/evaluation.json, request.json, log.txt, events.jsonl,
                                      result.json (the worker's), outcome.json (the controller's)
 
@@ -201,6 +202,13 @@ def epoch_records(event: Epoch) -> tuple[EpochRecord, list[RankUpdate], list[Obs
         event.rank_updates,
         event.observations,
     )
+
+
+def remove_states(folder: Path) -> None:
+    """Remove the states of trainings that nobody will go on with, as the search is complete."""
+    for path in folder.glob(f"individual-*/{STATE_FILE}"):
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def holds_individuals(folder: Path) -> bool:

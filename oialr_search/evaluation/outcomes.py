@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
+from typing import Any
 
 from oialr_search.space.fitness import Aims, NotMeasured
 from oialr_search.space.hyperparameters import Value
@@ -38,12 +41,37 @@ def outcome_of(
     )
 
 
-def pruned_outcome(stopped: Stopped, last_epoch: Epoch | None, reason: str) -> Outcome:
-    """How an evaluation ended that was not worth going on with: what it had come to is kept."""
+def pruned_outcome(
+    stopped: Stopped,
+    last_epoch: Epoch | None,
+    reason: str,
+    aims: Aims,
+    hyperparameters: Mapping[str, Value],
+    epochs: Sequence[Mapping[str, float]],
+) -> Outcome:
+    """How an evaluation ended that was not worth going on with: what it had come to is kept.
+
+    Its objectives and constraints are as if its last epoch had been the last of all; a single
+    objective is what would have been the fitness. They are left out where an aim needs more.
+    """
     metrics = {"epoch": float(last_epoch.epoch), **last_epoch.metrics} if last_epoch else {}
+    so_far = Completed(
+        metrics=metrics,
+        trainable_percent=metrics.get("trainable_percent", math.nan),
+        compression_percent=metrics.get("compression_percent", math.nan),
+        device="",
+        duration_s=math.nan,
+        at=0.0,
+    )
+    come_to: dict[str, Any] = {}
+    with suppress(NotMeasured):
+        measured = aims.measured(so_far, hyperparameters, epochs)
+        come_to = {name: vars(measured)[name] for name in ("constraints", "violation")}
+        come_to["objectives"] = measured.objectives or [measured.fitness]
     return Outcome(
         status=Status.PRUNED,
         reason=f"stopped after epoch {stopped.epoch}: {reason}",
+        **come_to,
         metrics=metrics,
         trainable_percent=metrics.get("trainable_percent"),
         compression_percent=metrics.get("compression_percent"),

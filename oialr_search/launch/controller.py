@@ -28,12 +28,18 @@ from oialr_search.launch.islands import (
     Remeasured,
     Visitor,
 )
-from oialr_search.launch.population import AllIndividuals, Population
+from oialr_search.launch.population import (
+    AllIndividuals,
+    ParetoPopulation,
+    Population,
+    evaluated_on_island,
+)
 from oialr_search.launch.progress import ProgressDisplay
 from oialr_search.launch.repeating import Repeat, next_repeat, seed_of
 from oialr_search.launch.resuming import is_complete
 from oialr_search.launch.stop_request import StopRequest
 from oialr_search.launch.stopping.judging import Judge
+from oialr_search.launch.until import total_of
 from oialr_search.space.search_file import SearchFile
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import (
@@ -83,13 +89,14 @@ class Controller:
         self._display = display
         self._warnings = warnings
         size = engine.population_size(place.world_size)
-        self._population = Population(size)
+        several = search_file.search.objectives is not None
+        self._population = ParetoPopulation(size) if several else Population(size)
         self._all_individuals = AllIndividuals(search_id, self._space.hyperparameters)
         self._read_breeders(storage)
         self._generation = storage.next_generation(search_id, place.island, place.island_rank)
         self._ask_at = self._check_at = 0.0
         self._stop_words: set[str] = set()
-        self._news: list[tuple[Member | None, bool]] = []
+        self._news: list[tuple[Member | None, random.Random]] = []
         self._remeasured = False
         self._end: End | None = None
 
@@ -118,14 +125,20 @@ class Controller:
         wait_for = max(self._ask_at, self._evaluator.pause_until)
         if self._stop.requested() or self._evaluator.unreliable or time.monotonic() < wait_for:
             return False
-        runner, total = self._evaluator.runner(self._launch_id), self._search.evaluations
+        runner = self._evaluator.runner(self._launch_id)
         claim = proposal = None
         with suppress(StorageUnavailable):
             if self._remeasured:
                 self._outbox.ask(self._read_breeders)
                 self._remeasured = False
-            proposal = self._propose()
-            claim = self._outbox.ask(lambda s: s.claim(self._search_id, proposal, total, runner))
+            total = self._outbox.ask(self._total)
+            proposal = self._propose(total)
+            go_on = None
+            if self._judge is not None and total:  # a search that has had enough takes none up
+                go_on = self._outbox.ask(self._judge.promising)
+            claim = self._outbox.ask(
+                lambda s: s.claim(self._search_id, proposal, total, runner, go_on)
+            )
         if claim is None:
             # Another rank may yet lose an individual, which this one can evaluate again. Where it
             # was quicker to repeat one with this seed, there is something else to do.
@@ -138,7 +151,10 @@ class Controller:
         self._evaluator.start(claim)
         return True
 
-    def _propose(self) -> Proposal:
+    def _total(self, storage: Storage) -> int:
+        return total_of(storage, self._search_id, self._search)
+
+    def _propose(self, total: int) -> Proposal:
         """What this rank would evaluate next.
 
         Raises:
@@ -147,7 +163,7 @@ class Controller:
         everyone, repeats = self._all_individuals, self._search.repeats
         if self._engine.needs_all_individuals or repeats is not None:
             self._outbox.ask(everyone.look)
-        if repeats is not None and everyone.number < self._search.evaluations:
+        if repeats is not None and everyone.number < total:
             repeat = next_repeat(everyone.known, repeats, self._place.world_size)
             if repeat is not None:
                 return self._again(repeat)
@@ -189,9 +205,14 @@ class Controller:
 
     def _read_breeders(self, storage: Storage) -> None:
         """Take in who breeds on the island by what is stored."""
-        place, size = self._place, self._population.size
-        for individual in storage.breeders(self._search_id, place.island, place.num_islands, size):
-            self._population.add(member_of(individual))
+        search_id, place, size = self._search_id, self._place, self._population.size
+        if isinstance(self._population, ParetoPopulation):
+            members = evaluated_on_island(storage, search_id, place.island, place.num_islands)
+        else:
+            stored = storage.breeders(search_id, place.island, place.num_islands, size)
+            members = map(member_of, stored)
+        for member in members:
+            self._population.add(member)
 
     def _follow(self) -> None:
         """Move the evaluation along that runs."""
@@ -243,9 +264,9 @@ class Controller:
         if self._place.world_rank != 0 or not self._exchange.all_idle() or now < self._check_at:
             return
         self._check_at = now + ASK_AGAIN_S
-        complete, total = False, self._search.evaluations
+        complete = False
         with suppress(StorageUnavailable):
-            complete = self._outbox.ask(lambda s: is_complete(s, self._search_id, total))
+            complete = self._outbox.ask(lambda s: is_complete(s, self._search_id, self._search))
         if complete or self._stop.requested() or self._exchange.all_unreliable():
             self._end = End(complete=complete)
             self._exchange.tell_all(self._end)
@@ -259,26 +280,27 @@ class Controller:
         """Take an evaluated individual into the population."""
         if evaluated.fitness is None:
             return
-        if evaluated.claim.individual.repeat_of is not None:
-            self._news.append((None, False))
+        individual = evaluated.claim.individual
+        if individual.repeat_of is not None:
+            self._news.append((None, self._random_numbers("migration")))
             return
-        member = member_of(evaluated.claim.individual, evaluated.fitness)
+        member = member_of(individual, evaluated)
         self._population.add(member)
-        migrates = self._random_numbers("migration").random() < self._search.migration_probability
-        self._news.append((member, migrates))
+        self._news.append((member, self._random_numbers("migration")))
 
     def _tell_news(self) -> None:
         """Tell the peers, perhaps migrate: only now, when who accepts it finds it stored."""
         island = self._place.island
-        for member, migrates in self._news:
+        for member, rng in self._news:
             if member is None:
                 self._remeasured = True
                 self._exchange.tell_all(Remeasured())
                 continue
             self._exchange.tell_peers(Visitor(member=member, island=island))
-            best = self._population.best()
-            if best is not None and migrates:
-                self._exchange.migrate(Visitor(member=best, island=island))
+            if rng.random() < self._search.migration_probability:
+                emissary = self._population.emissary(rng)
+                assert emissary is not None
+                self._exchange.migrate(Visitor(member=emissary, island=island))
         self._news.clear()
 
     def _random_numbers(self, purpose: str) -> random.Random:
@@ -324,13 +346,15 @@ class Controller:
             self._display.refresh()
 
 
-def member_of(individual: IndividualRecord, fitness: float | None = None) -> Member:
+def member_of(individual: IndividualRecord, evaluated: Evaluated | None = None) -> Member:
     """An evaluated individual as islands exchange it."""
-    fitness = individual.fitness if fitness is None else fitness
-    assert fitness is not None
+    measured = evaluated or individual
+    assert measured.fitness is not None
     return Member(
         individual_id=individual.id,
         genes=dict(individual.genes),
-        fitness=fitness,
+        fitness=measured.fitness,
+        violation=measured.violation,
+        objectives=tuple(measured.objectives),
         num_seeds=max(individual.num_seeds, 1),
     )

@@ -19,6 +19,7 @@ from oialr_search.evaluation.devices import (
     visible_gpus,
 )
 from oialr_search.evaluation.evaluator import Evaluator
+from oialr_search.evaluation.files import remove_states
 from oialr_search.evaluation.outbox import Outbox
 from oialr_search.evaluation.worker_process import WorkerProcess
 from oialr_search.launch.agreement import LaunchError, agree, code_of
@@ -39,7 +40,8 @@ from oialr_search.launch.search_folder import search_folder
 from oialr_search.launch.starting import starting_points
 from oialr_search.launch.stop_request import StopRequest
 from oialr_search.launch.stopping.judging import Judge
-from oialr_search.space.search_file import SearchFile
+from oialr_search.launch.until import enough
+from oialr_search.space.search_file import SearchFile, SearchSettings
 from oialr_search.storage import database_exists, open_storage
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import StorageError, StorageUnavailable
@@ -165,21 +167,28 @@ def _run(
             complete = controller.run()
             exit_code = exit_codes.FINISHED if complete else exit_codes.STOPPED
             if comm.rank == 0:
-                _end(storage, search_id, launch_id, exit_code, search.evaluations)
+                _end(storage, search_id, launch_id, exit_code, search)
+                if complete and search.stopping is not None:
+                    remove_states(folder)
     return exit_code
 
 
 def _end(
-    storage: Storage, search_id: int, launch_id: int, exit_code: int, evaluations: int
+    storage: Storage, search_id: int, launch_id: int, exit_code: int, search: SearchSettings
 ) -> None:
     try:
         storage.end_launch(launch_id, exit_code)
         ended = storage.progress(search_id).ended
+        reason = enough(storage, search_id, search)
     except StorageUnavailable as error:
         print(f"warning: the database is away, the folders have what it lacks: {error}")
         return
     if exit_code != exit_codes.FINISHED:
-        print(f"stopped after {ended} of {evaluations} evaluations; the same command goes on")
+        print(
+            f"stopped after {ended} of {search.evaluations} evaluations; the same command goes on"
+        )
+    elif reason is not None:
+        print(f"complete after {ended} evaluations: {reason}")
 
 
 def _check_world_size(comm: MPI.Comm, environment: Mapping[str, str]) -> None:
@@ -239,7 +248,7 @@ def _console(environment: Mapping[str, str]) -> Console:
 def _already_complete(comm: MPI.Comm, search_file: SearchFile, settings: LaunchSettings) -> bool:
     """Look at what is stored before anything is started or made: it may not fit, or be complete."""
     mistake, exit_code = None, exit_codes.CONFIG
-    stored, complete, ended = None, False, 0
+    stored, complete, how = None, False, ""
     search = search_file.search
     if comm.rank == 0:
         try:
@@ -247,8 +256,10 @@ def _already_complete(comm: MPI.Comm, search_file: SearchFile, settings: LaunchS
                 with open_storage(settings.database_url, create=True) as storage:
                     stored = find_stored(storage, search_file)
                     if stored is not None:
-                        complete = is_complete(storage, stored.id, search.evaluations)
-                        ended = storage.progress(stored.id).ended
+                        complete = is_complete(storage, stored.id, search)
+                        how = f"{storage.progress(stored.id).ended} evaluations are stored"
+                        reason = enough(storage, stored.id, search)
+                        how += f", {reason}" if reason is not None else ""
             if stored is None:
                 refuse_unknown(settings.search_dir / search.name)
                 for moved in _check_start(search_file, settings.database_url):
@@ -257,7 +268,7 @@ def _already_complete(comm: MPI.Comm, search_file: SearchFile, settings: LaunchS
             mistake, exit_code = str(error), code_of(error)
     agree(comm, mistake, exit_code)
     if complete and comm.rank == 0:
-        print(f"search {search.name!r} is complete: {ended} evaluations are stored")
+        print(f"search {search.name!r} is complete: {how}")
     return bool(comm.bcast(complete))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, TextIO
 
@@ -108,7 +109,8 @@ class ProgressDisplay:
         elapsed = f"{minutes // 60:02}:{minutes % 60:02}:{seconds:02}"
         individual = self._storage.individual(evaluation.individual_id)
         assert individual is not None
-        self._ended += _has_ended(evaluation, individual)
+        attempts = self._storage.evaluations(evaluation.individual_id)
+        self._ended += _has_ended(evaluation, individual, attempts)
         head = f"{elapsed} [{self._ended}/{progress.expected}] {evaluation.individual_id:>5}"
         if evaluation.fitness is None:
             self._say(f"{head} {evaluation.status}: {evaluation.reason}", style="red")
@@ -132,7 +134,17 @@ class ProgressDisplay:
         self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
-def _has_ended(evaluation: EvaluationRecord, individual: IndividualRecord) -> bool:
-    """Was it the last attempt at its individual?"""
+def _has_ended(
+    evaluation: EvaluationRecord,
+    individual: IndividualRecord,
+    attempts: Sequence[EvaluationRecord],
+) -> bool:
+    """Was it the last attempt at its individual?
+
+    One that was pruned has ended by that; gone on with, it does not end again.
+    """
+    pruned = [attempt.attempt for attempt in attempts if attempt.status is Status.PRUNED]
+    if pruned:
+        return evaluation.attempt == pruned[0]
     last = individual.evaluation is not None and individual.evaluation.id == evaluation.id
     return last and individual.status is not Status.LOST

@@ -25,7 +25,8 @@ from oialr_search.evaluation.files import (
 )
 from oialr_search.launch.provenance import git_revision, versions
 from oialr_search.launch.starting import starting_points
-from oialr_search.space.search_file import SearchFile
+from oialr_search.launch.until import total_of
+from oialr_search.space.search_file import SearchFile, SearchSettings
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import (
     NewLaunch,
@@ -99,10 +100,10 @@ def _flat(content: object, path: str = "") -> dict[str, object]:
     return {key: value for part in inner for key, value in part.items()}
 
 
-def is_complete(storage: Storage, search_id: int, evaluations: int) -> bool:
+def is_complete(storage: Storage, search_id: int, search: SearchSettings) -> bool:
     """Is nothing left to evaluate, neither of the total nor of what was queued beyond it?"""
     progress = storage.progress(search_id)
-    return progress.ended >= evaluations and not progress.unfinished
+    return not progress.unfinished and progress.ended >= total_of(storage, search_id, search)
 
 
 def start_search(

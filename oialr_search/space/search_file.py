@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from oialr_search.space.fitness import Aims, aims_of
 from oialr_search.space.given import OfFile, Start
@@ -41,6 +41,25 @@ STORED_FORMAT = 1
 Version 0.1.0 said none, and what it stored needs no translation."""
 
 
+class Until(Config):
+    """The search ends, complete, when one of these is met; what runs then ends as it will."""
+
+    hours: Annotated[float, Field(gt=0.0)] | None = None
+    """All its launches took so long together; a killed one, to its last evaluation's end."""
+    no_improvement_in: Annotated[int, Field(ge=1)] | None = None
+    """So many evaluations have ended since that of the best."""
+    regret_below: Annotated[float, Field(gt=0.0)] | None = None
+    """Three of four searches like it would not lower the best fitness by so much in another 50
+    evaluations, as far as simulated ones tell; `oialr-search status` says how much it is."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _says_evaluations_elsewhere(cls, content: Any) -> Any:
+        if isinstance(content, Mapping) and "evaluations" in content:
+            raise ValueError("the number of evaluations is `search.evaluations`: no `evaluations`")
+        return content
+
+
 class SearchSettings(Config):
     """How the space is searched: Propulate's island model."""
 
@@ -64,6 +83,8 @@ class SearchSettings(Config):
     """`screened` chooses by the expected improvement a second instead of an evaluation."""
     evaluations: Annotated[int, Field(ge=1)]
     """Individuals of the whole search, over all ranks."""
+    until: Until | None = None
+    """When the search has had enough before that."""
     islands: Annotated[int, Field(ge=1)]
     engine: str = "screened"
     """What proposes the next individual: one of ENGINES."""
@@ -284,7 +305,12 @@ def _refuse_window(
 
 
 def _refuse_aims(search: SearchSettings, source: str) -> None:
-    """CMA-ES ranks by one number; the others know what to do."""
+    """CMA-ES ranks by one number, and so do repeats; the others know what to do."""
+    if search.objectives and search.repeats is not None:
+        raise ConfigError(
+            "`search.repeats` measures the leader again, and `search.objectives` have none: "
+            f"give one of them ({source})"
+        )
     if "cmaes" in (search.engines or [search.engine]):
         for key in ("objectives", "subject_to"):
             if getattr(search, key):

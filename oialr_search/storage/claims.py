@@ -95,6 +95,9 @@ INSERT_INDIVIDUAL = sa.insert(individuals).returning(individuals)
 INSERT_EVALUATION = sa.insert(evaluations).returning(evaluations)
 UPDATE_INDIVIDUAL = sa.update(individuals).where(_with_id(individuals))
 REPEAT_INDIVIDUAL = UPDATE_INDIVIDUAL.returning(individuals)
+GO_ON = REPEAT_INDIVIDUAL.where(
+    individuals.c.search_id == parameter("search_id"), has_status(individuals, Status.PRUNED)
+)
 UPDATE_EVALUATION = sa.update(evaluations).where(_with_id(evaluations))
 UPDATE_SEARCH = sa.update(searches).where(_with_id(searches))
 CLOSE_EVALUATION = UPDATE_EVALUATION.where(evaluations.c.status == Status.RUNNING)
@@ -208,13 +211,19 @@ MOVES: Mapping[tuple[str, Status | None, Status], Any] = {
         (None, Status.QUEUED),
         (Status.LOST, Status.RUNNING),
         (Status.QUEUED, Status.RUNNING),
+        (Status.PRUNED, Status.RUNNING),
         *((Status.RUNNING, status) for status in Status if status not in UNFINISHED),
     ]
 }
 
 
 def claim(
-    connection: sa.Connection, search_id: int, proposal: Proposal, total: int, runner: Runner
+    connection: sa.Connection,
+    search_id: int,
+    proposal: Proposal,
+    total: int,
+    runner: Runner,
+    go_on: int | None = None,
 ) -> Claim | None:
     """See `Storage.claim`."""
     asked = {
@@ -232,14 +241,17 @@ def claim(
     claimable = max(total - census.num_individuals, 0) + census.num_waiting
     if census.running_id is not None:
         return _claimed_before(connection, census.running_id, claimable)
-    if not claimable:
-        return None
     left: Status | None = None
     if census.lost_id is not None or census.queued_id is not None:
         left = Status.QUEUED if census.lost_id is None else Status.LOST
         waits = {"the_id": census.lost_id or census.queued_id, "finished_at": None}
         individual = connection.execute(REPEAT_INDIVIDUAL, waits | {"status": Status.RUNNING}).one()
         earlier = _attempts_of(connection, individual.id)
+    elif go_on is not None and (pruned := _gone_on_with(connection, search_id, go_on)):
+        left, individual = Status.PRUNED, pruned
+        earlier = _attempts_of(connection, individual.id)
+    elif not claimable:
+        return None
     else:
         if proposal.repeat_of is not None and _is_repeated(connection, proposal):
             return None
@@ -258,7 +270,8 @@ def claim(
         evaluation=evaluation,
         repeated=left is not None,
         failures=num_failures(earlier),
-        remaining=claimable - 1,
+        remaining=claimable - (left is not Status.PRUNED),
+        continued=_was_pruned(earlier),
     )
 
 
@@ -356,6 +369,17 @@ def _is_repeated(connection: sa.Connection, proposal: Proposal) -> bool:
     return bool(connection.scalar(REPEATED_SO, asked))
 
 
+def _gone_on_with(connection: sa.Connection, search_id: int, individual_id: int) -> Any:
+    """Take up a pruned individual again; None when another rank has, or it is none."""
+    asked = {"the_id": individual_id, "the_search_id": search_id}
+    again = {"status": Status.RUNNING, "finished_at": None}
+    return connection.execute(GO_ON, asked | again).one_or_none()
+
+
+def _was_pruned(attempts: Sequence[Any]) -> bool:
+    return any(attempt.status is Status.PRUNED for attempt in attempts)
+
+
 def _count(
     connection: sa.Connection, search_id: int, island: int, left: Status | None, entered: Status
 ) -> None:
@@ -398,6 +422,7 @@ def _claimed_before(connection: sa.Connection, evaluation_id: int, claimable: in
         repeated=bool(earlier) or individual.island_rank == GIVEN_RANK,
         failures=num_failures(earlier),
         remaining=claimable,
+        continued=_was_pruned(earlier),
     )
 
 

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from oialr_search.storage.leaderboard import IS_LATEST, LATEST
 from oialr_search.storage.records import Curve, EpochRecord, Status
-from oialr_search.storage.schema import individuals, metrics, rank_updates
+from oialr_search.storage.schema import BEST_FIRST, individuals, metrics, rank_updates
 
 COMPARED = (Status.COMPLETED, Status.PRUNED, Status.RUNNING)
 
@@ -32,7 +32,7 @@ _BEST = (
         individuals.c.search_id == sa.bindparam("the_search_id"),
         individuals.c.fitness.is_not(None),
     )
-    .order_by(individuals.c.fitness, individuals.c.id)
+    .order_by(*BEST_FIRST)
     .limit(sa.bindparam("the_best"))
 )
 CHOSEN = sa.union(

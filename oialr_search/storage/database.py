@@ -136,8 +136,17 @@ class Storage(StorageReader):
                 .values(ended_at=utc_now(), exit_code=exit_code)
             )
 
-    def claim(self, search_id: int, proposal: Proposal, total: int, runner: Runner) -> Claim | None:
+    def claim(
+        self,
+        search_id: int,
+        proposal: Proposal,
+        total: int,
+        runner: Runner,
+        go_on: int | None = None,
+    ) -> Claim | None:
         """Hand out the oldest lost, else queued one, else the proposal, else None at `total`.
+
+        Before the proposal comes the individual to `go_on` with, if it is still pruned.
 
         Its evaluation is stored as running. Atomic over all processes: no individual is handed out
         twice, and none is bred beyond `total`. A runner that has a running evaluation gets it
@@ -149,7 +158,7 @@ class Storage(StorageReader):
             StorageError: when a later launch has taken the search over.
         """
         with self._writing() as connection:
-            return claims.claim(connection, search_id, proposal, total, runner)
+            return claims.claim(connection, search_id, proposal, total, runner, go_on)
 
     def queue(self, search_id: int, given: Sequence[Given]) -> list[tuple[int, bool]]:
         """Queue individuals that a person named, dealt to the islands in turn.

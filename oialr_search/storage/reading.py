@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields
 from datetime import datetime
@@ -426,6 +426,23 @@ class StorageReader(AbstractContextManager["StorageReader"]):
         with self._reading() as connection:
             return int(connection.execute(number).scalar_one())
 
+    def finished_after(self, search_id: int, finish_number: int | None) -> tuple[int, list[int]]:
+        """Return the latest finish number, and the individuals of evaluations after the given one.
+
+        Without one there are none to tell.
+        """
+        if finish_number is None:
+            return self.last_finish_number(search_id), []
+        query = (
+            sa.select(evaluations.c.finish_number, evaluations.c.individual_id)
+            .join_from(launches, evaluations)
+            .where(launches.c.search_id == search_id, evaluations.c.finish_number > finish_number)
+        )
+        with self._reading() as connection:
+            found = connection.execute(query).all()
+        numbers = [finish_number, *(row.finish_number for row in found)]
+        return max(numbers), [row.individual_id for row in found]
+
     def finished_since(self, search_id: int, finish_number: int = 0) -> list[EvaluationRecord]:
         """Return evaluations that finished after the one with that number, in that order."""
         query = (
@@ -468,6 +485,11 @@ class StorageReader(AbstractContextManager["StorageReader"]):
         """Return when a launch's latest evaluations ended and where, latest first; not the lost."""
         with self._reading() as connection:
             return queries.last_finishes(connection, launch_id, limit)
+
+    def pruned_epochs(self, search_id: int) -> list[tuple[int, Mapping[str, Any]]]:
+        """Return how long each pruned individual was trained, and its hyperparameters."""
+        with self._reading() as connection:
+            return queries.pruned_epochs(connection, search_id)
 
     def failures(self, search_id: int) -> list[FailureCount]:
         """Count the evaluations that did not complete, repeated ones too, by what they say."""

@@ -235,7 +235,7 @@ class Known:
     genes: Mapping[str, float]
     fitness: float | None  # None unless completed; of an individual with repeats their mean
     violation: float = 0.0
-    objectives: Sequence[float] = field(default_factory=list)
+    objectives: Sequence[float] = field(default_factory=list)  # pruned: as of its last epoch
     constraints: Sequence[float] = field(default_factory=list)
     repeat_of: int | None = None
     num_seeds: int = 1  # measurements that the fitness is the mean of
@@ -275,6 +275,7 @@ class Claim:
     repeated: bool  # lost earlier, or queued: the proposal was not used
     failures: int  # earlier attempts that failed or timed out
     remaining: int  # claims left after this one, lost and queued individuals included
+    continued: bool = False  # pruned earlier, and now trained to its end
 
 
 @dataclass(frozen=True, kw_only=True)

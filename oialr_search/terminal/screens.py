@@ -100,6 +100,15 @@ def _status_lines(status: Row, now: datetime) -> list[tuple[str, str]]:
         lines.append(
             ("best", f"individual {best['individual']}, fitness {number(best['fitness'])}{share}")
         )
+    if status["epochs_saved"]:
+        many = f"{status['pruned']} individual" + "s" * (status["pruned"] > 1)
+        lines.append(("stopped early", f"{many}, which saved {status['epochs_saved']} epochs"))
+    if more := status["outlook"]:
+        gain, low, high = (number(x, 2) for x in (more["gain"], *more["gain_quartiles"]))
+        lines.append(
+            ("outlook", f"another {more['evaluations']} evaluations may lower it by {gain} "
+             f"({low} to {high} in half of all searches)")
+        )  # fmt: skip
     if launch := status["launch"]:
         lines.append(("launch", _launch(launch, now)))
         if status["per_hour"]:

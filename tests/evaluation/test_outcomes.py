@@ -8,10 +8,17 @@ from pathlib import Path
 import pytest
 
 from oialr_search.evaluation.files import OUTCOME_FILE, Ending, read_ending, write_record
-from oialr_search.evaluation.outcomes import outcome_of
+from oialr_search.evaluation.outcomes import outcome_of, pruned_outcome
 from oialr_search.space.search_file import load_search
-from oialr_search.storage.records import Status
-from oialr_training.protocol import EVENTS_FILE, Failed, Resources, encode, write_result
+from oialr_search.storage.records import Outcome, Status
+from oialr_training.protocol import (
+    EVENTS_FILE,
+    Failed,
+    Resources,
+    Stopped,
+    encode,
+    write_result,
+)
 
 from ..conftest import DIGITS
 from .scripted import completed, epoch
@@ -74,3 +81,38 @@ def test_what_no_machine_measured_fails_with_its_name(name: str, reason: str) ->
     assert (outcome.status, outcome.reason) == (Status.FAILED, f"{name} {reason}")
     measured = dataclasses.replace(completed(), resources=Resources(gpu_energy_j=3.0))
     assert outcome_of(measured, aims, {}, []).fitness == 1.5
+
+
+class TestPruned:
+    """What was stopped early has come to something, too."""
+
+    def outcome(self, *assignments: str) -> Outcome:
+        epochs = [epoch(n) for n in (1, 2)]
+        return pruned_outcome(
+            Stopped(epoch=2, reason="pruned"),
+            epochs[-1],
+            "bad",
+            load_search(DIGITS, assignments).aims,
+            {},
+            [e.metrics for e in epochs],
+        )
+
+    def test_one_aim_is_told_as_the_fitness_would_be(self) -> None:
+        outcome = self.outcome()
+        assert (outcome.status, outcome.fitness) == (Status.PRUNED, None)
+        assert outcome.objectives == [80.0]
+        assert self.outcome("search.fitness_window=2").objectives == [85.0]
+
+    def test_several_aims_and_constraints_are_told(self) -> None:
+        outcome = self.outcome(
+            "search.objectives=[validation_loss, trainable_percent]",
+            "search.subject_to=trainable_percent <= 10",
+        )
+        assert (outcome.objectives, outcome.constraints) == ([0.5, 12.5], [2.5])
+        assert outcome.violation == 0.25
+
+    @pytest.mark.parametrize("column", ["gpu_energy_j", "duration_s"])
+    def test_what_only_a_whole_training_tells_is_not_guessed(self, column: str) -> None:
+        outcome = self.outcome(f"search.objectives=[validation_loss, {column}]")
+        assert (outcome.objectives, outcome.constraints) == ([], [])
+        assert outcome.metrics["validation_loss"] == 0.5

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,17 +12,19 @@ from typing import Any, ClassVar
 import pytest
 
 from oialr_search import exit_codes
+from oialr_search.launch.engines import Knowledge, Offspring
+from oialr_search.launch.engines.random_search import RandomSearch
 from oialr_search.launch.stopping import StoppingRule, Training
 from oialr_search.launch.stopping import judging as judging_module
 from oialr_search.launch.stopping.judging import Judge
-from oialr_search.space.search_file import load_search
+from oialr_search.space.search_file import ENGINES, load_search
 from oialr_search.space.stopping import StoppingSettings
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import Claim, Outcome, Status, StorageUnavailable
 from oialr_training.protocol import Epoch, Evaluate, Prepare, RankUpdate, Ready, Stop, Stopped
 
 from ..conftest import DIGITS
-from ..evaluation.scripted import Line, Silence, completed, epoch, started
+from ..evaluation.scripted import Line, ScriptedWorker, Silence, completed, epoch, started
 from .conftest import Launches, Scripts
 from .left_behind import LeftBehind
 
@@ -43,7 +47,7 @@ def trains(*top1: float, cut: int = 0, stopped: bool = False) -> list[Line]:
     return lines
 
 
-def scripts(*evaluations: Sequence[Line], first: int = 0) -> Scripts:
+def scripts(*evaluations: Sequence[Line]) -> Scripts:
     """What the workers of each rank do; the first one is waited for."""
 
     def of_rank(world_rank: int) -> Iterable[Sequence[Line]]:
@@ -53,6 +57,7 @@ def scripts(*evaluations: Sequence[Line], first: int = 0) -> Scripts:
     return of_rank
 
 
+BAD = trains(30.0, stopped=True)
 GOOD = [trains(80.0 + n, 90.0 + n) for n in range(8)]
 SETTINGS: dict[str, Any] = {"engine": "random", "islands": 1}
 
@@ -171,6 +176,107 @@ class TestLaunches:
         assert set(asked) == set(range(1, 10))
 
 
+class TestGoingOn:
+    """`continue`: what the rule no longer would stop is trained to its end, from its state."""
+
+    def test_a_pruned_one_goes_on_when_the_rule_says_so(
+        self, launches: Launches, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(Relenting, "after", 3)
+        own = stopping(rule=f"{__name__}:Relenting", **{"continue": True})
+        resumed = [started(resumed_epoch=1), *trains(30.0, 40.0)[1:]]
+        code = launches(
+            1,
+            scripts(GOOD[0], [keep_state, *BAD], GOOD[1], [sees_state, *resumed]),
+            evaluations=3,
+            **own,
+        )
+        assert code == exit_codes.FINISHED
+        storage, search = launches.stored()
+        with storage:
+            assert [i.status.value for i in storage.individuals(search.id)] == ["completed"] * 3
+            first, second = storage.evaluations(2)
+        assert (first.status, first.last_epoch) == (Status.PRUNED, 1)
+        assert (second.status, second.last_epoch, second.resumed_epoch) == (
+            Status.COMPLETED, 2, 1,
+        )  # fmt: skip
+        assert not list(launches.folder.glob("**/state.pt"))
+
+    def test_it_is_not_judged_again_and_is_told_once_as_ended(
+        self,
+        launches: Launches,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        monkeypatch.setattr(Relenting, "after", 3)
+        own = stopping(rule=f"{__name__}:Relenting", **{"continue": True})
+        launches(1, scripts(GOOD[0], BAD, GOOD[1], trains(30.0, 5.0)), evaluations=3, **own)
+        lines = [line for line in capsys.readouterr().out.splitlines() if "/3]" in line]
+        assert [line[9:14] for line in lines] == ["[1/3]", "[2/3]", "[3/3]", "[3/3]"]
+        assert "2 pruned: stopped after epoch 1: bad" in lines[1]
+
+    def test_states_are_kept_until_the_search_is_complete(
+        self, launches: Launches, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """And only where one may go on."""
+        monkeypatch.setattr(Relenting, "after", 99)
+        kept = {}
+        for goes_on in (True, False):
+            own = stopping(rule=f"{__name__}:Relenting", **{"continue": goes_on})
+            launches.move_to(launches.folder / str(goes_on))
+            end: list[Line] = [
+                started(), lambda _: launches.stops[0].request(at_once=True), Silence(9.0),
+            ]  # fmt: skip
+            launches(1, scripts(GOOD[0], [keep_state, *BAD], end), evaluations=3, **own)
+            kept[goes_on] = len(list(launches.folder.glob("**/state.pt")))
+            launches(1, scripts(GOOD[1]), evaluations=3, **own)
+            assert statuses(launches) == ["completed", "pruned", "completed"]
+            assert not list(launches.folder.glob("**/state.pt"))
+        assert kept == {True: 1, False: 0}
+
+    def test_engines_hear_of_it(self, launches: Launches, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What is known of an individual that had ended is read again."""
+        monkeypatch.setattr(Relenting, "after", 3)
+        seen = list[Sequence[float]]()
+
+        class Sees(RandomSearch):
+            needs_all_individuals = True
+
+            def propose(self, knowledge: Knowledge, random_numbers: random.Random) -> Offspring:
+                seen.append(knowledge.individuals.fitness.tolist())
+                return super().propose(knowledge, random_numbers)
+
+        monkeypatch.setattr(sys.modules[__name__], "SeesAll", Sees, raising=False)
+        monkeypatch.setitem(ENGINES, "sees", f"{__name__}:SeesAll")
+        own = stopping(rule=f"{__name__}:Relenting", **{"continue": True}) | {"engine": "sees"}
+        launches(1, scripts(GOOD[0], BAD, GOOD[1], trains(30.0, 40.0)), evaluations=3, **own)
+        assert seen[:4] == [[], [10.0], [10.0, float("inf")], [10.0, float("inf"), 9.0]]
+        assert seen[-1] == [10.0, 60.0, 9.0]
+
+
+def keep_state(worker: ScriptedWorker) -> None:
+    state_of(worker).write_text("a state")
+
+
+def sees_state(worker: ScriptedWorker) -> None:
+    assert state_of(worker).read_text() == "a state"
+
+
+def state_of(worker: ScriptedWorker) -> Path:
+    (evaluate,) = (message for message in worker.sent if isinstance(message, Evaluate))
+    assert evaluate.state_file
+    return Path(evaluate.state_file)
+
+
+class Relenting(StoppingRule):
+    """Stops the bad until so many others are known."""
+
+    after = 0
+
+    def reason_to_stop(self, training: Training, others: Sequence[Training]) -> str | None:
+        return "bad" if training.losses[-1] > 50.0 and len(others) < self.after - 1 else None
+
+
 class Seeing(StoppingRule):
     """Notes what it is asked, and stops after an epoch."""
 
@@ -254,6 +360,24 @@ class TestJudge:
         judge.reason_to_stop(left.storage, 1)
         ((judged, _),) = told
         assert judged.epochs == 7
+
+    def test_with_several_aims_what_is_on_their_front_is_not_stopped(
+        self, left: LeftBehind, told: list[tuple[Training, Sequence[Training]]]
+    ) -> None:
+        """Of what has come as far; an aim that no epoch tells does not count."""
+        objectives = ["validation_top1", "trainable_percent * 2", "gpu_energy_j"]
+        judge = self.judge(left, f"search.objectives={objectives}")
+        shares = {"small": 1.0, "large": 20.0}
+        for number in (1, 2):
+            told_by = epoch(1, validation_top1=90.0, trainable_percent=5.0)
+            self.train(left, number, told_by, fitness=float(number))
+        for number, (share, asked) in enumerate(zip(shares.values(), (0, 1), strict=True), 3):
+            bad = epoch(1, validation_top1=10.0, trainable_percent=share)
+            self.train(left, number, bad, fitness=None)
+            judge.reason_to_stop(left.storage, number)
+            assert len(told) == asked
+        assert told[0][0].aims == [[90.0], [40.0]]
+        assert [other.individual_id for other in told[0][1]] == [1, 2, 3]
 
     def test_what_has_ended_is_read_once_and_so_many_at_most(
         self,

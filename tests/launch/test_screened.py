@@ -229,7 +229,7 @@ def test_its_model_narrows_down_with_the_search() -> None:
         known(n, {"lr": lr, "decay": decay}, value)
         for n, ((lr, decay), value) in enumerate(zip(points, fitness(points), strict=True), 1)
     ]
-    model = modelling.Modelling(space).of(Individuals(space, individuals), random.Random(0))
+    model = modelling.Modelling(space).of(Individuals(space, individuals), random.Random(0)).fitness
     assert np.corrcoef(model.mean(near[20:]), fitness(near[20:]))[0, 1] > 0.98
 
 
@@ -296,17 +296,19 @@ class TestPrior:
             for n in range(1, 12, 2)
         ]
 
-    def test_it_weighs_less_the_more_is_known(self) -> None:
-        def near(number: int) -> float:
-            """How often the believed half is chosen, where all is equally good."""
-            told = knowledge(drawn(number, lambda _: 1.0))
-            sure = engine(prior={"decay": Prior(around=0.0, within=0.2)})
-            genes = [sure.propose(told, random.Random(n)).genes["decay"] for n in range(60)]
-            return statistics.fmean(gene < 0.4 for gene in genes)
-
-        few, many = near(14), near(400)
-        assert few > 0.75
-        assert many < few - 0.1
+    @pytest.mark.parametrize(
+        ("number", "slope", "heeded"), [(30, 1.0, True), (30, -1.0, False), (1001, 1.0, False)]
+    )
+    def test_it_counts_while_little_is_known_that_speaks_for_it(
+        self, number: int, slope: float, heeded: bool
+    ) -> None:
+        told = knowledge(drawn(number, lambda values: slope * values["decay"]))
+        prior = {"decay": Prior(around=0.1, within=0.1)}
+        proposals = [
+            [proposer.propose(told, random.Random(n)).genes for n in range(8)]
+            for proposer in (engine(), engine(prior=prior))
+        ]
+        assert (proposals[0] != proposals[1]) is heeded
 
     def test_a_right_one_helps(self) -> None:
         believed = {

@@ -264,6 +264,25 @@ def test_a_state_that_cannot_be_read_or_written_is_told_and_ignored(
     assert keeping.startswith("cannot keep the training's state")
 
 
+@pytest.mark.parametrize("batches", [0, 1, 5])
+def test_what_is_given_up_need_not_end_its_epoch(tmp_path: Path, batches: int) -> None:
+    """It ends as of the epoch before, and can be gone on with from there."""
+    undisturbed, _ = train_here(digits(epochs=3))
+    asked = list[int]()
+
+    def given_up(events: list[Event]) -> bool:
+        asked.append(len(events))
+        return asked.count(3) > batches
+
+    events, trained = train_here(digits(epochs=3), state=tmp_path / "state", stop=given_up)
+    assert trained is None
+    assert [e.epoch for e in events if isinstance(e, Epoch)] == [1, 2]
+    assert asked.count(3) == batches + 1
+    rest, _ = train_here(digits(epochs=3), state=tmp_path / "state")
+    assert resumed_epoch(rest) == 2
+    assert told(rest) == told(undisturbed)
+
+
 class SlowFile(StateFile):
     """A state on a disk that takes its time."""
 

@@ -101,11 +101,27 @@ CALLS: dict[str, tuple[Callable[[Storage, int, int, int], object], set[str]]] = 
         lambda s, search, _, __: s.unfinished(search),
         {"ix_individuals_search_id_status_id", "sqlite_autoindex_evaluations_1"},
     ),
+    "claim of a pruned one": (
+        lambda s, search, launch, evaluation: (
+            s.finish_evaluation(evaluation, Outcome(status=Status.PRUNED)),
+            s.claim(search, new_proposal(7), 9, new_runner(launch), 1),
+        ),
+        {
+            "ix_evaluations_running",
+            "ix_individuals_search_id_status_id",
+            "ix_launches_search_id_started_at",
+            "sqlite_autoindex_evaluations_1",
+        },
+    ),
+    "individuals that finished": (
+        lambda s, search, _, __: s.finished_after(search, 3),
+        {"ix_evaluations_launch_id_finish_number", "ix_launches_search_id_started_at"},
+    ),
     "trainings": (
         lambda s, search, _, __: s.trainings(search, newest=3, best=2),
         {
             "ix_individuals_search_id_status_id",
-            "ix_individuals_search_id_fitness_id",
+            "ix_individuals_search_id_violation_fitness_id",
             "sqlite_autoindex_evaluations_1",
         },
     ),

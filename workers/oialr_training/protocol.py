@@ -66,7 +66,8 @@ class Evaluate(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Stop(Record):
-    """To the worker: end after the epoch that is running, its state written."""
+    """To the worker: end after the epoch that is running, its state written; when it is `pruned`,
+    at once, with the state of the epochs before."""
 
     reason: StopReason = "launch_stops"
 

@@ -148,7 +148,8 @@ def train(
 
     With a `state_file` the training goes on where that stands, and is kept there after each epoch
     that is not the last; not after each where writing would take a good part of the time. `stop` is
-    asked after each of these. The `meter` measures what this attempt uses.
+    asked after each of these; what is not worth going on with need not end its epoch. The `meter`
+    measures what this attempt uses.
 
     Raises:
         DivergedError: when the training loss is no finite number, or the result's validation loss.
@@ -178,11 +179,13 @@ def train(
     )
     for event in epochs:
         report(event)
-    pulse = _Pulse(report, meter)
+    pulse = _Pulse(report, meter, stop)
+    pulse.epochs = len(epochs)
     for epoch in range(len(epochs) + 1, config.epochs + 1):
         event = _run_epoch(training, epoch, pulse, meter)
         report(event)
         epochs.append(event)
+        pulse.epochs = epoch
         metrics = {"epoch": float(epoch), **event.metrics}  # a result says of which epoch it is
         _require_finite("train_loss", metrics)
         if not best.keep_network:
@@ -201,6 +204,7 @@ def train(
             write_s = written - now
         if stopping:
             raise Interrupted(epoch, stopping)
+    pulse.stop = lambda: None
     model = training.model
     if best.keep_network:
         metrics = best.metrics or metrics
@@ -306,16 +310,28 @@ class _Best:
 
 
 class _Pulse:
-    """Tells from time to time that the training moves."""
+    """Tells from time to time that the training moves, and ends it when it is given up."""
 
-    def __init__(self, report: Callable[[Event], None], meter: Meter) -> None:
+    def __init__(
+        self,
+        report: Callable[[Event], None],
+        meter: Meter,
+        stop: Callable[[], StopReason | None],
+    ) -> None:
         self._report = report
         self._meter = meter
         self._told = time.monotonic()
-        self.step = 0
+        self.stop = stop
+        self.step = self.epochs = 0
 
     def beat(self) -> None:
-        """A batch is done."""
+        """A batch is done.
+
+        Raises:
+            Interrupted: when the training is not worth going on with.
+        """
+        if self.stop() == "pruned":
+            raise Interrupted(self.epochs, "pruned")
         now = time.monotonic()
         if now - self._told >= PROGRESS_INTERVAL_S:
             self._told = now

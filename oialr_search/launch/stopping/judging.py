@@ -7,18 +7,21 @@ are read once.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from oialr_search.launch.stopping import Training, on_front, rule_for
+from oialr_search.space.fitness import Aim
 from oialr_search.space.search_file import SearchFile
 from oialr_search.space.stopping import Clock, StoppingSettings
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import Curve, Status
-from oialr_training.config import Metric
+from oialr_training.config import OF_ALL_TASKS, Metric
 from oialr_training.tasks import metric_of
 
 NEWEST, BEST = 400, 100
+STOPPED_LAST, ASKED_ANEW = 50, 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +40,10 @@ class Judge:
         self._goes_on = settings.go_on
         self._epochs = search_file.training.epochs
         task = search_file.training.task
-        name = settings.metric or search_file.search.metric
-        self._names = [name]
-        self._metrics = [_metric(task, name) for name in self._names]
+        self._name = settings.metric or search_file.search.metric
+        self._metric = _metric(task, self._name)
+        self._aims = _aims_of_epochs(search_file)
+        self._names = sorted({self._name, *(n for aim in self._aims for n in aim.expression.names)})
         self._known: dict[int, _Known] = {}
 
     def reason_to_stop(self, storage: Storage, individual_id: int) -> str | None:
@@ -53,6 +57,34 @@ class Judge:
         if training is None or not training.losses or len(training.losses) >= training.epochs:
             return None
         return self._judged(training, list(trainings.values()))
+
+    def promising(self, storage: Storage) -> int | None:
+        """The stopped individual to go on with: one that the rule no longer would stop.
+
+        Asked anew are a few of those that were stopped last: those with the best places among what
+        had come as far.
+
+        Raises:
+            StorageUnavailable: when the database is away.
+        """
+        if not self._goes_on:
+            return None
+        trainings = self._look(storage)
+        stopped = [t for t in trainings.values() if t.status is Status.PRUNED and t.losses]
+        others = {
+            training.individual_id: [t for t in trainings.values() if t is not training]
+            for training in stopped[-STOPPED_LAST:]
+        }
+
+        def place(individual_id: int) -> float:
+            training = trainings[individual_id]
+            losses = [loss for _, loss in training.as_far(others[individual_id])]
+            return sum(loss < training.losses[-1] for loss in losses) / (len(losses) or 1)
+
+        for individual_id in sorted(others, key=place)[:ASKED_ANEW]:
+            if self._judged(trainings[individual_id], others[individual_id]) is None:
+                return individual_id
+        return None
 
     def _judged(self, training: Training, others: Sequence[Training]) -> str | None:
         if training.clock is None or len(training.losses) < training.clock:
@@ -87,10 +119,8 @@ class Judge:
     def _training(self, curve: Curve) -> Training:
         epochs = curve.hyperparameters.get("epochs", self._epochs)
         assert isinstance(epochs, int)
-        losses, *aims = (
-            [_loss(metric, epoch.metrics.get(name)) for epoch in curve.epochs]
-            for name, metric in zip(self._names, self._metrics, strict=True)
-        )
+        losses = [_loss(self._metric, epoch.metrics.get(self._name)) for epoch in curve.epochs]
+        columns = [{**curve.hyperparameters, **epoch.metrics} for epoch in curve.epochs]
         return Training(
             individual_id=curve.individual_id,
             status=curve.status,
@@ -98,7 +128,7 @@ class Judge:
             epochs=epochs,
             losses=losses,
             clock=_epoch_of(self._clock, curve),
-            aims=aims,
+            aims=[[_aimed(aim, known) for known in columns] for aim in self._aims],
         )
 
 
@@ -114,6 +144,20 @@ def _epoch_of(clock: Clock, curve: Curve) -> int | None:
         step, later = curve.first_truncation, clock.number
     reached = (epoch.epoch + later for epoch in curve.epochs if epoch.step >= step)
     return next(reached, None)
+
+
+def _aims_of_epochs(search_file: SearchFile) -> list[Aim]:
+    """The aims of a search with several; not those that only a whole training tells."""
+    reported = {*search_file.training.validation_metrics(), *(m.name for m in OF_ALL_TASKS)}
+    known = reported | {h.name for h in search_file.space.hyperparameters}
+    return [aim for aim in search_file.aims.objectives if known.issuperset(aim.expression.names)]
+
+
+def _aimed(aim: Aim, columns: Mapping[str, Any]) -> float:
+    """What is minimised after an epoch."""
+    values = {name: columns.get(name, math.nan) for name in aim.expression.names}
+    value = aim.of(aim.expression.value(values))
+    return value if math.isfinite(value) else math.inf
 
 
 def _metric(task: str, name: str) -> Metric:

@@ -100,6 +100,7 @@ def status(storage: Storage, search: SearchRecord, now: datetime | None = None) 
             for island in islands
         ],
         "ranks": [_running(each, epochs, now) for each, epochs in running.items()],
+        "epochs_saved": _epochs_saved(storage, search) if progress.counts[Status.PRUNED] else 0,
         "failures": group_failures(storage.failures(search.id)),
     }
 
@@ -233,6 +234,16 @@ def _epochs(storage: Storage, search: SearchRecord, individual_id: int) -> int |
     else:
         found = search.of_search_file("epochs")
     return found if isinstance(found, int) else None
+
+
+def _epochs_saved(storage: Storage, search: SearchRecord) -> int:
+    """By stopping trainings early."""
+    of_all = search.of_search_file("epochs")
+    saved = 0
+    for trained, hyperparameters in storage.pruned_epochs(search.id):
+        epochs = hyperparameters.get("epochs", of_all)
+        saved += max(epochs - trained, 0) if isinstance(epochs, int) else 0
+    return saved
 
 
 def _iso(at: datetime | None) -> str | None:

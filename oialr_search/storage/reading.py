@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields
 from datetime import datetime
@@ -511,6 +511,11 @@ class StorageReader(AbstractContextManager["StorageReader"]):
         """Return when a launch's latest evaluations ended and where, latest first; not the lost."""
         with self._reading() as connection:
             return queries.last_finishes(connection, launch_id, limit)
+
+    def pruned_epochs(self, search_id: int) -> list[tuple[int, Mapping[str, Any]]]:
+        """Return how long each pruned individual was trained, and its hyperparameters."""
+        with self._reading() as connection:
+            return queries.pruned_epochs(connection, search_id)
 
     def failures(self, search_id: int) -> list[FailureCount]:
         """Count the evaluations that did not complete, repeated ones too, by what they say."""

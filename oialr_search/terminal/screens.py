@@ -102,6 +102,9 @@ def _status_lines(status: Row, now: datetime) -> list[tuple[str, str]]:
         lines.append(
             ("best", f"individual {best['individual']}, fitness {number(best['fitness'])}{share}")
         )
+    if status["epochs_saved"]:
+        many = f"{status['pruned']} individual" + "s" * (status["pruned"] > 1)
+        lines.append(("stopped early", f"{many}, which saved {status['epochs_saved']} epochs"))
     if more := status["outlook"]:
         gain, low, high = (number(x, 2) for x in (more["gain"], *more["gain_quartiles"]))
         lines.append(

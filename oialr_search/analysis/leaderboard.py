@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from oialr_search.analysis.pareto import pareto_front
 from oialr_search.analysis.where import find_column
+from oialr_search.space.pareto import pareto_front
 from oialr_search.storage.database import Storage
 from oialr_search.storage.leaderboard import (
     ATTEMPT,

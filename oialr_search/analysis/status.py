@@ -15,6 +15,7 @@ from oialr_search import exit_codes
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import LaunchRecord, RunningEvaluation, SearchRecord, Status
 from oialr_search.storage.selection import FailureCount
+from oialr_search.storage.status import UNFINISHED
 from oialr_search.surrogate.outlook import outlook
 from oialr_training.protocol import EVENTS_FILE
 
@@ -46,7 +47,10 @@ def status(storage: Storage, search: SearchRecord, now: datetime | None = None) 
     launch = launches[-1] if launches else None
     pace = _pace(storage, launch, now)
     running = {each: _epochs(storage, search, each.individual_id) for each in progress.running}
-    remaining = max(progress.total - progress.ended, progress.unfinished)
+    confirmations = storage.confirmations(search.id) if progress.num_confirmations else []
+    confirmed = sum(i.status not in UNFINISHED for i in confirmations)
+    confirming = {"ended": confirmed, "of": len(confirmations)} if confirmations else None
+    remaining = progress.expected - progress.ended
     if launch is not None and launch.exit_code == exit_codes.FINISHED and not progress.unfinished:
         remaining = 0  # it has had enough before its total: `search.until`
     used = [s for s in Status if s is not Status.QUEUED or progress.counts[s]]
@@ -59,8 +63,10 @@ def status(storage: Storage, search: SearchRecord, now: datetime | None = None) 
         "task": search.task,
         "metric": search.metric,
         "evaluations_total": progress.total,
+        "expected": progress.expected,
         "begun": sum(progress.counts.values()) - progress.counts[Status.QUEUED],
         "ended": progress.ended,
+        "confirming": confirming,
         "remaining": remaining,
         **{status.value: progress.counts[status] for status in used},
         "launch": launch and _launch(launch, len(launches)),
@@ -94,6 +100,7 @@ def status(storage: Storage, search: SearchRecord, now: datetime | None = None) 
             for island in islands
         ],
         "ranks": [_running(each, epochs, now) for each, epochs in running.items()],
+        "epochs_saved": _epochs_saved(storage, search) if progress.counts[Status.PRUNED] else 0,
         "failures": group_failures(storage.failures(search.id)),
     }
 
@@ -227,6 +234,16 @@ def _epochs(storage: Storage, search: SearchRecord, individual_id: int) -> int |
     else:
         found = search.of_search_file("epochs")
     return found if isinstance(found, int) else None
+
+
+def _epochs_saved(storage: Storage, search: SearchRecord) -> int:
+    """By stopping trainings early."""
+    of_all = search.of_search_file("epochs")
+    saved = 0
+    for trained, hyperparameters in storage.pruned_epochs(search.id):
+        epochs = hyperparameters.get("epochs", of_all)
+        saved += max(epochs - trained, 0) if isinstance(epochs, int) else 0
+    return saved
 
 
 def _iso(at: datetime | None) -> str | None:

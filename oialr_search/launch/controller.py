@@ -16,6 +16,7 @@ from typing import Any
 from oialr_search.evaluation.evaluator import Evaluated, Evaluator
 from oialr_search.evaluation.files import add_migration
 from oialr_search.evaluation.outbox import Outbox
+from oialr_search.launch.confirming import due
 from oialr_search.launch.engines import Engine, Knowledge, Member, random_numbers
 from oialr_search.launch.islands import (
     POLL_S,
@@ -28,10 +29,15 @@ from oialr_search.launch.islands import (
     Remeasured,
     Visitor,
 )
-from oialr_search.launch.population import AllIndividuals, Population
+from oialr_search.launch.population import (
+    AllIndividuals,
+    ParetoPopulation,
+    Population,
+    evaluated_on_island,
+)
 from oialr_search.launch.progress import ProgressDisplay
 from oialr_search.launch.repeating import Repeat, next_repeat, seed_of
-from oialr_search.launch.resuming import is_complete
+from oialr_search.launch.resuming import have_ended
 from oialr_search.launch.stop_request import StopRequest
 from oialr_search.launch.stopping.judging import Judge
 from oialr_search.launch.until import total_of
@@ -84,13 +90,14 @@ class Controller:
         self._display = display
         self._warnings = warnings
         size = engine.population_size(place.world_size)
-        self._population = Population(size)
+        several = search_file.search.objectives is not None
+        self._population = ParetoPopulation(size) if several else Population(size)
         self._all_individuals = AllIndividuals(search_id, self._space.hyperparameters)
         self._read_breeders(storage)
         self._generation = storage.next_generation(search_id, place.island, place.island_rank)
         self._ask_at = self._check_at = 0.0
         self._stop_words: set[str] = set()
-        self._news: list[tuple[Member | None, bool]] = []
+        self._news: list[tuple[Member | None, random.Random]] = []
         self._remeasured = False
         self._end: End | None = None
 
@@ -199,9 +206,14 @@ class Controller:
 
     def _read_breeders(self, storage: Storage) -> None:
         """Take in who breeds on the island by what is stored."""
-        place, size = self._place, self._population.size
-        for individual in storage.breeders(self._search_id, place.island, place.num_islands, size):
-            self._population.add(member_of(individual))
+        search_id, place, size = self._search_id, self._place, self._population.size
+        if isinstance(self._population, ParetoPopulation):
+            members = evaluated_on_island(storage, search_id, place.island, place.num_islands)
+        else:
+            stored = storage.breeders(search_id, place.island, place.num_islands, size)
+            members = map(member_of, stored)
+        for member in members:
+            self._population.add(member)
 
     def _follow(self) -> None:
         """Move the evaluation along that runs."""
@@ -255,10 +267,23 @@ class Controller:
         self._check_at = now + ASK_AGAIN_S
         complete = False
         with suppress(StorageUnavailable):
-            complete = self._outbox.ask(lambda s: is_complete(s, self._search_id, self._search))
+            complete = self._outbox.ask(self._is_complete)
         if complete or self._stop.requested() or self._exchange.all_unreliable():
             self._end = End(complete=complete)
             self._exchange.tell_all(self._end)
+
+    def _is_complete(self, storage: Storage) -> bool:
+        """Is nothing left to evaluate? When nothing is, the best are queued to be confirmed."""
+        if not have_ended(storage, self._search_id, self._search):
+            return False
+        confirm = self._search.confirm
+        repeats = due(storage, self._search_id, confirm) if confirm else []
+        if repeats:
+            storage.queue_repeats(self._search_id, repeats)
+            number = len({individual_id for individual_id, _ in repeats})
+            if self._display is not None:
+                self._display.tell(f"confirming the best {number} with {len(repeats)} trainings")
+        return not repeats
 
     def _empty_outbox(self) -> None:
         """Wait for the database, but not for ever: what is not stored is in the folders."""
@@ -269,26 +294,27 @@ class Controller:
         """Take an evaluated individual into the population."""
         if evaluated.fitness is None:
             return
-        if evaluated.claim.individual.repeat_of is not None:
-            self._news.append((None, False))
+        individual = evaluated.claim.individual
+        if individual.repeat_of is not None:
+            self._news.append((None, self._random_numbers("migration")))
             return
-        member = member_of(evaluated.claim.individual, evaluated.fitness)
+        member = member_of(individual, evaluated)
         self._population.add(member)
-        migrates = self._random_numbers("migration").random() < self._search.migration_probability
-        self._news.append((member, migrates))
+        self._news.append((member, self._random_numbers("migration")))
 
     def _tell_news(self) -> None:
         """Tell the peers, perhaps migrate: only now, when who accepts it finds it stored."""
         island = self._place.island
-        for member, migrates in self._news:
+        for member, rng in self._news:
             if member is None:
                 self._remeasured = True
                 self._exchange.tell_all(Remeasured())
                 continue
             self._exchange.tell_peers(Visitor(member=member, island=island))
-            best = self._population.best()
-            if best is not None and migrates:
-                self._exchange.migrate(Visitor(member=best, island=island))
+            if rng.random() < self._search.migration_probability:
+                emissary = self._population.emissary(rng)
+                assert emissary is not None
+                self._exchange.migrate(Visitor(member=emissary, island=island))
         self._news.clear()
 
     def _random_numbers(self, purpose: str) -> random.Random:
@@ -334,13 +360,15 @@ class Controller:
             self._display.refresh()
 
 
-def member_of(individual: IndividualRecord, fitness: float | None = None) -> Member:
+def member_of(individual: IndividualRecord, evaluated: Evaluated | None = None) -> Member:
     """An evaluated individual as islands exchange it."""
-    fitness = individual.fitness if fitness is None else fitness
-    assert fitness is not None
+    measured = evaluated or individual
+    assert measured.fitness is not None
     return Member(
         individual_id=individual.id,
         genes=dict(individual.genes),
-        fitness=fitness,
+        fitness=measured.fitness,
+        violation=measured.violation,
+        objectives=tuple(measured.objectives),
         num_seeds=max(individual.num_seeds, 1),
     )

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import random
 from bisect import insort
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 from oialr_search.launch.engines import Member
 from oialr_search.space.hyperparameters import Hyperparameter
+from oialr_search.space.pareto import best_spread
 from oialr_search.storage.database import Storage
-from oialr_search.storage.records import Status
-from oialr_search.surrogate.individuals import UNFINISHED, Individuals
+from oialr_search.storage.status import UNFINISHED, Status
+from oialr_search.surrogate.individuals import Individuals
 
 
 class Population:
@@ -39,14 +42,80 @@ class Population:
         del self._members[self.size :]
         return not known and member in self._members
 
-    def best(self) -> Member | None:
-        """The fittest individual, if there is one."""
+    def emissary(self, rng: random.Random) -> Member | None:
+        """Who visits other islands: the fittest individual, if there is one."""
         return self._members[0] if self._members else None
 
     @property
     def members(self) -> Sequence[Member]:
         """Best first; of equals, the one with the lower id."""
         return tuple(self._members)
+
+
+class ParetoPopulation(Population):
+    """The same with several objectives: front after front, the least crowded first (Deb 2002).
+
+    Kept are those whom fewer than `size` others dominate, which are few more. So who breeds depends
+    on who was evaluated, not on the order of that.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self._dominators: dict[int, int] = {}
+        self._breeding: tuple[Member, ...] | None = None
+
+    def add(self, member: Member) -> bool:
+        """Take in an individual; False if it is there or dominated by too many."""
+        number = sum(known.dominates(member) for known in self._members)
+        if member.individual_id in self._dominators or number >= self.size:
+            return False
+        for known in self._members:
+            self._dominators[known.individual_id] += member.dominates(known)
+        insort(self._members, member, key=lambda m: m.standing)
+        self._dominators[member.individual_id] = number
+        self._members = [m for m in self._members if self._dominators[m.individual_id] < self.size]
+        self._dominators = {
+            m.individual_id: self._dominators[m.individual_id] for m in self._members
+        }
+        self._breeding = None
+        return True
+
+    def emissary(self, rng: random.Random) -> Member | None:
+        """Anyone of the front."""
+        front = [m for m in self._members if not self._dominators[m.individual_id]]
+        return rng.choice(front) if front else None
+
+    @property
+    def members(self) -> Sequence[Member]:
+        """The first `size` of all fronts."""
+        if self._breeding is None:
+            ordered = list[Member]()
+            for _, alike in groupby(self._members, lambda member: member.violation):
+                group = list(alike)
+                ordered += [group[n] for n in best_spread([m.objectives for m in group])]
+            self._breeding = tuple(ordered[: self.size])
+        return self._breeding
+
+
+def evaluated_on_island(
+    storage: Storage, search_id: int, island: int, num_islands: int
+) -> Iterator[Member]:
+    """All that were bred on an island, or accepted there, and completed; see `breeders`."""
+    accepted = {
+        migration.individual_id
+        for migration in storage.migrations(search_id)
+        if migration.target_island % num_islands == island
+    }
+    for known in storage.known_after(search_id, 0):
+        here = known.island % num_islands == island or known.individual_id in accepted
+        if here and known.fitness is not None and known.repeat_of is None:
+            yield Member(
+                individual_id=known.individual_id,
+                genes=dict(known.genes),
+                fitness=known.fitness,
+                violation=known.violation,
+                objectives=tuple(known.objectives),
+            )
 
 
 class AllIndividuals:

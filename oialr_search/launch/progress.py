@@ -77,6 +77,10 @@ class ProgressDisplay:
             self._said.add(kind)
             self._say(f"warning: {text}", style="yellow")
 
+    def tell(self, text: str) -> None:
+        """Say something."""
+        self._say(text, style="bold")
+
     def refresh(self, *, now: bool = False) -> None:
         """Show what has changed, at most once a second unless `now`."""
         if not now and time.monotonic() - self._shown < REFRESH_S:
@@ -126,7 +130,7 @@ class ProgressDisplay:
             f"  trainable {evaluation.trainable_percent:.1f} %"
             f"  {evaluation.duration_s:.1f} s"
             + ("  best so far" if new_best else "")
-            + (f"  repeats {individual.repeat_of}" if repeat else ""),
+            + (f"  {individual.origin}s {individual.repeat_of}" if repeat else ""),
             style="bold" if new_best else "",
         )
 

@@ -39,7 +39,7 @@ def next_repeat(known: Individuals, settings: RepeatSettings, num_ranks: int = 1
         return None
     if total + 1 > settings.share * (len(known) + total + 1):
         return None
-    means, open_ = known.fitness[completed], num_repeats[completed] + 1 < settings.seeds
+    means, open_ = known.standing[completed], num_repeats[completed] + 1 < settings.seeds
     leader = int(np.argmin(means))
     if open_[leader]:
         chosen = leader

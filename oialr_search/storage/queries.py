@@ -46,6 +46,19 @@ def last_finishes(
     return [(row.finished_at, row.island) for row in connection.execute(query)]
 
 
+def pruned_epochs(connection: sa.Connection, search_id: int) -> list[tuple[int, Mapping[str, Any]]]:
+    """Epochs that each pruned individual was trained for, and its hyperparameters."""
+    query = (
+        sa.select(sa.func.coalesce(LATEST.c.last_epoch, 0), individuals.c.hyperparameters)
+        .join_from(individuals, LATEST, IS_LATEST)
+        .where(
+            individuals.c.search_id == search_id,
+            individuals.c.status == sa.literal_column(f"'{Status.PRUNED}'"),
+        )
+    )
+    return [(epochs, hyperparameters) for epochs, hyperparameters in connection.execute(query)]
+
+
 def failures(connection: sa.Connection, search_id: int) -> list[FailureCount]:
     """Count the evaluations that did not complete, those that were repeated too."""
     query = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields
 from datetime import datetime
@@ -18,6 +18,7 @@ from oialr_search.storage.curves import list_trainings, read_curves
 from oialr_search.storage.errors import storage_errors
 from oialr_search.storage.leaderboard import INDIVIDUAL, IS_LATEST, LATEST, leaderboard
 from oialr_search.storage.records import (
+    CONFIRM,
     Curve,
     EpochRecord,
     EvaluationRecord,
@@ -96,6 +97,11 @@ _accepted = (
     .subquery()
 )
 BREEDERS = sa.union(sa.select(_bred), sa.select(_accepted))  # of one island, unordered
+CONFIRMATIONS = sa.select(sa.func.count()).where(
+    individuals.c.repeat_of.is_not(None),
+    individuals.c.search_id == parameter("search_id"),
+    individuals.c.origin == CONFIRM,
+)
 BEST_OF_ISLAND = (
     sa.select(individuals.c.id)
     .where(
@@ -211,6 +217,7 @@ class StorageReader(AbstractContextManager["StorageReader"]):
                 best_fitness=best and best.fitness,
                 best_individual_id=best and best.id,
                 running=[RunningEvaluation(**r) for r in connection.execute(running).mappings()],
+                num_confirmations=count_confirmations(connection, search_id),
             )
 
     def islands(self, search_id: int) -> list[IslandSummary]:
@@ -329,6 +336,25 @@ class StorageReader(AbstractContextManager["StorageReader"]):
                 for conditions in _after(search_id, individual_id, again)
                 for row in connection.execute(query.where(*conditions).order_by(c.id))
             ]
+
+    def num_confirmations(self, search_id: int) -> int:
+        """Count the individuals that confirm a search's best, now or earlier."""
+        with self._reading() as connection:
+            return count_confirmations(connection, search_id)
+
+    def confirmations(self, search_id: int) -> list[IndividualRecord]:
+        """Return those that confirm a search's best: repeats that are newer than all else of it."""
+        of_search = individuals.c.search_id == search_id
+        newest = sa.select(sa.func.max(individuals.c.id)).where(
+            of_search, individuals.c.origin != CONFIRM
+        )
+        with self._reading() as connection:
+            return read_individuals(
+                connection,
+                of_search,
+                individuals.c.repeat_of.is_not(None),
+                individuals.c.id > newest.scalar_subquery(),
+            )
 
     def individual(self, individual_id: int) -> IndividualRecord | None:
         """Return one individual."""
@@ -486,6 +512,11 @@ class StorageReader(AbstractContextManager["StorageReader"]):
         with self._reading() as connection:
             return queries.last_finishes(connection, launch_id, limit)
 
+    def pruned_epochs(self, search_id: int) -> list[tuple[int, Mapping[str, Any]]]:
+        """Return how long each pruned individual was trained, and its hyperparameters."""
+        with self._reading() as connection:
+            return queries.pruned_epochs(connection, search_id)
+
     def failures(self, search_id: int) -> list[FailureCount]:
         """Count the evaluations that did not complete, repeated ones too, by what they say."""
         with self._reading() as connection:
@@ -563,6 +594,12 @@ def _after(
         individuals.c.status.in_(list(Status)),  # the index has them by status, then id
         individuals.c.id > individual_id,
     ]
+
+
+def count_confirmations(connection: sa.Connection, search_id: int) -> int:
+    """Count the individuals that confirm a search's best."""
+    number = connection.scalar(CONFIRMATIONS, {"the_search_id": search_id})
+    return int(number or 0)
 
 
 def read_individuals(

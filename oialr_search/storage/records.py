@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from oialr_training.config import TrainingConfig
 
 
+CONFIRM = "confirm"
+"""The origin of those that repeat a search's best when its evaluations have ended."""
+
+
 class StorageError(KnownError):
     """A database that cannot be used as asked; its text is one line for the user."""
 
@@ -364,6 +368,7 @@ class Progress:
     best_fitness: float | None
     best_individual_id: int | None
     running: Sequence[RunningEvaluation]
+    num_confirmations: int = 0  # individuals beyond the total, that confirm the best
 
     @property
     def ended(self) -> int:
@@ -378,7 +383,7 @@ class Progress:
     @property
     def expected(self) -> int:
         """Individuals there will be: a person may have queued more than the total."""
-        return max(self.total, sum(self.counts.values()))
+        return max(self.total + self.num_confirmations, sum(self.counts.values()))
 
 
 @dataclass(frozen=True, kw_only=True)

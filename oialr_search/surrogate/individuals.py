@@ -2,24 +2,29 @@
 
 Genes stand at the middle of the share of the value that they decode to: equal rows are equal
 configurations, and a model sees what is trained. An individual that repeats another, with another
-seed, has no row: it is part of the other's mean. Shapes: n individuals, d genes.
+seed, has no row: it is part of the other's mean. Shapes: n individuals, d genes,
+k objectives, c constraints.
 """
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from oialr_search.space.hyperparameters import Hyperparameter
-from oialr_search.storage.records import Known, Status
+from oialr_search.storage.records import Known
+from oialr_search.storage.status import UNFINISHED, Status
 
 Array = NDArray[np.float64]
 
-UNFINISHED = (Status.QUEUED, Status.RUNNING, Status.LOST)
 FIRST_ROWS = 256
+FIGURES = ("fitness", "modelled", "num_seeds", "deviation", "cost_s", "violation")
+LISTS = ("objectives", "constraints")
 
 
 class Individuals:
@@ -30,12 +35,12 @@ class Individuals:
     ) -> None:
         self._hyperparameters = tuple(hyperparameters)
         self._number = 0
-        self._ids = np.empty(FIRST_ROWS, dtype=np.int64)
-        self._genes = np.empty((FIRST_ROWS, len(self._hyperparameters)))
-        self._fitness = np.empty(FIRST_ROWS)
-        self._modelled = np.empty(FIRST_ROWS)
-        self._num_seeds = np.empty(FIRST_ROWS)
-        self._deviation = np.empty(FIRST_ROWS)
+        self._columns: dict[str, Any] = {
+            "ids": np.empty(FIRST_ROWS, dtype=np.int64),
+            "genes": np.empty((FIRST_ROWS, len(self._hyperparameters))),
+            **{name: np.empty(FIRST_ROWS) for name in FIGURES},
+            **{name: np.empty((FIRST_ROWS, 0)) for name in LISTS},
+        }
         self._repeats: dict[int, int] = {}
         self.take(known)
 
@@ -45,32 +50,83 @@ class Individuals:
     @property
     def ids(self) -> NDArray[np.int64]:
         """(n,): ascending."""
-        return self._ids[: self._number]
+        ids: NDArray[np.int64] = self._columns["ids"][: self._number]
+        return ids
 
     @property
     def genes(self) -> Array:
         """(n, d): at the middles."""
-        return self._genes[: self._number]
+        return self._column("genes")
 
     @property
     def fitness(self) -> Array:
         """(n,): NaN while the individual has not ended, infinite if it ended without."""
-        return self._fitness[: self._number]
+        return self._column("fitness")
 
     @property
     def modelled(self) -> Array:
         """(n,): what a model is given: the fitness, of a pruned one what it had come to."""
-        return self._modelled[: self._number]
+        return self._column("modelled")
 
     @property
     def num_seeds(self) -> Array:
         """(n,): measurements that the fitness is the mean of, 1 where there is none."""
-        return self._num_seeds[: self._number]
+        return self._column("num_seeds")
 
     @property
     def deviation(self) -> Array:
         """(n,): standard deviation over seeds, NaN where there are not two."""
-        return self._deviation[: self._number]
+        return self._column("deviation")
+
+    @property
+    def cost_s(self) -> Array:
+        """(n,): what its attempts have taken until now."""
+        return self._column("cost_s")
+
+    @property
+    def violation(self) -> Array:
+        """(n,): of constraints; 0 where they are met, or not known."""
+        return self._column("violation")
+
+    @property
+    def objectives(self) -> Array:
+        """(n, k): each minimised, NaN where not known; of a pruned one what it had come to.
+
+        Where the fitness is the only one, only pruned ones have it here.
+        """
+        return self._column("objectives")
+
+    @property
+    def constraints(self) -> Array:
+        """(n, c): excesses, up to 0 where met; NaN where not known."""
+        return self._column("constraints")
+
+    @property
+    def standing(self) -> Array:
+        """(n,): the less, the better: as modelled; who breaks a constraint comes after all others.
+
+        Among these the violation decides.
+        """
+        values, breaks = self.modelled, self.violation > 0.0
+        if not breaks.any():
+            return values
+        met = values[np.isfinite(values) & ~breaks]
+        worst = met.max() if len(met) else 0.0
+        beyond = worst + np.maximum(abs(worst), 1.0) * self.violation
+        return np.where(breaks & np.isfinite(values), beyond, values)
+
+    def aiming_at(self, values: Array) -> Individuals:
+        """The same as they are now, with other values (n,) in place of their fitness.
+
+        Those that are NaN change nothing: who has not ended, and who ended without, stay so.
+        """
+        changed = copy.copy(self)
+        known = np.isfinite(values)
+        changed._columns = self._columns | {
+            "fitness": np.where(known & np.isfinite(self.fitness), values, self.fitness),
+            "modelled": np.where(known, values, self.modelled),
+        }
+        return changed
 
     @property
     def num_repeats(self) -> NDArray[np.int64]:
@@ -88,16 +144,17 @@ class Individuals:
         ids = np.array([individual.individual_id for individual in individuals], dtype=np.int64)
         genes = np.array([[i.genes[h.name] for h in self._hyperparameters] for i in individuals])
         genes = genes.reshape(len(ids), len(self._hyperparameters))
-        measured = np.array([_measured(individual) for individual in individuals]).reshape(-1, 4)
+        figures = np.array([_figures(individual) for individual in individuals])
+        figures = figures.reshape(len(ids), len(FIGURES))
+        measured = dict(zip(FIGURES, figures.T, strict=True))
+        for name in LISTS:
+            measured[name] = self._table(name, [getattr(i, name) for i in individuals])
         there = np.isin(ids, self.ids, assume_unique=True)
         rows = np.searchsorted(self.ids, ids[there])
-        for column, values in zip(self._measured, measured[there].T, strict=True):
-            column[rows] = values
-        self._append(ids[~there], self.at_middles(genes[~there]), measured[~there])
-
-    @property
-    def _measured(self) -> tuple[Array, ...]:
-        return self._fitness, self._modelled, self._num_seeds, self._deviation
+        for name, values in measured.items():
+            self._columns[name][rows] = values[there]
+        new = {name: values[~there] for name, values in measured.items()}
+        self._append({"ids": ids[~there], "genes": self.at_middles(genes[~there]), **new})
 
     def at_middles(self, genes: Array) -> Array:
         """Genes (m, d) moved to the middles."""
@@ -110,22 +167,33 @@ class Individuals:
         """Has one of them the configuration of genes (d,), at the middles?"""
         return bool((self.genes == genes).all(axis=1).any())
 
-    def _append(self, ids: NDArray[np.int64], genes: Array, measured: Array) -> None:
-        before, self._number = self._number, self._number + len(ids)
-        if self._number > len(self._ids):
+    def _column(self, name: str) -> Array:
+        column: Array = self._columns[name][: self._number]
+        return column
+
+    def _table(self, name: str, measured: Sequence[Sequence[float]]) -> Array:
+        """(m, width): NaN where nothing was measured; how wide is known once something was."""
+        width = max(map(len, measured), default=0)
+        if width > self._columns[name].shape[1]:
+            self._columns[name] = np.full((len(self._columns["ids"]), width), math.nan)
+        nothing = [math.nan] * self._columns[name].shape[1]
+        table = np.array([list(row) or nothing for row in measured])
+        return table.reshape(len(measured), len(nothing))
+
+    def _append(self, new: Mapping[str, Any]) -> None:
+        before, self._number = self._number, self._number + len(new["ids"])
+        if self._number > len(self._columns["ids"]):
             rows = 2 * self._number
-            self._ids = np.resize(self._ids, rows)
-            self._genes = np.resize(self._genes, (rows, self._genes.shape[1]))
-            self._fitness = np.resize(self._fitness, rows)
-            self._modelled = np.resize(self._modelled, rows)
-            self._num_seeds = np.resize(self._num_seeds, rows)
-            self._deviation = np.resize(self._deviation, rows)
-        columns = (self._ids, self._genes, *self._measured)
-        for column, new in zip(columns, (ids, genes, *measured.T), strict=True):
-            column[before : self._number] = new
-        if 0 < before < self._number and ids[0] < self._ids[before - 1]:
-            order = np.argsort(self.ids)
-            for column in columns:
+            self._columns = {
+                name: np.resize(column, (rows, *column.shape[1:]))
+                for name, column in self._columns.items()
+            }
+        for name, values in new.items():
+            self._columns[name][before : self._number] = values
+        ids = self.ids
+        if 0 < before < self._number and ids[before] < ids[before - 1]:
+            order = np.argsort(ids)
+            for column in self._columns.values():
                 column[: self._number] = column[: self._number][order]
 
 
@@ -158,12 +226,14 @@ def share(hyperparameter: Hyperparameter, genes: Array) -> tuple[Array, Array]:
     return (below - start) / width, (above - start) / width
 
 
-def _measured(known: Known) -> tuple[float, ...]:
+def _figures(known: Known) -> tuple[float, ...]:
+    """In the order of FIGURES."""
     fitness = modelled = _fitness_of(known)
     if known.status is Status.PRUNED and known.objectives:
         modelled = known.objectives[0]
     deviation = math.nan if known.fitness_deviation is None else known.fitness_deviation
-    return fitness, modelled, max(known.num_seeds, 1), deviation
+    measurements = max(known.num_seeds, 1)
+    return fitness, modelled, measurements, deviation, known.cost_s, known.violation
 
 
 def _fitness_of(known: Known) -> float:

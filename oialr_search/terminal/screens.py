@@ -91,15 +91,20 @@ def _status_lines(status: Row, now: datetime) -> list[tuple[str, str]]:
     )
     lines = [
         ("search", f"{status['search']}: {status['task']}, {status['metric']}"),
-        ("individuals", f"{status['begun']} of {status['evaluations_total']} begun"
+        ("individuals", f"{status['begun']} of {status['expected']} begun"
          + (f": {counts}" if counts else "")),
     ]  # fmt: skip
+    if confirming := status["confirming"]:
+        lines.append(("confirming", f"{confirming['ended']} of {confirming['of']} trainings ended"))
     if best := status["best"]:
         trainable = best["trainable_percent"]
         share = "" if trainable is None else f", {number(trainable)} % trainable"
         lines.append(
             ("best", f"individual {best['individual']}, fitness {number(best['fitness'])}{share}")
         )
+    if status["epochs_saved"]:
+        many = f"{status['pruned']} individual" + "s" * (status["pruned"] > 1)
+        lines.append(("stopped early", f"{many}, which saved {status['epochs_saved']} epochs"))
     if more := status["outlook"]:
         gain, low, high = (number(x, 2) for x in (more["gain"], *more["gain_quartiles"]))
         lines.append(

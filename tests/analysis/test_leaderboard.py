@@ -11,8 +11,8 @@ import sqlalchemy as sa
 
 from oialr_search.analysis.choosing import choose_search
 from oialr_search.analysis.leaderboard import leaderboard
-from oialr_search.analysis.pareto import pareto_front
 from oialr_search.analysis.where import parse_condition
+from oialr_search.space.pareto import pareto_front
 from oialr_search.storage import open_storage
 from oialr_search.storage.leaderboard import all_columns
 from oialr_search.storage.records import Status

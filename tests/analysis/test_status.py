@@ -13,14 +13,16 @@ from oialr_search.analysis.status import group_failures
 from oialr_search.analysis.status import status as read_status
 from oialr_search.space.hyperparameters import Hyperparameter, SearchSpace
 from oialr_search.storage import open_storage
-from oialr_search.storage.records import Status
+from oialr_search.storage.records import Outcome, Status
 from oialr_search.storage.selection import FailureCount
+from oialr_search.terminal.screens import _status_lines
 
 from ..conftest import Command
 from ..seen import BEGAN, RESUMED, fill
 from ..storage.storage_examples import (
     epoch_record,
     launched_search,
+    new_search,
     started_evaluation,
 )
 
@@ -50,6 +52,34 @@ def test_status_of_a_running_search(url: str) -> None:
         (1, "lost", "its launch ended first"),
         (1, "timed_out", "over the time limit of 60 s"),
     ]
+
+
+def test_epochs_that_were_not_trained_are_counted(tmp_path: Path) -> None:
+    """Of each training's own, where they are searched; one that is gone on with saves none."""
+    url = str(tmp_path / "search.db")
+    epochs = Hyperparameter(name="epochs", kind="int", low=1, high=20)
+    settings = new_search().settings
+    settings = {**settings, "training": {**settings["training"], "epochs": 12}}
+    with open_storage(url, create=True) as storage:
+        for name, space in (("fixed", ()), ("searched", (epochs,))):
+            search_id, launch_id = launched_search(
+                storage, name=name, settings=settings, space=SearchSpace(space)
+            )
+            for number, status in enumerate(["pruned", "pruned", "failed"]):
+                values = {"epochs": 5} if space else {}
+                _, evaluation = started_evaluation(
+                    storage, search_id, launch_id, number, hyperparameters=values
+                )
+                storage.add_epoch(evaluation, epoch_record(3 - number, loss=1.0))
+                storage.finish_evaluation(evaluation, Outcome(status=Status(status)))
+    told = []
+    with open_storage(url, read_only=True) as storage:
+        for name in ("fixed", "searched"):
+            status = read_status(storage, choose_search(storage, name), NOW)
+            told.append(status["epochs_saved"])
+            screen = "".join(map(str, _status_lines(status, NOW)))
+            assert f"2 individuals, which saved {told[-1]} epochs" in screen
+    assert told == [9 + 10, 2 + 3]
 
 
 def test_the_pace_and_the_expected_end(url: str) -> None:

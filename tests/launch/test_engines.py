@@ -23,7 +23,7 @@ from oialr_search.launch.engines import (
     engine_for,
     random_numbers,
 )
-from oialr_search.launch.population import Population
+from oialr_search.launch.population import ParetoPopulation, Population
 from oialr_search.space.hyperparameters import Hyperparameter
 from oialr_search.space.search_file import ENGINES, SearchSettings, load_search
 from oialr_search.storage.records import Known, Status
@@ -78,11 +78,18 @@ def make(
 
 def knowledge_of(individuals: Sequence[Known], size: int = 6) -> Knowledge:
     """What island 0 knows, these individuals taken in in their order."""
-    population = Population(size)
+    several = any(known.objectives for known in individuals)
+    population = ParetoPopulation(size) if several else Population(size)
     for known in individuals:
         if known.fitness is not None and known.island == 0:
             population.add(
-                Member(individual_id=known.individual_id, genes=known.genes, fitness=known.fitness)
+                Member(
+                    individual_id=known.individual_id,
+                    genes=dict(known.genes),
+                    fitness=known.fitness,
+                    violation=known.violation,
+                    objectives=tuple(known.objectives),
+                )
             )
     return Knowledge(
         island=0,
@@ -109,6 +116,25 @@ def individuals(number: int) -> list[Known]:
     ]
 
 
+def aimed(number: int, *, objectives: int = 0, met: bool = True) -> list[Known]:
+    """The same with constraints, of which hardly anyone meets all unless `met`."""
+    draw = random.Random(number)
+    found = []
+    for known in individuals(number):
+        if known.fitness is not None:
+            others = [float(draw.randrange(3)) for _ in range(objectives - 1)]
+            excesses = [draw.uniform(-1.0, 1.0 if met else 0.1) + (not met) for _ in range(2)]
+            known = replace(
+                known,
+                objectives=[known.fitness, *others] if objectives else [],
+                constraints=excesses,
+                violation=sum(max(excess, 0.0) for excess in excesses),
+                cost_s=draw.lognormvariate(0.0, 1.0),
+            )
+        found.append(known)
+    return found
+
+
 KNOWN: dict[str, Callable[[], list[Known]]] = {
     "nothing": list,
     "one": lambda: individuals(1),
@@ -122,6 +148,44 @@ KNOWN: dict[str, Callable[[], list[Known]]] = {
         for k in individuals(30)
     ],
 }
+
+
+AIMED: dict[str, Callable[[], list[Known]]] = {
+    "constraints": lambda: aimed(60),
+    "constraints that nobody meets": lambda: aimed(60, met=False),
+    "more than the model takes": lambda: aimed(260),
+    "two objectives": lambda: aimed(60, objectives=2),
+    "three objectives": lambda: aimed(60, objectives=3),
+    "many of two objectives": lambda: aimed(260, objectives=2),
+    "two objectives, nobody here": lambda: [
+        replace(known, island=1) for known in aimed(60, objectives=2)
+    ],
+}
+
+
+@pytest.mark.parametrize("engine", [*(e for e in ENGINES if e != "cmaes"), "best again"])
+@pytest.mark.parametrize("known", AIMED)
+@pytest.mark.parametrize("cost_aware", [False, True])
+def test_with_several_aims_the_contract_is_the_same(
+    engine: str, known: str, cost_aware: bool
+) -> None:
+    told = AIMED[known]()
+    width = max(len(k.objectives) for k in told)
+    changes = {"objectives": list("abc"[:width]) if width else None, "cost_aware": cost_aware}
+    knowledge = knowledge_of(told)
+    random.Random(1).shuffle(told)
+    otherwise = replace(
+        knowledge_of(told, len(knowledge.population)), population_size=knowledge.population_size
+    )
+    assert otherwise.population == knowledge.population
+    for number in range(8):
+        proposals = [
+            make(engine, **changes).propose(knows, random.Random(number))
+            for knows in (knowledge, otherwise)
+        ]
+        assert proposals[0] == proposals[1]
+        assert list(proposals[0].genes) == list(NAMES)
+        assert all(0.0 <= gene <= 1.0 for gene in proposals[0].genes.values())
 
 
 @pytest.mark.parametrize("engine", [*ENGINES, "best again"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oialr_search.launch.engines import Member
-from oialr_search.launch.population import AllIndividuals, Population
+from oialr_search.launch.population import AllIndividuals, ParetoPopulation, Population
 from oialr_search.space.hyperparameters import Hyperparameter
+from oialr_search.space.pareto import best_spread
 from oialr_search.storage import open_storage
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import Outcome, Status
@@ -44,7 +46,7 @@ def test_who_is_measured_again_has_the_new_mean_and_an_older_one_changes_nothing
     assert [m.individual_id for m in island.members] == [2, 3, 1]
     assert island.add(member(5, 3.2))
     assert island.add(replace(again, fitness=0.5, num_seeds=3))
-    assert island.best() == replace(again, fitness=0.5, num_seeds=3)
+    assert island.emissary(random.Random(1)) == replace(again, fitness=0.5, num_seeds=3)
 
 
 @given(
@@ -68,7 +70,7 @@ def test_who_was_crowded_out_never_comes_back(
             assert visitor.individual_id not in taken_in
     best = sorted(members, key=lambda m: (m.fitness, m.individual_id))[:size]
     assert list(island.members) == best
-    assert island.best() == (best[0] if best else None)
+    assert island.emissary(random.Random(1)) == (best[0] if best else None)
 
 
 def test_everyone_is_known_and_only_what_changed_is_read_again(tmp_path: Path) -> None:
@@ -130,3 +132,51 @@ def test_a_repeat_that_has_completed_says_whose_mean_is_new(tmp_path: Path) -> N
         resumed = AllIndividuals(search_id, (LR,)).look(storage)
         for name in ("ids", "fitness", "num_seeds", "deviation", "num_repeats"):
             assert getattr(resumed, name).tolist()[0] == getattr(known, name).tolist()[0]
+
+
+def aimed(number: int, *objectives: float, violation: float = 0.0) -> Member:
+    return Member(
+        individual_id=number,
+        genes={"lr": 0.5},
+        fitness=objectives[0],
+        objectives=objectives,
+        violation=violation,
+    )
+
+
+def taken(size: int, members: Iterable[Member]) -> ParetoPopulation:
+    population = ParetoPopulation(size)
+    for one in members:
+        population.add(one)
+    return population
+
+
+def test_with_several_objectives_front_after_front_breeds_whatever_the_order_they_came_in() -> None:
+    draw = random.Random(3)
+    everyone = [
+        aimed(n, draw.random(), draw.random(), violation=draw.choice((0.0, 0.0, draw.random())))
+        for n in range(1, 200)
+    ]
+    first = taken(8, everyone)
+    met = sorted((m for m in everyone if not m.violation), key=lambda m: m.standing)
+    order = best_spread([m.objectives for m in met])
+    assert list(first.members) == [met[n] for n in order[:8]]
+    for _ in range(5):
+        draw.shuffle(everyone)
+        assert taken(8, everyone).members == first.members
+    assert len(first._members) < 60
+
+
+def test_who_breaks_no_constraint_dominates_who_breaks_one() -> None:
+    population = taken(3, [aimed(1, 0.0, 0.0, violation=0.2), aimed(2, 9.0, 9.0)])
+    assert [m.individual_id for m in population.members] == [2, 1]
+    assert not population.add(aimed(2, 9.0, 9.0))
+    assert population.emissary(random.Random(1)) == aimed(2, 9.0, 9.0)
+    assert ParetoPopulation(3).emissary(random.Random(1)) is None
+
+
+def test_anyone_of_the_front_migrates() -> None:
+    front = [aimed(n, float(n), -float(n)) for n in range(1, 6)]
+    population = taken(4, [*front, aimed(9, 9.0, 9.0)])
+    sent = [population.emissary(random.Random(n)) for n in range(60)]
+    assert {m.individual_id for m in sent if m} == {1, 2, 3, 4, 5}

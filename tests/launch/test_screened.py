@@ -229,7 +229,7 @@ def test_its_model_narrows_down_with_the_search() -> None:
         known(n, {"lr": lr, "decay": decay}, value)
         for n, ((lr, decay), value) in enumerate(zip(points, fitness(points), strict=True), 1)
     ]
-    model = modelling.Modelling(space).of(Individuals(space, individuals), random.Random(0))
+    model = modelling.Modelling(space).of(Individuals(space, individuals), random.Random(0)).fitness
     assert np.corrcoef(model.mean(near[20:]), fitness(near[20:]))[0, 1] > 0.98
 
 

@@ -30,5 +30,5 @@ def test_a_pruned_one_counts_as_what_it_had_come_to() -> None:
     assert individuals.modelled.tolist()[-2:] == [0.06, math.inf]
     individuals.take([known(11, 0.95)])
     assert individuals.modelled.tolist()[-2:] == [0.06, 0.95]
-    means = Modelling((X,)).of(individuals, random.Random(0)).mean(individuals.genes)
+    means = Modelling((X,)).of(individuals, random.Random(0)).fitness.mean(individuals.genes)
     assert means[0] < means[10] < means[1]

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-from oialr_search.analysis.pareto import pareto_front
 from oialr_search.analysis.plots import palette, style
+from oialr_search.space.pareto import pareto_front
 from oialr_search.storage.records import IndividualRecord
 
 MANY_POINTS = 2000

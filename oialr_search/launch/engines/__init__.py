@@ -29,6 +29,8 @@ class Member:
     fitness: float
     violation: float = 0.0
     """Of constraints; who breaks one comes after who meets all."""
+    objectives: tuple[float, ...] = ()
+    """Each minimised; empty: the fitness is the only one."""
     num_seeds: int = 1
     """Measurements that the fitness is the mean of."""
 
@@ -36,6 +38,13 @@ class Member:
     def standing(self) -> tuple[float, float, int]:
         """The less, the better."""
         return self.violation, self.fitness, self.individual_id
+
+    def dominates(self, other: Member) -> bool:
+        """Is it better in one respect, and worse in none? (Deb 2000 for constraints.)"""
+        if self.violation != other.violation:
+            return self.violation < other.violation
+        pairs = list(zip(self.objectives, other.objectives, strict=True))
+        return self.objectives != other.objectives and all(own <= its for own, its in pairs)
 
 
 @dataclass(frozen=True, kw_only=True)

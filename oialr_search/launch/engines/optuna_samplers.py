@@ -46,7 +46,10 @@ class OptunaEngine(Engine):
     def propose(self, knowledge: Knowledge, random_numbers: random.Random) -> Offspring:
         """What the sampler suggests."""
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        study = optuna.create_study(sampler=self.sampler(random_numbers.getrandbits(31)))
+        study = optuna.create_study(
+            directions=["minimize"] * len(self.settings.objectives or [None]),
+            sampler=self.sampler(random_numbers.getrandbits(31)),
+        )
         distributions = {h.name: distribution(h) for h in self.hyperparameters}
         study.add_trials(self._trials(knowledge.individuals, distributions))
         values = study.ask(distributions).params
@@ -60,27 +63,33 @@ class OptunaEngine(Engine):
         rows = np.arange(len(known))
         if len(rows) > BEST + NEWEST:
             older = rows[:-NEWEST]
-            best = older[np.argsort(known.fitness[older], kind="stable")[:BEST]]
+            best = older[np.argsort(known.standing[older], kind="stable")[:BEST]]
             rows = np.sort(np.concatenate([best, rows[-NEWEST:]]))
         trials: list[FrozenTrial] = []
-        for genes, fitness in zip(known.genes[rows], known.fitness[rows].tolist(), strict=True):
-            running = np.isnan(fitness)
-            ended = TrialState.COMPLETE if np.isfinite(fitness) else TrialState.FAIL
+        several = self.settings.objectives is not None
+        measured = known.objectives if several else known.fitness[:, None]
+        for row in rows:
+            running, completed = np.isnan(known.fitness[row]), np.isfinite(known.fitness[row])
+            ended = TrialState.COMPLETE if completed else TrialState.FAIL
+            excesses = known.constraints[row].tolist() if completed else []
             trials.append(
                 KnownTrial(
                     number=-1,  # the study gives number and id
                     trial_id=-1,
                     state=TrialState.RUNNING if running else ended,
-                    value=fitness if np.isfinite(fitness) else None,
+                    value=None,
+                    values=measured[row].tolist() if completed else None,
                     datetime_start=SOME_TIME,
                     datetime_complete=None if running else SOME_TIME,
                     params={
                         h.name: h.decode(gene)
-                        for h, gene in zip(self.hyperparameters, genes.tolist(), strict=True)
+                        for h, gene in zip(
+                            self.hyperparameters, known.genes[row].tolist(), strict=True
+                        )
                     },
                     distributions=distributions,
                     user_attrs={},
-                    system_attrs={},
+                    system_attrs={"constraints": excesses} if excesses else {},
                     intermediate_values={},
                 )
             )

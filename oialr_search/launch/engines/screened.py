@@ -33,9 +33,9 @@ from oialr_search.launch.engines.variation import (
 from oialr_search.space.hyperparameters import Hyperparameter
 from oialr_search.space.search_file import SearchSettings
 from oialr_search.surrogate.belief import Belief
-from oialr_search.surrogate.gaussian_process import GaussianProcess
 from oialr_search.surrogate.individuals import Array, Individuals, share
-from oialr_search.surrogate.modelling import Indices, Modelling
+from oialr_search.surrogate.modelling import FEASIBLE, Indices, Model, Modelling
+from oialr_search.surrogate.scalarisation import drawn_scalarisation
 
 START = 12
 UNIFORM, UNSCREENED = 0.03, 0.10
@@ -50,6 +50,7 @@ PRIOR_STRENGTH = 20.0  # β: evaluations after which the prior counts once
 PRIOR_FORGOTTEN = 1000  # evaluations
 UNSCREENED_ATTEMPTS = 5
 ATTEMPTS = 200
+BEYOND = 1e6  # all that fitness can be, standardised
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,7 @@ class ScreenedEngine(Engine):
         # So small matrices gain nothing from threads, which the trainings would miss.
         threadpool_limits(1, user_api="blas")
         self._num_elite = len(self.hyperparameters) + 4
-        self._modelling = Modelling(self.hyperparameters)
+        self._modelling = Modelling(self.hyperparameters, cost_aware=settings.cost_aware)
         self._limits: Limits = {
             h.name: (0.0, 1.0) if h.choices is None else tuple(map(str, range(len(h.choices))))
             for h in self.hyperparameters
@@ -93,7 +94,14 @@ class ScreenedEngine(Engine):
         if knowledge.number < len(start) and len(known) < len(start):
             point = Candidate(genes=start[knowledge.number].tolist())
             return self._first_new(known, [point], "start", rng)
-        parents = [self._individual(member) for member in knowledge.population]
+        # The population is in order, and operators ask for no more.
+        parents = [self._individual(m, place) for place, m in enumerate(knowledge.population)]
+        if self.settings.objectives is not None and known.objectives.shape[1]:
+            aim = drawn_scalarisation(known, rng)
+            known = known.aiming_at(aim.of(known.objectives))
+            for parent, member in zip(parents, knowledge.population, strict=True):
+                (loss,) = aim.of(np.array([member.objectives]))
+                parent.loss = float(loss) + BEYOND * member.violation
         if len(parents) < 2 or rng.random() < UNIFORM:
             return self._first_new(known, [], "random", rng)
         if rng.random() < UNSCREENED:
@@ -102,7 +110,9 @@ class ScreenedEngine(Engine):
         model = self._modelling.of(known, rng)
         if rng.random() < RANKED_BY_MODEL:
             genes = known.at_middles(np.array([self._genes(parent) for parent in parents]))
-            for parent, mean in zip(parents, model.mean(genes), strict=True):
+            likely = model.log_feasibility(genes) >= FEASIBLE
+            means = model.fitness.mean(genes) + np.where(likely, 0.0, BEYOND)
+            for parent, mean in zip(parents, means, strict=True):
                 parent.loss = float(mean)
         strength = self._strength(known)
         candidates = [self._candidate(parents, strength, rng) for _ in range(CANDIDATES)]
@@ -199,7 +209,7 @@ class ScreenedEngine(Engine):
         ids = dict.fromkeys(parent.generation for parent in chosen)
         return Candidate(genes=self._genes(child), parents=tuple(ids))
 
-    def _individual(self, member: Member) -> Individual:
+    def _individual(self, member: Member, place: float) -> Individual:
         # `generation` carries the id, as no operator reads it.
         genes = {
             h.name: member.genes[h.name]
@@ -208,7 +218,7 @@ class ScreenedEngine(Engine):
             for h in self.hyperparameters
         }
         individual = Individual(genes, self._limits, generation=member.individual_id)
-        individual.loss = member.fitness
+        individual.loss = place
         return individual
 
     def _genes(self, individual: Individual) -> list[float]:
@@ -221,17 +231,24 @@ class ScreenedEngine(Engine):
 
 
 def by_promise(
-    model: GaussianProcess, running: Array, candidates: Array, expected: Array | float = 0.0
+    model: Model, running: Array, candidates: Array, expected: Array | float = 0.0
 ) -> Indices:
     """(m,): the candidates (m, d), most promising first, given that others (n, d) run already.
 
     `expected` is the logarithm of what else speaks for each.
     """
-    least = model.mean(model.points).min()
+    process, points = model.fitness, model.fitness.points
+    likely = model.log_feasibility(points) >= FEASIBLE
+    means = process.mean(points)[likely]
     if len(running):
-        model = model.believing(running)
-    mean, deviation = model.posterior(candidates)
-    z = (least - mean) / deviation
+        process = process.believing(running)
+    mean, deviation = process.posterior(candidates)
+    expected = expected + model.log_feasibility(candidates)
+    if model.cost is not None:  # an improvement a second
+        expected = expected - model.cost.mean(candidates)
+    if not len(means):  # first of all, constraints are to be met
+        return np.argsort(-expected, kind="stable")
+    z = (means.min() - mean) / deviation
     improvement = deviation * (z * ndtr(z) + np.exp(-0.5 * z**2) / math.sqrt(2.0 * math.pi))
     improvement = improvement * np.exp(expected - np.max(expected))
     # Where no improvement is representable, the nearest to one.

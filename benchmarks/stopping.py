@@ -15,10 +15,11 @@ of it together, so that a training that is better than its genes tell remains so
 so first truncates, after `oialr.delay_steps`, as all stored ones did. "As good" compares the
 smooth function at the end, without the noise, of what measured best. A stopped training ends with
 the epoch after which it is judged. To the model of `screened` it counts as its last loss, or as the
-worst, or as the model of the rule `model` expects it to end (`--breeding`).
+worst, or as a completed training ended that had its place then, or as the model of the rule `model`
+expects it to end (`--breeding`).
 
     python benchmarks/stopping.py results.jsonl [--rules none,quantile,...] [--seeds 20]
-        [--breeding clipped|last|model] [--curves FILE]
+        [--breeding last|clipped|place|model] [--curves FILE]
 
 Whatever ends is a line of the results; a second call does what is missing.
 """
@@ -269,6 +270,8 @@ def search(
         believed = None
         if breeding == "last":
             believed = loss
+        elif breeding == "place":
+            believed = by_place(training, known)
         elif breeding == "model":
             believed = model.expected(training, [t for t in known if t is not training])
         individuals.take([as_known(training, believed=believed)])
@@ -284,6 +287,19 @@ def reached(run: dict[str, Any], truth: float) -> tuple[float, float]:
 def best_after(run: dict[str, Any], epochs: float) -> float:
     """What measured best after so many epochs, as it really is."""
     return next((best for used, _, best in reversed(run["bests"]) if used <= epochs), math.inf)
+
+
+def by_place(training: Training, known: Sequence[Training]) -> float | None:
+    """Where a completed training ended that had its place when it had come as far."""
+    ended = [
+        (loss, other.losses[-1])
+        for other, loss in training.as_far(known)
+        if other.status is Status.COMPLETED
+    ]
+    if not ended:
+        return None
+    place = sum(loss < training.losses[-1] for loss, _ in ended) / len(ended)
+    return float(np.quantile([end for _, end in ended], place))
 
 
 def as_known(
@@ -304,7 +320,7 @@ def main() -> None:
     parser.add_argument("results", type=Path)
     parser.add_argument("--rules", default=",".join(RULES))
     parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--breeding", default="last", choices=["clipped", "last", "model"])
+    parser.add_argument("--breeding", default="last", choices=["clipped", "last", "place", "model"])
     parser.add_argument("--curves", type=Path, default=CURVES)
     parser.add_argument("--only", choices=["table", "searches"])
     arguments = parser.parse_args()

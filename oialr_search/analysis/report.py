@@ -104,7 +104,7 @@ class FailureKind:
 
 def progress_of(state: Mapping[str, Any]) -> str:
     """How far the search is, and what became of its last launch."""
-    text = f"{state['ended']} of {state['evaluations_total']} individuals evaluated"
+    text = f"{state['ended']} of {state['expected']} individuals evaluated"
     launch = state["launch"]
     if launch is None:
         return text

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from oialr_search import exit_codes
+from oialr_search.analysis.leaderboard import front_of
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import LaunchRecord, RunningEvaluation, SearchRecord, Status
 from oialr_search.storage.selection import FailureCount
+from oialr_search.storage.status import UNFINISHED
 from oialr_search.surrogate.outlook import outlook
 from oialr_training.protocol import EVENTS_FILE
 
@@ -46,7 +48,10 @@ def status(storage: Storage, search: SearchRecord, now: datetime | None = None) 
     launch = launches[-1] if launches else None
     pace = _pace(storage, launch, now)
     running = {each: _epochs(storage, search, each.individual_id) for each in progress.running}
-    remaining = max(progress.total - progress.ended, progress.unfinished)
+    confirmations = storage.confirmations(search.id) if progress.num_confirmations else []
+    confirmed = sum(i.status not in UNFINISHED for i in confirmations)
+    confirming = {"ended": confirmed, "of": len(confirmations)} if confirmations else None
+    remaining = progress.expected - progress.ended
     if launch is not None and launch.exit_code == exit_codes.FINISHED and not progress.unfinished:
         remaining = 0  # it has had enough before its total: `search.until`
     used = [s for s in Status if s is not Status.QUEUED or progress.counts[s]]
@@ -59,8 +64,10 @@ def status(storage: Storage, search: SearchRecord, now: datetime | None = None) 
         "task": search.task,
         "metric": search.metric,
         "evaluations_total": progress.total,
+        "expected": progress.expected,
         "begun": sum(progress.counts.values()) - progress.counts[Status.QUEUED],
         "ended": progress.ended,
+        "confirming": confirming,
         "remaining": remaining,
         **{status.value: progress.counts[status] for status in used},
         "launch": launch and _launch(launch, len(launches)),
@@ -72,10 +79,12 @@ def status(storage: Storage, search: SearchRecord, now: datetime | None = None) 
         and {
             "individual": best.id,
             "fitness": best.fitness,
+            **({"violation": best.violation} if search.subject_to else {}),
             "island": best.island,
             "trainable_percent": best.evaluation and best.evaluation.trainable_percent,
             "compression_percent": best.evaluation and best.evaluation.compression_percent,
         },
+        **({"front": len(front_of(storage, search))} if search.objectives else {}),
         "outlook": more
         and {
             "evaluations": more.evaluations,

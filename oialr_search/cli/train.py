@@ -36,6 +36,20 @@ def export(
     individual: Annotated[
         int | None, typer.Option(help="Number of the individual; by default the best.")
     ] = None,
+    knee: Annotated[
+        bool,
+        typer.Option(
+            "--knee",
+            help="The knee of the Pareto front: the least sum of the objectives, each from 0 to 1 "
+            "on the front; without objectives of fitness and trainable parameters.",
+        ),
+    ] = False,
+    at: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CONDITION", help="Of those that fulfil it: 'trainable_percent <= 10'."
+        ),
+    ] = None,
     db: DatabaseOption = None,
     search_dir: SearchDirOption = SEARCH_DIR,
     search: SearchOption = None,
@@ -46,11 +60,15 @@ def export(
     Example: `oialr-search export -o best.yaml`
     """
     from oialr_search.analysis.choosing import choose
-    from oialr_search.analysis.export import best_individual
+    from oialr_search.analysis.export import best_individual, chosen_of
     from oialr_search.analysis.export import export as yaml_of
 
+    if individual is not None and (knee or at):
+        raise typer.BadParameter("--individual names one: without --knee and --at")
     with open_database(db, search_dir) as storage:
         chosen, record = choose(storage, search, individual)
+        if knee or at:
+            record = chosen_of(storage, chosen, at=at, at_knee=knee)
         record = record or best_individual(storage, chosen)
         text = yaml_of(storage, chosen, record)
     if output is None:

@@ -40,7 +40,7 @@ from oialr_search.evaluation.worker_process import (
 )
 from oialr_search.space.hyperparameters import with_hyperparameters
 from oialr_search.space.search_file import SearchFile
-from oialr_search.storage.records import Claim, Outcome, Runner, Status
+from oialr_search.storage.records import CONFIRM, Claim, Outcome, Runner, Status
 from oialr_training.errors import ConfigError
 from oialr_training.protocol import (
     Completed,
@@ -132,6 +132,8 @@ class Evaluator:
         self._worker_type = worker_type
         self._search = search_file.search
         self._aims = search_file.aims
+        confirm = search_file.search.confirm
+        self._tests = confirm is not None and confirm.on == "test"
         self._training = with_num_threads(
             search_file.training.model_dump(mode="json"), worker_settings.num_threads
         )
@@ -207,14 +209,16 @@ class Evaluator:
     def trained(self) -> tuple[int, int] | None:
         """The running individual and its last epoch; None: it has none, or is not to be judged.
 
-        It is not when it stops already, and when it is gone on with after it was pruned.
+        It is not when it stops already, when it is gone on with after it was pruned, and when it
+        repeats another: it is to tell how good that is.
         """
         running = self._running
         if running is None or running.last_epoch is None:
             return None
-        if running.asked_to_stop or running.claim.continued:
+        individual = running.claim.individual
+        if running.asked_to_stop or running.claim.continued or individual.repeat_of is not None:
             return None
-        return running.claim.individual.id, running.last_epoch.epoch
+        return individual.id, running.last_epoch.epoch
 
     @property
     def unreliable(self) -> bool:
@@ -235,6 +239,7 @@ class Evaluator:
         request = Evaluate(
             config=with_hyperparameters(training, claim.individual.hyperparameters),
             folder=evaluation.folder,
+            evaluate_test=self._tests and claim.individual.origin == CONFIRM,
             state_file=str(folder.parent / STATE_FILE),
         )
         try:

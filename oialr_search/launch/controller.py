@@ -16,6 +16,7 @@ from typing import Any
 from oialr_search.evaluation.evaluator import Evaluated, Evaluator
 from oialr_search.evaluation.files import add_migration
 from oialr_search.evaluation.outbox import Outbox
+from oialr_search.launch.confirming import due
 from oialr_search.launch.engines import Engine, Knowledge, Member, random_numbers
 from oialr_search.launch.islands import (
     POLL_S,
@@ -36,7 +37,7 @@ from oialr_search.launch.population import (
 )
 from oialr_search.launch.progress import ProgressDisplay
 from oialr_search.launch.repeating import Repeat, next_repeat, seed_of
-from oialr_search.launch.resuming import is_complete
+from oialr_search.launch.resuming import have_ended
 from oialr_search.launch.stop_request import StopRequest
 from oialr_search.launch.stopping.judging import Judge
 from oialr_search.launch.until import total_of
@@ -266,10 +267,23 @@ class Controller:
         self._check_at = now + ASK_AGAIN_S
         complete = False
         with suppress(StorageUnavailable):
-            complete = self._outbox.ask(lambda s: is_complete(s, self._search_id, self._search))
+            complete = self._outbox.ask(self._is_complete)
         if complete or self._stop.requested() or self._exchange.all_unreliable():
             self._end = End(complete=complete)
             self._exchange.tell_all(self._end)
+
+    def _is_complete(self, storage: Storage) -> bool:
+        """Is nothing left to evaluate? When nothing is, the best are queued to be confirmed."""
+        if not have_ended(storage, self._search_id, self._search):
+            return False
+        confirm = self._search.confirm
+        repeats = due(storage, self._search_id, confirm) if confirm else []
+        if repeats:
+            storage.queue_repeats(self._search_id, repeats)
+            number = len({individual_id for individual_id, _ in repeats})
+            if self._display is not None:
+                self._display.tell(f"confirming the best {number} with {len(repeats)} trainings")
+        return not repeats
 
     def _empty_outbox(self) -> None:
         """Wait for the database, but not for ever: what is not stored is in the folders."""

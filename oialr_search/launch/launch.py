@@ -178,17 +178,16 @@ def _end(
 ) -> None:
     try:
         storage.end_launch(launch_id, exit_code)
-        ended = storage.progress(search_id).ended
+        progress = storage.progress(search_id)
         reason = enough(storage, search_id, search)
     except StorageUnavailable as error:
         print(f"warning: the database is away, the folders have what it lacks: {error}")
         return
     if exit_code != exit_codes.FINISHED:
-        print(
-            f"stopped after {ended} of {search.evaluations} evaluations; the same command goes on"
-        )
+        done = f"{progress.ended} of {progress.expected} evaluations"
+        print(f"stopped after {done}; the same command goes on")
     elif reason is not None:
-        print(f"complete after {ended} evaluations: {reason}")
+        print(f"complete after {progress.ended} evaluations: {reason}")
 
 
 def _check_world_size(comm: MPI.Comm, environment: Mapping[str, str]) -> None:

@@ -11,8 +11,8 @@ from oialr_search.launch.engines import Member
 from oialr_search.space.hyperparameters import Hyperparameter
 from oialr_search.space.pareto import best_spread
 from oialr_search.storage.database import Storage
-from oialr_search.storage.records import Status
-from oialr_search.surrogate.individuals import UNFINISHED, Individuals
+from oialr_search.storage.status import UNFINISHED, Status
+from oialr_search.surrogate.individuals import Individuals
 
 
 class Population:

@@ -23,6 +23,7 @@ from oialr_search.evaluation.files import (
     write_launch,
     write_record,
 )
+from oialr_search.launch.confirming import due
 from oialr_search.launch.provenance import git_revision, versions
 from oialr_search.launch.starting import starting_points
 from oialr_search.launch.until import total_of
@@ -100,10 +101,16 @@ def _flat(content: object, path: str = "") -> dict[str, object]:
     return {key: value for part in inner for key, value in part.items()}
 
 
-def is_complete(storage: Storage, search_id: int, search: SearchSettings) -> bool:
+def have_ended(storage: Storage, search_id: int, search: SearchSettings) -> bool:
     """Is nothing left to evaluate, neither of the total nor of what was queued beyond it?"""
     progress = storage.progress(search_id)
     return not progress.unfinished and progress.ended >= total_of(storage, search_id, search)
+
+
+def is_complete(storage: Storage, search_id: int, search: SearchSettings) -> bool:
+    """Is nothing left to evaluate, and none of the best to confirm?"""
+    ended = have_ended(storage, search_id, search)
+    return ended and not (search.confirm and due(storage, search_id, search.confirm))
 
 
 def start_search(

@@ -12,8 +12,13 @@ from oialr_search.surrogate.outlook import outlook
 
 
 def total_of(storage: Storage, search_id: int, search: SearchSettings) -> int:
-    """Individuals that the search may have: none more than there are, when it has had enough."""
-    return 0 if enough(storage, search_id, search) else search.evaluations
+    """Individuals that the search may have: none more than there are, when it has had enough.
+
+    What confirmed the best of fewer evaluations comes beside them.
+    """
+    if enough(storage, search_id, search):
+        return 0
+    return search.evaluations + storage.num_confirmations(search_id)
 
 
 def enough(storage: Storage, search_id: int, search: SearchSettings) -> str | None:

@@ -13,7 +13,7 @@ from oialr_search.space.fitness import Aims, aims_of
 from oialr_search.space.given import OfFile, Start
 from oialr_search.space.hyperparameters import RANGE_KEYS, SearchSpace, parse_space
 from oialr_search.space.prior import Prior, check_priors
-from oialr_search.space.repeats import RepeatSettings
+from oialr_search.space.repeats import ConfirmSettings, RepeatSettings
 from oialr_search.space.stopping import StoppingSettings, rule_class
 from oialr_training.config import OF_ALL_TASKS, TrainingConfig
 from oialr_training.errors import ConfigError, nearest
@@ -110,6 +110,9 @@ class SearchSettings(Config):
     repeats: RepeatSettings | None = None
     """Measure the best again with other seeds while the search runs; null: never. `{}`: three
     seeds each, with at most a fifth of the evaluations."""
+    confirm: ConfirmSettings | None = None
+    """Train the best again with further seeds when all evaluations have ended, and choose between
+    them by these; null: do not. `{}`: the best three, three seeds each."""
     prior: Mapping[str, Prior] = Field(default_factory=dict)
     """Where a person expects good hyperparameters, for those of which something is known:
     `{around: 2.0e-4, factor: 3}` on a log scale, `{around: 0.5, within: 0.1}` on a linear one,
@@ -306,11 +309,12 @@ def _refuse_window(
 
 def _refuse_aims(search: SearchSettings, source: str) -> None:
     """CMA-ES ranks by one number, and so do repeats; the others know what to do."""
-    if search.objectives and search.repeats is not None:
-        raise ConfigError(
-            "`search.repeats` measures the leader again, and `search.objectives` have none: "
-            f"give one of them ({source})"
-        )
+    for key in ("repeats", "confirm"):
+        if search.objectives and getattr(search, key) is not None:
+            raise ConfigError(
+                f"`search.{key}` measures the best again, and `search.objectives` have none: "
+                f"give one of them ({source})"
+            )
     if "cmaes" in (search.engines or [search.engine]):
         for key in ("objectives", "subject_to"):
             if getattr(search, key):

@@ -8,7 +8,7 @@ reads by index, and what must be counted is counted as it changes (`islands` and
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -23,6 +23,7 @@ from oialr_search.storage.reading import (
     read_individuals,
 )
 from oialr_search.storage.records import (
+    CONFIRM,
     Claim,
     EvaluationRecord,
     IndividualRecord,
@@ -121,6 +122,7 @@ MEASUREMENTS = (
     )
     .order_by(evaluations.c.id)
 )
+REPEATED = sa.select(*individuals.c["genes", "hyperparameters"]).where(_with_id(individuals))
 REPEATED_SO = sa.select(sa.func.count()).where(
     individuals.c.repeat_of == parameter("individual_id"), individuals.c.seed == parameter("seed")
 )
@@ -279,6 +281,32 @@ def queue(
     connection: sa.Connection, search_id: int, given: Sequence[Given]
 ) -> list[tuple[int, bool]]:
     """See `Storage.queue`."""
+    enqueue = _queue_of(connection, search_id)
+    found = []
+    for each in given:
+        values = {"the_search_id": search_id, "the_values": dict(each.hyperparameters)}
+        known = connection.scalar(SAME_VALUES, values)
+        if known is not None:
+            found.append((known, False))
+            continue
+        named = {"genes": dict(each.genes), "hyperparameters": dict(each.hyperparameters)}
+        found.append((enqueue(named | {"origin": "given"}), True))
+    return found
+
+
+def queue_repeats(
+    connection: sa.Connection, search_id: int, repeats: Sequence[tuple[int, int]]
+) -> None:
+    """See `Storage.queue_repeats`."""
+    enqueue = _queue_of(connection, search_id)
+    for individual_id, seed in repeats:
+        first = connection.execute(REPEATED, {"the_id": individual_id}).one()
+        again = {"origin": CONFIRM, "repeat_of": individual_id, "seed": seed}
+        enqueue(dict(first._mapping) | again)
+
+
+def _queue_of(connection: sa.Connection, search_id: int) -> Callable[[dict[str, Any]], int]:
+    """Return what queues an individual and returns its id; islands get them in turn."""
     lock_search(connection, search_id)
     launch = connection.execute(LAST_LAUNCH, {"the_search_id": search_id}).one_or_none()
     if launch is None:
@@ -289,13 +317,8 @@ def queue(
         for island, generation in connection.execute(LAST_GIVEN, asked)
         if island < launch.num_islands
     }
-    found = []
-    for each in given:
-        values = {"the_search_id": search_id, "the_values": dict(each.hyperparameters)}
-        known = connection.scalar(SAME_VALUES, values)
-        if known is not None:
-            found.append((known, False))
-            continue
+
+    def enqueue(named: dict[str, Any]) -> int:
         island = min(numbers, key=lambda island: (numbers[island], island))
         row = {
             "search_id": search_id,
@@ -304,16 +327,15 @@ def queue(
             "island_rank": GIVEN_RANK,
             "generation": numbers[island],
             "parents": [],
-            "origin": "given",
-            "genes": dict(each.genes),
-            "hyperparameters": dict(each.hyperparameters),
             "status": Status.QUEUED,
             "created_at": utc_now(),
+            **named,
         }
-        found.append((connection.execute(INSERT_INDIVIDUAL, row).one().id, True))
         numbers[island] += 1
         _count(connection, search_id, island, None, Status.QUEUED)
-    return found
+        return int(connection.execute(INSERT_INDIVIDUAL, row).one().id)
+
+    return enqueue
 
 
 def finish(

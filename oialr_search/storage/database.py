@@ -172,6 +172,11 @@ class Storage(StorageReader):
         with self._writing() as connection:
             return claims.queue(connection, search_id, given)
 
+    def queue_repeats(self, search_id: int, repeats: Sequence[tuple[int, int]]) -> None:
+        """Queue what confirms a search's best: individuals to repeat, each with a training seed."""
+        with self._writing() as connection:
+            claims.queue_repeats(connection, search_id, repeats)
+
     def mark_training_started(
         self, evaluation_id: int, at: datetime, resumed_epoch: int, device: str | None = None
     ) -> None:

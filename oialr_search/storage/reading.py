@@ -18,6 +18,7 @@ from oialr_search.storage.curves import list_trainings, read_curves
 from oialr_search.storage.errors import storage_errors
 from oialr_search.storage.leaderboard import INDIVIDUAL, IS_LATEST, LATEST, leaderboard
 from oialr_search.storage.records import (
+    CONFIRM,
     Curve,
     EpochRecord,
     EvaluationRecord,
@@ -96,6 +97,11 @@ _accepted = (
     .subquery()
 )
 BREEDERS = sa.union(sa.select(_bred), sa.select(_accepted))  # of one island, unordered
+CONFIRMATIONS = sa.select(sa.func.count()).where(
+    individuals.c.repeat_of.is_not(None),
+    individuals.c.search_id == parameter("search_id"),
+    individuals.c.origin == CONFIRM,
+)
 BEST_OF_ISLAND = (
     sa.select(individuals.c.id)
     .where(
@@ -196,7 +202,7 @@ class StorageReader(AbstractContextManager["StorageReader"]):
             ).scalar_one()
             counts = connection.execute(sums.where(islands.c.search_id == search_id)).one()
             best = connection.execute(
-                sa.select(individuals.c.fitness, individuals.c.id)
+                sa.select(*individuals.c["fitness", "id", "violation"])
                 .where(
                     individuals.c.search_id == search_id,
                     individuals.c.fitness.is_not(None),
@@ -208,9 +214,11 @@ class StorageReader(AbstractContextManager["StorageReader"]):
             return Progress(
                 total=total,
                 counts=dict(zip(Status, counts, strict=True)),
-                best_fitness=best and best.fitness,
-                best_individual_id=best and best.id,
+                best_fitness=best.fitness if best else None,
+                best_individual_id=best.id if best else None,
+                best_violation=best.violation if best else 0.0,
                 running=[RunningEvaluation(**r) for r in connection.execute(running).mappings()],
+                num_confirmations=count_confirmations(connection, search_id),
             )
 
     def islands(self, search_id: int) -> list[IslandSummary]:
@@ -329,6 +337,25 @@ class StorageReader(AbstractContextManager["StorageReader"]):
                 for conditions in _after(search_id, individual_id, again)
                 for row in connection.execute(query.where(*conditions).order_by(c.id))
             ]
+
+    def num_confirmations(self, search_id: int) -> int:
+        """Count the individuals that confirm a search's best, now or earlier."""
+        with self._reading() as connection:
+            return count_confirmations(connection, search_id)
+
+    def confirmations(self, search_id: int) -> list[IndividualRecord]:
+        """Return those that confirm a search's best: repeats that are newer than all else of it."""
+        of_search = individuals.c.search_id == search_id
+        newest = sa.select(sa.func.max(individuals.c.id)).where(
+            of_search, individuals.c.origin != CONFIRM
+        )
+        with self._reading() as connection:
+            return read_individuals(
+                connection,
+                of_search,
+                individuals.c.repeat_of.is_not(None),
+                individuals.c.id > newest.scalar_subquery(),
+            )
 
     def individual(self, individual_id: int) -> IndividualRecord | None:
         """Return one individual."""
@@ -568,6 +595,12 @@ def _after(
         individuals.c.status.in_(list(Status)),  # the index has them by status, then id
         individuals.c.id > individual_id,
     ]
+
+
+def count_confirmations(connection: sa.Connection, search_id: int) -> int:
+    """Count the individuals that confirm a search's best."""
+    number = connection.scalar(CONFIRMATIONS, {"the_search_id": search_id})
+    return int(number or 0)
 
 
 def read_individuals(

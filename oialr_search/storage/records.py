@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from oialr_training.config import TrainingConfig
 
 
+CONFIRM = "confirm"
+"""The origin of those that repeat a search's best when its evaluations have ended."""
+
+
 class StorageError(KnownError):
     """A database that cannot be used as asked; its text is one line for the user."""
 
@@ -81,6 +85,16 @@ class SearchRecord(NewSearch):
         from oialr_search.space.search_file import stored_search_settings
 
         return stored_search_settings(self.settings, f"search {self.name!r} as it is stored")
+
+    @property
+    def objectives(self) -> Sequence[str]:
+        """Return the objectives as the search file names them; none: the fitness alone."""
+        return (self.settings.get("search") or {}).get("objectives") or ()
+
+    @property
+    def subject_to(self) -> Sequence[str]:
+        """Return the conditions as the search file names them."""
+        return (self.settings.get("search") or {}).get("subject_to") or ()
 
     def aims(self) -> Aims:
         """Return what the search is after.
@@ -364,6 +378,8 @@ class Progress:
     best_fitness: float | None
     best_individual_id: int | None
     running: Sequence[RunningEvaluation]
+    best_violation: float = 0.0  # of its constraints
+    num_confirmations: int = 0  # individuals beyond the total, that confirm the best
 
     @property
     def ended(self) -> int:
@@ -378,7 +394,7 @@ class Progress:
     @property
     def expected(self) -> int:
         """Individuals there will be: a person may have queued more than the total."""
-        return max(self.total, sum(self.counts.values()))
+        return max(self.total + self.num_confirmations, sum(self.counts.values()))
 
 
 @dataclass(frozen=True, kw_only=True)

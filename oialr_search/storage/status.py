@@ -13,3 +13,7 @@ class Status(StrEnum):
     FAILED = "failed"
     TIMED_OUT = "timed_out"
     LOST = "lost"
+
+
+UNFINISHED = (Status.QUEUED, Status.RUNNING, Status.LOST)
+"""Of individuals that run or wait to."""

@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oialr_search.space.hyperparameters import Hyperparameter
-from oialr_search.storage.records import Known, Status
+from oialr_search.storage.records import Known
+from oialr_search.storage.status import UNFINISHED, Status
 
 Array = NDArray[np.float64]
 
-UNFINISHED = (Status.QUEUED, Status.RUNNING, Status.LOST)
 FIRST_ROWS = 256
 FIGURES = ("fitness", "modelled", "num_seeds", "deviation", "cost_s", "violation")
 LISTS = ("objectives", "constraints")

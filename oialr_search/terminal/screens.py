@@ -91,15 +91,21 @@ def _status_lines(status: Row, now: datetime) -> list[tuple[str, str]]:
     )
     lines = [
         ("search", f"{status['search']}: {status['task']}, {status['metric']}"),
-        ("individuals", f"{status['begun']} of {status['evaluations_total']} begun"
+        ("individuals", f"{status['begun']} of {status['expected']} begun"
          + (f": {counts}" if counts else "")),
     ]  # fmt: skip
+    if confirming := status["confirming"]:
+        lines.append(("confirming", f"{confirming['ended']} of {confirming['of']} trainings ended"))
     if best := status["best"]:
         trainable = best["trainable_percent"]
         share = "" if trainable is None else f", {number(trainable)} % trainable"
+        if best.get("violation"):
+            share += f"; nobody meets all constraints yet: violation {number(best['violation'])}"
         lines.append(
             ("best", f"individual {best['individual']}, fitness {number(best['fitness'])}{share}")
         )
+    if status.get("front"):
+        lines.append(("Pareto front", f"{status['front']} individual(s): see the leaderboard"))
     if status["epochs_saved"]:
         many = f"{status['pruned']} individual" + "s" * (status["pruned"] > 1)
         lines.append(("stopped early", f"{many}, which saved {status['epochs_saved']} epochs"))
@@ -173,6 +179,8 @@ def individual_screen(individual: Row, console: Console) -> RenderableType:
     head = f"individual {individual['individual']}: {individual['status']}"
     if individual["fitness"] is not None:
         head += f", fitness {number(individual['fitness'], 6)}"
+    if individual["violation"]:
+        head += f", breaks a constraint: violation {number(individual['violation'])}"
     parts: list[RenderableType] = [
         Text(head, style="bold"),
         _pairs(

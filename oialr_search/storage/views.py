@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from oialr_search.storage.leaderboard import (
     COMPRESSION,
+    DEVIATION,
     DURATION,
     FITNESS,
     GENERATION,
@@ -21,6 +22,7 @@ from oialr_search.storage.leaderboard import (
     ISLAND_RANK,
     PLACE,
     SEARCH,
+    SEEDS,
     TRAINABLE,
     leaderboard,
     of_hyperparameters,
@@ -35,8 +37,8 @@ DOTTED_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
 MAX_COLUMN_LENGTH = 63  # PostgreSQL cuts longer names silently
 
 FIXED_COLUMNS = (
-    SEARCH, PLACE, replace(INDIVIDUAL, name="individual_id"), FITNESS, TRAINABLE, COMPRESSION,
-    ISLAND, ISLAND_RANK, GENERATION, DURATION,
+    SEARCH, PLACE, replace(INDIVIDUAL, name="individual_id"), FITNESS, DEVIATION, SEEDS, TRAINABLE,
+    COMPRESSION, ISLAND, ISLAND_RANK, GENERATION, DURATION,
 )  # fmt: skip
 # An individual's own parents as rows (number, id); no two databases take a JSON list apart alike.
 PARENTS = {

@@ -31,7 +31,8 @@ from optuna.trial import FrozenTrial, TrialState
 from optuna_dashboard._serializer import serialize_distribution, serialize_study_detail
 
 from oialr_search.analysis.distributions import Space
-from oialr_search.analysis.optuna_view import SearchStorage
+from oialr_search.analysis.optuna_view import CONSTRAINTS, SearchStorage
+from oialr_search.space.pareto import pareto_front
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import StorageError, StorageUnavailable
 from oialr_search.terminal.values import without_noise
@@ -169,7 +170,7 @@ class _Application:
             detail["note"] = {"version": 1, "body": NOTE}
             del detail["trials"], detail["best_trials"]
             texts = page.texts[after:]
-            best = [] if page.best is None else [page.texts[page.best]]
+            best = [page.texts[number] for number in page.best]
         head = json.dumps(detail)[:-1].encode()
         pieces = [head, b', "best_trials": [', *best, b'], "trials": [', *_joined(texts), b"]}"]
         return "200 OK", pieces
@@ -206,7 +207,7 @@ class _Page:
         self.union: list[tuple[str, Any]] = []
         self.attributes: dict[str, bool] = {}  # is it a number, of all trials?
         self.has_intermediate_values = False
-        self.best: int | None = None
+        self.best: list[int] = []  # the front, where there are several objectives
 
     def update(self, trials: Sequence[FrozenTrial], space: Space) -> None:
         """Take in the trials that are others than before."""
@@ -215,12 +216,12 @@ class _Page:
         self.union = sorted(space.items())
         self._distributions = {n: serialize_distribution(d) for n, d in self.union}
         known, many = len(self._trials), len(trials) > MANY_TRIALS
-        self.best, with_epochs = None, list[bool]()
+        best: tuple[float, float] | None = None
+        with_epochs = list[bool]()
         for number, trial in enumerate(trials):
-            better = trial.state is TrialState.COMPLETE and (
-                self.best is None or trial.values[0] < trials[self.best].values[0]
-            )
-            self.best = number if better else self.best
+            standing = _standing(trial)
+            better = standing is not None and (best is None or standing < best)
+            best = standing if better else best
             with_epochs.append(better or not many or not trial.state.is_finished())
             same = number < known and trial is self._trials[number]
             if same and with_epochs[number] == self._with_epochs[number]:
@@ -229,6 +230,7 @@ class _Page:
             said = self._as_json(trial, with_epochs=with_epochs[number])
             self.texts[number : number + 1] = [json.dumps(said, separators=(",", ":")).encode()]
         self._trials, self._with_epochs = trials, with_epochs
+        self.best = _best(trials, best)
 
     def _note_attributes(self, trial: FrozenTrial) -> None:
         for name, value in trial.user_attrs.items():
@@ -269,6 +271,8 @@ class _Page:
                 if with_epochs
             ],
         }
+        if excesses := _excesses(trial):
+            said["constraints"] = excesses
         if trial.values is not None:
             said["values"] = [_figure(value) for value in trial.values]
         if trial.datetime_start is not None:
@@ -276,6 +280,29 @@ class _Page:
         if trial.datetime_complete is not None:
             said["datetime_complete"] = trial.datetime_complete.isoformat()
         return said
+
+
+def _standing(trial: FrozenTrial) -> tuple[float, float] | None:
+    """By how much constraints are not met, then the fitness; None: it has none."""
+    if trial.state is not TrialState.COMPLETE:
+        return None
+    return sum(max(excess, 0.0) for excess in _excesses(trial)), trial.values[0]
+
+
+def _excesses(trial: FrozenTrial) -> list[float]:
+    found: list[float] = trial.system_attrs.get(CONSTRAINTS, [])
+    return found
+
+
+def _best(trials: Sequence[FrozenTrial], best: tuple[float, float] | None) -> list[int]:
+    """The first with the best standing; with several objectives the front of who stands so."""
+    if best is None:
+        return []
+    standings = [(number, _standing(trial)) for number, trial in enumerate(trials)]
+    alike = [number for number, standing in standings if standing and standing[0] == best[0]]
+    if len(trials[alike[0]].values) > 1:
+        return [alike[place] for place in pareto_front([trials[n].values for n in alike])]
+    return [next(number for number, standing in standings if standing == best)]
 
 
 def _as_text(value: Any) -> str:

@@ -5,12 +5,46 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from oialr_search.analysis.labels import aim_labels
+from oialr_search.analysis.leaderboard import front_of
+from oialr_search.analysis.where import parse_condition
 from oialr_search.space.hyperparameters import with_hyperparameters
+from oialr_search.space.pareto import knee
 from oialr_search.storage.database import Storage
+from oialr_search.storage.leaderboard import all_columns
 from oialr_search.storage.records import IndividualRecord, SearchRecord, StorageError
+from oialr_search.storage.selection import Selection
 from oialr_training.config import TrainingConfig
 from oialr_training.tasks import validate_training
 from oialr_training.yaml_files import dump_yaml, parse_yaml
+
+
+def chosen_of(
+    storage: Storage, search: SearchRecord, *, at: str | None = None, at_knee: bool = False
+) -> IndividualRecord:
+    """The best individual that fulfils a condition, or the knee of the front of those that do.
+
+    The front is that of the search's objectives, else of fitness and trainable parameters; see
+    `knee`.
+
+    Raises:
+        ConfigError: when the condition is none.
+        StorageError: when there is no such individual.
+    """
+    where = parse_condition(at, all_columns(search), "--at") if at else None
+    if not at_knee:
+        found = storage.select(search.id, Selection(where=where), limit=1)
+        individual = found[0].individual if found else None
+    else:
+        objectives = () if search.objectives else ("fitness", "trainable_percent")
+        front = front_of(storage, search, Selection(where=where), objectives)
+        place = knee(list(front.values())) if front else None
+        individual = None if place is None else storage.individual(list(front)[place])
+    if individual is None or individual.violation:
+        such = f" with {at}" if at else ""
+        met = " that meets the constraints" if search.subject_to else ""
+        raise StorageError(f"search {search.name!r} has no completed individual{such}{met}")
+    return individual
 
 
 def export(storage: Storage, search: SearchRecord, individual: IndividualRecord) -> str:
@@ -33,6 +67,8 @@ def export(storage: Storage, search: SearchRecord, individual: IndividualRecord)
         "individual": individual.id,
         "fitness": individual.fitness,
         "metric": search.metric,
+        **({"violation": individual.violation} if search.subject_to else {}),
+        **({"objectives": _objectives(search, individual)} if search.objectives else {}),
         "metrics": {k: v if math.isfinite(v) else None for k, v in evaluation.metrics.items()},
         "training_seed": content["seed"],
         "search_seed": search.seed,
@@ -47,3 +83,8 @@ def export(storage: Storage, search: SearchRecord, individual: IndividualRecord)
     again: TrainingConfig = validate_training(parse_yaml(text, "export"), "export")
     assert again.model_dump(mode="json") == content, "the exported YAML reads back differently"
     return text
+
+
+def _objectives(search: SearchRecord, individual: IndividualRecord) -> dict[str, float]:
+    """Each as it is minimised."""
+    return dict(zip(aim_labels(search), individual.objectives, strict=False))

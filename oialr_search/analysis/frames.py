@@ -33,6 +33,8 @@ INDIVIDUALS = {
     "fitness": "Float64",
     "fitness_deviation": "Float64",
     "num_seeds": "int64",
+    "violation": "Float64",
+    "objectives": "object",
     "island": "int64",
     "island_rank": "int64",
     "generation": "int64",
@@ -134,7 +136,7 @@ class Search:
         """
         frame = self._individuals(with_metrics=True)
         frame = frame[frame["fitness"].notna() & frame["repeat_of"].isna()].sort_values(
-            ["fitness", "individual_id"], ignore_index=True
+            ["violation", "fitness", "individual_id"], ignore_index=True
         )
         frame.insert(0, "place", range(1, len(frame) + 1))
         return frame
@@ -143,9 +145,10 @@ class Search:
         """All individuals with their latest attempt, by number.
 
         One column for each hyperparameter, by its dotted name: `Int64`, `Float64`, `boolean` or
-        `category` (text). `parents` are tuples of numbers; `duration_s` is of the latest attempt,
-        `finished_at` when it ended. Who repeats another, with another `seed`, has its number as
-        `repeat_of`; the other's `fitness` is the mean of `num_seeds`.
+        `category` (text). `parents` and `objectives` (each minimised) are tuples of numbers;
+        `duration_s` is of the latest attempt, `finished_at` when it ended. Who repeats another,
+        with another `seed`, has its number as `repeat_of`; the other's `fitness` is the mean of
+        `num_seeds`.
         """
         return self._individuals(with_metrics=False)
 
@@ -199,9 +202,10 @@ class Search:
         by_column: dict[str, Any] = dict(
             zip(found.columns, zip(*found.rows, strict=True), strict=False)
         )
-        parents = [tuple(numbers) for numbers in by_column.get("parents", ())]
+        for name in ("parents", "objectives"):
+            by_column[name] = [tuple(entries) for entries in by_column.get(name, ())]
         series = {
-            name: _series(parents if name == "parents" else by_column.get(name, ()), kind)
+            name: _series(by_column.get(name, ()), kind)
             for name, kind in INDIVIDUALS.items()
             if name not in ("individual_id", "duration_s")
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from oialr_search.storage.records import IndividualRecord, SearchRecord, Status
+from oialr_training.errors import ConfigError
 from oialr_training.tasks import metric_of
 
 
@@ -19,8 +20,21 @@ def metric_label(name: str, task: str) -> str:
 
 def fitness_label(search: SearchRecord) -> str:
     """What the fitness is made of."""
-    metric, label = metric_of(search.task, search.metric), metric_label(search.metric, search.task)
-    return f"fitness: {metric.fitness_label(label) if metric else label}"
+    return f"fitness: {aim_labels(search)[0]}"
+
+
+def aim_labels(search: SearchRecord) -> list[str]:
+    """What is minimised: the objectives, or the fitness alone."""
+    try:
+        aims = search.aims()
+    except ConfigError:  # of a task that is unknown here
+        return [metric_label(search.metric, search.task)]
+    return [
+        aim.metric.fitness_label(metric_label(aim.expression.text, search.task))
+        if aim.metric
+        else aim.label
+        for aim in aims.objectives or (aims.fitness,)
+    ]
 
 
 def describe_search(search: SearchRecord, individuals: list[IndividualRecord]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 from oialr_search.analysis.where import find_column
@@ -18,7 +18,10 @@ from oialr_search.storage.leaderboard import (
     REASON,
     SEEDS,
     STATUS,
+    VIOLATION,
     all_columns,
+    name_in,
+    objective,
 )
 from oialr_search.storage.records import SearchRecord, Status
 from oialr_search.storage.selection import Column, Every, OneOf, Placed, Selection, columns_of
@@ -41,7 +44,8 @@ def shown_columns(
     Raises:
         ConfigError: when an objective is no column, or none of numbers.
     """
-    named = {*columns_of(selection.where), *(_objective(search, text)[0] for text in objectives)}
+    asked = objectives or [name for text in search.objectives if (name := name_in(text))]
+    named = {*columns_of(selection.where), *(_objective(search, text)[0] for text in asked)}
     columns = all_columns(search).values()
     hidden = WHERE_NAMED | {
         c for c in columns if c.source == "metrics" and c.name.startswith("train_")
@@ -49,7 +53,7 @@ def shown_columns(
     if list(selection.statuses) == [Status.COMPLETED]:
         hidden |= OF_OTHERS
     shown = [column for column in columns if column in named or column not in hidden]
-    return [shown[0], PARETO, *shown[1:]] if objectives else shown
+    return [shown[0], PARETO, *shown[1:]] if objectives or search.objectives else shown
 
 
 def leaderboard(
@@ -61,15 +65,17 @@ def leaderboard(
 ) -> list[Row]:
     """Individuals, the fittest first; with objectives, all of their Pareto front too, marked.
 
+    Without, they are the search's, if it has several.
+
     Raises:
         ConfigError: when an objective is no column, or none of numbers.
     """
     selection = selection or Selection()
     placed = storage.select(search.id, selection, limit=top)
-    front: set[int] = set()
-    if objectives:
-        front = _front(storage, search, selection, objectives)
-        missing = sorted(front - {entry.individual.id for entry in placed})
+    front: Mapping[int, object] = {}
+    if objectives or search.objectives:
+        front = front_of(storage, search, selection, objectives)
+        missing = sorted(front.keys() - {entry.individual.id for entry in placed})
         placed += _by_id(storage, search, selection, missing)
         placed.sort(key=_order)
     columns = shown_columns(search, selection, objectives)
@@ -84,17 +90,29 @@ def for_people(rows: Sequence[Row]) -> list[Row]:
     return [{k: v for k, v in row.items() if k not in unused} for row in rows]
 
 
-def _front(
-    storage: Storage, search: SearchRecord, selection: Selection, objectives: Sequence[str]
-) -> set[int]:
+def front_of(
+    storage: Storage,
+    search: SearchRecord,
+    selection: Selection | None = None,
+    objectives: Sequence[str] = (),
+) -> dict[int, list[float]]:
+    """The individuals that no other beats, and what is minimised of each; constraints are met.
+
+    Raises:
+        ConfigError: when an objective is no column, or none of numbers.
+    """
     import numpy as np
 
     wanted = [_objective(search, text) for text in objectives]
+    wanted = wanted or [(objective(number), 1) for number in range(len(search.objectives))]
     columns, signs = [column for column, _ in wanted], [sign for _, sign in wanted]
-    found = np.array(storage.values(search.id, selection, columns) or [(0, *signs)], dtype=float)
-    numbers, values = found[:, 0], found[:, 1:] * signs
+    rows = storage.values(search.id, selection or Selection(), [VIOLATION, *columns])
+    found = np.array(rows or [(0, 0, *signs)], dtype=float)
+    numbers, violations, values = found[:, 0], found[:, 1], found[:, 2:] * signs
     known = np.isfinite(values).all(axis=1) & (numbers > 0)  # NULL has become NaN
-    return {int(numbers[known][position]) for position in pareto_front(values[known])}
+    known &= violations <= 0.0
+    numbers, values = numbers[known], values[known]
+    return {int(numbers[place]): values[place].tolist() for place in pareto_front(values)}
 
 
 def _objective(search: SearchRecord, text: str) -> tuple[Column, Literal[-1, 1]]:
@@ -132,16 +150,19 @@ def _order(entry: Placed) -> tuple[float, int]:
     return entry.place or math.inf, entry.individual.id
 
 
-def _row(entry: Placed, columns: Sequence[Column], front: set[int]) -> Row:
+def _row(entry: Placed, columns: Sequence[Column], front: Collection[int]) -> Row:
     return {column.name: _value(column, entry, front) for column in columns}
 
 
-def _value(column: Column, entry: Placed, front: set[int]) -> Any:
+def _value(column: Column, entry: Placed, front: Collection[int]) -> Any:
     individual, evaluation = entry.individual, entry.individual.evaluation
     match column.source:
         case "individual":
             value = getattr(individual, column.key)
             return value.value if isinstance(value, Status) else value
+        case "objectives":
+            found = individual.objectives
+            return found[int(column.key)] if int(column.key) < len(found) else None
         case "hyperparameters":
             return individual.hyperparameters.get(column.key)
         case "computed" if column.key != "duration_s":

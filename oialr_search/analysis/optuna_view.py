@@ -28,7 +28,7 @@ from oialr_search.analysis.distributions import Space, params_of, space_of, wide
 from oialr_search.space.fitness import fitness_of
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import IndividualRecord, SearchRecord, Status, StorageError
-from oialr_training.tasks import metric_of
+from oialr_training.errors import ConfigError
 
 STATES = {
     Status.QUEUED: TrialState.WAITING,
@@ -40,6 +40,7 @@ STATES = {
     Status.LOST: TrialState.WAITING,
 }
 METRIC_NAMES = "study:metric_names"  # where Optuna looks for the objectives' names
+CONSTRAINTS = "constraints"  # and for the excesses of constraints
 
 
 @dataclass
@@ -81,9 +82,8 @@ class SearchStorage(BaseStorage):
         return self._search(study_id).name
 
     def get_study_directions(self, study_id: int) -> list[StudyDirection]:
-        """Fitness is minimised."""
-        self._search(study_id)
-        return [StudyDirection.MINIMIZE]
+        """The fitness is minimised, or each of the objectives."""
+        return _directions(self._search(study_id))
 
     def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
         """What the database says of the search as a whole."""
@@ -98,7 +98,8 @@ class SearchStorage(BaseStorage):
         return [
             FrozenStudy(
                 study_name=search.name,
-                direction=StudyDirection.MINIMIZE,
+                direction=None,
+                directions=_directions(search),
                 user_attrs=_attributes_of_search(search),
                 system_attrs=_names_of_fitness(search),
                 study_id=search.id,
@@ -228,10 +229,17 @@ def _attributes_of_search(search: SearchRecord) -> dict[str, Any]:
     }
 
 
+def _directions(search: SearchRecord) -> list[StudyDirection]:
+    return [StudyDirection.MINIMIZE] * max(len(search.objectives), 1)
+
+
 def _names_of_fitness(search: SearchRecord) -> dict[str, Any]:
-    known = metric_of(search.task, search.metric)
-    metric = known.fitness_label(search.metric) if known else search.metric
-    return {METRIC_NAMES: [f"fitness ({metric})"]}
+    try:
+        aims = search.aims()
+        labels = [aim.label for aim in aims.objectives] or [f"fitness ({aims.fitness.label})"]
+    except ConfigError:  # of a task that is unknown here
+        labels = [f"fitness ({search.metric})"]
+    return {METRIC_NAMES: labels}
 
 
 def _with_records(
@@ -250,7 +258,8 @@ def _with_records(
         number = known.number_of(record.id)
         values = epochs.get(record.evaluation.id, {}) if record.evaluation else {}
         reported = _as_fitness(values, known.search)
-        trial = _trial(len(trials) if number is None else number, record, params, space, reported)
+        place = len(trials) if number is None else number
+        trial = _trial(place, record, params, space, reported, len(known.search.objectives))
         if number is None:
             trials.append(trial)
         elif trials[number] != trial:
@@ -284,13 +293,16 @@ def _trial(
     params: dict[str, Any],
     space: Space,
     epochs: dict[int, float],
+    num_objectives: int,
 ) -> FrozenTrial:
     """An individual as a trial; a hyperparameter that is none of the space is an attribute."""
     state, evaluation = STATES[record.status], record.evaluation
     others = {n: v for n, v in record.hyperparameters.items() if n not in params}
     values = None if record.fitness is None else [record.fitness]
     reported = list(epochs.values())[-1:]
-    if state is TrialState.PRUNED and reported and math.isfinite(reported[0]):
+    if num_objectives:  # of a pruned one what it had come to, if that is known
+        values = list(record.objectives) or None
+    elif state is TrialState.PRUNED and reported and math.isfinite(reported[0]):
         values = reported  # as Optuna does
     started_at = evaluation.started_at if evaluation else record.created_at
     finished_at = record.finished_at or (evaluation.finished_at if evaluation else None)
@@ -304,7 +316,7 @@ def _trial(
         params=params,
         distributions=_of(params, space),
         user_attrs=_attributes_of(record) | others,
-        system_attrs={},
+        system_attrs={CONSTRAINTS: list(record.constraints)} if record.constraints else {},
         intermediate_values=epochs,
         trial_id=record.id,
     )

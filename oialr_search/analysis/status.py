@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from oialr_search import exit_codes
+from oialr_search.analysis.leaderboard import front_of
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import LaunchRecord, RunningEvaluation, SearchRecord, Status
 from oialr_search.storage.selection import FailureCount
@@ -78,10 +79,12 @@ def status(storage: Storage, search: SearchRecord, now: datetime | None = None) 
         and {
             "individual": best.id,
             "fitness": best.fitness,
+            **({"violation": best.violation} if search.subject_to else {}),
             "island": best.island,
             "trainable_percent": best.evaluation and best.evaluation.trainable_percent,
             "compression_percent": best.evaluation and best.evaluation.compression_percent,
         },
+        **({"front": len(front_of(storage, search))} if search.objectives else {}),
         "outlook": more
         and {
             "evaluations": more.evaluations,

@@ -41,16 +41,16 @@ EXAMPLE = "such as `trainable_percent < 15 and optimizer.lr >= 1e-3`"
 Value = float | bool | str
 
 
-def parse_condition(text: str, columns: Mapping[str, Column]) -> Condition:
+def parse_condition(text: str, columns: Mapping[str, Column], option: str = "--where") -> Condition:
     """Read a condition on columns.
 
     Raises:
         ConfigError: in one line, when it is none, or names a column that there is not.
     """
     try:
-        return _Parser(text, columns).parse()
+        return _Parser(text, columns, option).parse()
     except RecursionError:
-        raise ConfigError("`--where` has too many parentheses within each other") from None
+        raise ConfigError(f"`{option}` has too many parentheses within each other") from None
 
 
 def find_column(name: str, columns: Mapping[str, Column], option: str) -> Column:
@@ -86,8 +86,9 @@ def _short_names(name: str) -> list[str]:
 class _Parser:
     """Descends from OR to the single predicate, one token at a time."""
 
-    def __init__(self, text: str, columns: Mapping[str, Column]) -> None:
+    def __init__(self, text: str, columns: Mapping[str, Column], option: str) -> None:
         self._columns = columns
+        self._option = option
         self._tokens: list[tuple[str, str]] = []
         position = 0
         while text[position:].strip():
@@ -132,7 +133,7 @@ class _Parser:
     def _predicate(self) -> Condition:
         if self._kind != "name":
             self._refuse(f"a column should stand where there is {self._shown}")
-        column = find_column(self._next(), self._columns, "--where")
+        column = find_column(self._next(), self._columns, self._option)
         if self._take("is"):
             negated = self._take("not")
             self._expect("null")
@@ -199,4 +200,4 @@ class _Parser:
             self._refuse(f"`{token}` should stand where there is {self._shown}")
 
     def _refuse(self, what: str) -> NoReturn:
-        raise ConfigError(f"`--where`: {what}; a condition is {EXAMPLE}")
+        raise ConfigError(f"`{self._option}`: {what}; a condition is {EXAMPLE}")

@@ -92,6 +92,7 @@ def leaderboard(
             where=parse_condition(where, all_columns(chosen)) if where else None,
         )
         objectives = pareto.split(",") if pareto else []
+        shown = objectives or chosen.objectives
         columns = analysis.shown_columns(chosen, selection, objectives)
 
         def read() -> list[analysis.Row]:
@@ -101,7 +102,7 @@ def leaderboard(
             title = f"{chosen.name}: {chosen.task}, {chosen.metric}"
             screens.show_screen(
                 lambda console: screens.leaderboard_screen(
-                    title, analysis.for_people(read()), objectives, console
+                    title, analysis.for_people(read()), shown, console
                 ),
                 every if watch else None,
             )

@@ -40,6 +40,20 @@ def export(
             "expected to be best."
         ),
     ] = None,
+    knee: Annotated[
+        bool,
+        typer.Option(
+            "--knee",
+            help="The knee of the Pareto front: the least sum of the objectives, each from 0 to 1 "
+            "on the front; without objectives of fitness and trainable parameters.",
+        ),
+    ] = False,
+    at: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CONDITION", help="Of those that fulfil it: 'trainable_percent <= 10'."
+        ),
+    ] = None,
     db: DatabaseOption = None,
     search_dir: SearchDirOption = SEARCH_DIR,
     search: SearchOption = None,
@@ -51,10 +65,15 @@ def export(
     """
     from oialr_search.analysis.choice import final_choice, measured_as
     from oialr_search.analysis.choosing import choose
+    from oialr_search.analysis.export import chosen_of
     from oialr_search.analysis.export import export as yaml_of
 
+    if individual is not None and (knee or at):
+        raise typer.BadParameter("--individual names one: without --knee and --at")
     with open_database(db, search_dir) as storage:
         chosen, record = choose(storage, search, individual)
+        if knee or at:
+            record = chosen_of(storage, chosen, at=at, at_knee=knee)
         how = "" if record is None else measured_as(record)
         if record is None:
             choice = final_choice(storage, chosen)

@@ -54,7 +54,7 @@ class ProgressDisplay:
         self._console = console
         self._started = self._shown = time.monotonic()
         progress = storage.progress(search_id)
-        self._best: float | None = progress.best_fitness
+        self._best = _standing(progress)
         self._said: set[str] = set()
         self._ended = progress.ended
         # Evaluations of earlier launches are not told again.
@@ -121,14 +121,15 @@ class ProgressDisplay:
             return
         repeat, new_best = individual.repeat_of is not None, False
         if repeat:
-            self._best = progress.best_fitness  # a mean that this one has changed, perhaps
-        elif self._best is None or evaluation.fitness < self._best:
-            self._best, new_best = evaluation.fitness, True
+            self._best = _standing(progress)  # a mean that this one has changed, perhaps
+        elif self._best is None or (evaluation.violation, evaluation.fitness) < self._best:
+            self._best, new_best = (evaluation.violation, evaluation.fitness), True
         self._say(
             f"{head} fitness {evaluation.fitness:.4f}"
             f"  {self._metric} {evaluation.metrics[self._metric]:.4f}"
             f"  trainable {evaluation.trainable_percent:.1f} %"
             f"  {evaluation.duration_s:.1f} s"
+            + (f"  violation {evaluation.violation:.4f}" if evaluation.violation else "")
             + ("  best so far" if new_best else "")
             + (f"  {individual.origin}s {individual.repeat_of}" if repeat else ""),
             style="bold" if new_best else "",
@@ -136,6 +137,12 @@ class ProgressDisplay:
 
     def _say(self, text: str, style: str) -> None:
         self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def _standing(progress: SearchProgress) -> tuple[float, float] | None:
+    """Of the best; the less, the better."""
+    fitness = progress.best_fitness
+    return None if fitness is None else (progress.best_violation, fitness)
 
 
 def _has_ended(

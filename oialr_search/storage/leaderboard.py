@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
@@ -42,6 +43,7 @@ DEVIATION = Column("deviation", "float", "individual", "fitness_deviation")
 SEEDS = Column("seeds", "int", "individual", "num_seeds")
 TRAINABLE = Column("trainable_percent", "float", "evaluation", "trainable_percent")
 COMPRESSION = Column("compression_percent", "float", "evaluation", "compression_percent")
+VIOLATION = Column("violation", "float", "individual", "violation")
 ISLAND = Column("island", "int", "individual", "island")
 ISLAND_RANK = Column("island_rank", "int", "individual", "island_rank")
 GENERATION = Column("generation", "int", "individual", "generation")
@@ -58,6 +60,7 @@ OF_RESOURCES = tuple(
     for f in fields(Resources)
 )
 
+DOTTED_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
 SQL_TYPES: Mapping[Kind, sa.types.TypeEngine[Any]] = {
     "int": sa.BigInteger(),
     "float": sa.Double(),
@@ -96,7 +99,8 @@ IS_COMPLETED = (LATEST.c.individual_id == individuals.c.id) & (
 def all_columns(search: SearchRecord) -> dict[str, Column]:
     """Return all that a condition may name, by name, in the order in which it is shown."""
     columns = [
-        PLACE, INDIVIDUAL, STATUS, FITNESS, DEVIATION, SEEDS, *of_metrics(search.metric_names),
+        PLACE, INDIVIDUAL, STATUS, FITNESS, DEVIATION, SEEDS, *of_aims([search.settings]),
+        *of_metrics(search.metric_names),
         TRAINABLE, COMPRESSION, *of_hyperparameters([search.space]),
         ISLAND, ISLAND_RANK, GENERATION, DURATION, *OF_MACHINE, ATTEMPT, REASON, *OF_RESOURCES,
     ]  # fmt: skip
@@ -104,6 +108,29 @@ def all_columns(search: SearchRecord) -> dict[str, Column]:
     for column in columns:  # a metric may be a column, too: trainable_percent
         named.setdefault(column.name, column)
     return named
+
+
+def of_aims(settings: Iterable[Mapping[str, Any]]) -> list[Column]:
+    """Return a column for the violation of constraints, and one for each objective.
+
+    Not for an objective that is another column, such as `trainable_percent`.
+    """
+    searches = [stored.get("search") or {} for stored in settings]
+    written = [search.get("objectives") or () for search in searches]
+    numbers = {n for texts in written for n, text in enumerate(texts) if not name_in(text)}
+    constrained = any(search.get("subject_to") for search in searches)
+    return [*([VIOLATION] if constrained else []), *(objective(n) for n in sorted(numbers))]
+
+
+def objective(number: int) -> Column:
+    """Return the column of an objective, counted from 0, as it is minimised."""
+    return Column(f"objective_{number + 1}", "float", "objectives", str(number))
+
+
+def name_in(text: str) -> str | None:
+    """Return the name of an objective that is nothing but a column, with or without its way."""
+    name = text.partition(":")[0].strip()
+    return name if DOTTED_NAME.fullmatch(name) else None
 
 
 def of_metrics(names: Iterable[str]) -> list[Column]:
@@ -226,15 +253,19 @@ def _value(column: Column, places: sa.Subquery, dialect: str) -> sa.ColumnElemen
         return places.c.place
     if column == DURATION:
         return sa.literal_column(f"({DURATION_S[dialect]})", sa.Double())
-    table = individuals if column.source in ("individual", "hyperparameters") else LATEST
+    of_individual = column.source in ("individual", "hyperparameters", "objectives")
+    table = individuals if of_individual else LATEST
     if column.source in ("individual", "evaluation"):
         found: sa.ColumnElement[Any] = table.c[column.key]
         return sa.type_coerce(found, sa.Text) if column.kind == "text" else found
     entry: sa.ColumnElement[Any]
+    at_place = column.source == "objectives"
     if dialect == "sqlite":
-        entry = sa.func.json_extract(table.c[column.source], f'$."{column.key}"')
+        path = f"$[{column.key}]" if at_place else f'$."{column.key}"'
+        entry = sa.func.json_extract(table.c[column.source], path)
     else:
-        entry = table.c[column.source].op("->>")(sa.literal(column.key, sa.Text()))
+        key = sa.literal(int(column.key)) if at_place else sa.literal(column.key, sa.Text())
+        entry = table.c[column.source].op("->>")(key)
     if column.kind == "int":  # a whole number may be written as a float
         entry = sa.cast(entry, sa.Numeric())
     typed: sa.ColumnElement[Any] = sa.cast(entry, SQL_TYPES[column.kind])

@@ -202,7 +202,7 @@ class StorageReader(AbstractContextManager["StorageReader"]):
             ).scalar_one()
             counts = connection.execute(sums.where(islands.c.search_id == search_id)).one()
             best = connection.execute(
-                sa.select(individuals.c.fitness, individuals.c.id)
+                sa.select(*individuals.c["fitness", "id", "violation"])
                 .where(
                     individuals.c.search_id == search_id,
                     individuals.c.fitness.is_not(None),
@@ -214,8 +214,9 @@ class StorageReader(AbstractContextManager["StorageReader"]):
             return Progress(
                 total=total,
                 counts=dict(zip(Status, counts, strict=True)),
-                best_fitness=best and best.fitness,
-                best_individual_id=best and best.id,
+                best_fitness=best.fitness if best else None,
+                best_individual_id=best.id if best else None,
+                best_violation=best.violation if best else 0.0,
                 running=[RunningEvaluation(**r) for r in connection.execute(running).mappings()],
                 num_confirmations=count_confirmations(connection, search_id),
             )

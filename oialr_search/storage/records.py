@@ -86,6 +86,16 @@ class SearchRecord(NewSearch):
 
         return stored_search_settings(self.settings, f"search {self.name!r} as it is stored")
 
+    @property
+    def objectives(self) -> Sequence[str]:
+        """Return the objectives as the search file names them; none: the fitness alone."""
+        return (self.settings.get("search") or {}).get("objectives") or ()
+
+    @property
+    def subject_to(self) -> Sequence[str]:
+        """Return the conditions as the search file names them."""
+        return (self.settings.get("search") or {}).get("subject_to") or ()
+
     def aims(self) -> Aims:
         """Return what the search is after.
 
@@ -368,6 +378,7 @@ class Progress:
     best_fitness: float | None
     best_individual_id: int | None
     running: Sequence[RunningEvaluation]
+    best_violation: float = 0.0  # of its constraints
     num_confirmations: int = 0  # individuals beyond the total, that confirm the best
 
     @property

@@ -9,7 +9,9 @@ from typing import Literal
 from oialr_search.storage.records import IndividualRecord, Status
 
 Kind = Literal["int", "float", "bool", "text"]
-Source = Literal["search", "individual", "evaluation", "hyperparameters", "metrics", "computed"]
+Source = Literal[
+    "search", "individual", "evaluation", "objectives", "hyperparameters", "metrics", "computed"
+]
 Operator = Literal["=", "!=", "<", "<=", ">", ">="]
 
 
@@ -20,7 +22,7 @@ class Column:
     name: str  # as it is shown
     kind: Kind
     source: Source
-    key: str  # its name in the table or JSON object; `place` and `duration_s` are computed
+    key: str  # its name in the table or JSON; `place` and `duration_s` are computed
 
 
 @dataclass(frozen=True)

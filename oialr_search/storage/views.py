@@ -5,7 +5,6 @@ The leaderboard's columns depend on the searches in the database: it is made ane
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -14,6 +13,7 @@ import sqlalchemy as sa
 from oialr_search.storage.leaderboard import (
     COMPRESSION,
     DEVIATION,
+    DOTTED_NAME,
     DURATION,
     FITNESS,
     GENERATION,
@@ -25,6 +25,7 @@ from oialr_search.storage.leaderboard import (
     SEEDS,
     TRAINABLE,
     leaderboard,
+    of_aims,
     of_hyperparameters,
     of_metrics,
 )
@@ -33,7 +34,6 @@ from oialr_search.storage.records import StorageError
 from oialr_search.storage.schema import searches
 from oialr_search.storage.selection import Column, Selection
 
-DOTTED_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
 MAX_COLUMN_LENGTH = 63  # PostgreSQL cuts longer names silently
 
 FIXED_COLUMNS = (
@@ -69,11 +69,12 @@ def renew_leaderboard(connection: sa.Connection) -> None:
 def _create_leaderboard(connection: sa.Connection) -> None:
     """Make the view with the columns of all searches in the database."""
     stored = connection.execute(
-        sa.select(*searches.c["name", "space", "metric_names"]).order_by(searches.c.id)
+        sa.select(*searches.c["name", "space", "metric_names", "settings"]).order_by(searches.c.id)
     ).all()
     hyperparameters = of_hyperparameters(read_space(s.name, s.space) for s in stored)
     metrics = of_metrics(name for search in stored for name in search.metric_names)
-    columns = _named([*FIXED_COLUMNS], hyperparameters)
+    aims = of_aims(search.settings for search in stored)
+    columns = _named([*FIXED_COLUMNS[:4], *aims, *FIXED_COLUMNS[4:]], hyperparameters)
     columns = _named(columns, metrics, prefix="metric_")
     query = leaderboard(columns, Selection(), None, connection.dialect.name)
     text = query.compile(connection, compile_kwargs={"literal_binds": True})

@@ -99,9 +99,13 @@ def _status_lines(status: Row, now: datetime) -> list[tuple[str, str]]:
     if best := status["best"]:
         trainable = best["trainable_percent"]
         share = "" if trainable is None else f", {number(trainable)} % trainable"
+        if best.get("violation"):
+            share += f"; nobody meets all constraints yet: violation {number(best['violation'])}"
         lines.append(
             ("best", f"individual {best['individual']}, fitness {number(best['fitness'])}{share}")
         )
+    if status.get("front"):
+        lines.append(("Pareto front", f"{status['front']} individual(s): see the leaderboard"))
     if status["epochs_saved"]:
         many = f"{status['pruned']} individual" + "s" * (status["pruned"] > 1)
         lines.append(("stopped early", f"{many}, which saved {status['epochs_saved']} epochs"))
@@ -177,6 +181,8 @@ def individual_screen(individual: Row, console: Console) -> RenderableType:
         head += f", fitness {number(individual['fitness'], 6)}"
     if individual["deviation"] is not None:
         head += f" ± {number(individual['deviation'], 3)}, {individual['seeds']} seeds"
+    if individual["violation"]:
+        head += f", breaks a constraint: violation {number(individual['violation'])}"
     parts: list[RenderableType] = [
         Text(head, style="bold"),
         _pairs(

@@ -9,7 +9,13 @@ from typing import TypeVar
 
 import plotly.graph_objects as go
 
-from oialr_search.analysis.labels import describe_search, fitness_label, metric_label, plain
+from oialr_search.analysis.labels import (
+    aim_labels,
+    describe_search,
+    fitness_label,
+    metric_label,
+    plain,
+)
 from oialr_search.analysis.plots import space
 from oialr_search.analysis.plots.ancestors import ancestors
 from oialr_search.analysis.plots.axes import Axis, axes_of
@@ -17,7 +23,7 @@ from oialr_search.analysis.plots.bases import inner_ranks, stability
 from oialr_search.analysis.plots.convergence import convergence
 from oialr_search.analysis.plots.names import PlotName
 from oialr_search.analysis.plots.palette import evenly
-from oialr_search.analysis.plots.tradeoff import pareto
+from oialr_search.analysis.plots.tradeoff import Across, pareto
 from oialr_search.analysis.plots.trainings import Training, learning_rates, metrics_over_epochs
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import (
@@ -75,7 +81,7 @@ class Source:
     @cached_property
     def by_fitness(self) -> list[IndividualRecord]:
         """Those with a fitness, the best first."""
-        return sorted(self.completed, key=lambda i: (i.fitness or 0.0, i.id))
+        return sorted(self.completed, key=lambda i: (i.violation, i.fitness or 0.0, i.id))
 
     @property
     def chosen(self) -> IndividualRecord:
@@ -183,8 +189,18 @@ def _slice(source: Source) -> go.Figure:
 
 
 def _pareto(source: Source) -> go.Figure:
+    if not source.search.objectives:
+        return pareto(
+            source.completed, source.baseline, source.fitness_label, source.chosen, source.subtitle
+        )
+    first, second, *_ = aim_labels(source.search)
     return pareto(
-        source.completed, source.baseline, source.fitness_label, source.chosen, source.subtitle
+        source.completed,
+        None,  # its objectives are others
+        first,
+        source.chosen,
+        source.subtitle,
+        across=Across(label=second, of=lambda i: i.objectives[1], title="The first two objectives"),
     )
 
 

@@ -78,7 +78,7 @@ def steps_by_island(
 ) -> dict[int, list[Step]]:
     """Island → what was its best one after the other: bred there, or accepted from elsewhere."""
     times = [i.finished_at for i in finished if i.finished_at is not None]
-    fitness = {i.id: i.fitness for i in finished if i.fitness is not None}
+    fitness = {i.id: i.fitness for i in finished if i.fitness is not None and not i.violation}
     arrivals: list[tuple[int, int, int, int, int | None]] = [
         (place, 0, individual.island, individual.id, None)
         for place, individual in enumerate(finished, start=1)

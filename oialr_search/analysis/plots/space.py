@@ -69,7 +69,7 @@ def parallel_coordinates(
     subtitle: str,
 ) -> go.Figure:
     """A line an individual through the values of its hyperparameters, to its fitness."""
-    by_fitness = sorted(completed, key=lambda i: (i.fitness or 0.0, i.id))
+    by_fitness = sorted(completed, key=lambda i: (i.violation, i.fitness or 0.0, i.id))
     num_best = min(math.ceil(BEST_PART * len(by_fitness)), MANY_BEST)
     thinned = palette.thin(completed, MANY_LINES)
     best = by_fitness[:num_best]

@@ -2,10 +2,11 @@
 
 `constraint`: least true validation loss of the stored trainings' surrogate with at most 3.6 %
 trainable parameters, which a tenth of the stored trainings meets; by evaluations.
+`digits`: the same loss without a constraint, by CPU seconds of all trainings, 3 to 7 s each.
 `cost`: least error of boosted trees (`search_problems.boosting`), whose evaluations take their real
 CPU time, from a millisecond to a tenth of a second; by CPU seconds of all evaluations.
 
-    python benchmarks/costs_and_constraints.py {constraint,cost} [--seeds 8]
+    python benchmarks/costs_and_constraints.py {constraint,digits,cost} [--seeds 8]
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the other modules of benchmarks/
 
-from benchmarks.search_problems import Values, boosting
+from benchmarks.search_problems import Values, boosting, encoded, trainings
 from benchmarks.two_aims import oialr
 from oialr_search.launch.engines import Knowledge, Member, engine_for, random_numbers
 from oialr_search.launch.population import Population
@@ -38,6 +40,7 @@ from oialr_search.surrogate.individuals import Individuals
 WORKERS = 8
 MOST_PERCENT = 3.6
 EVALUATIONS = (25, 50, 100, 200)
+CPU_SECONDS = (100.0, 200.0, 400.0, 800.0)
 SECONDS = (0.25, 0.5, 1.0, 2.0, 4.0)
 
 Evaluation = tuple[float, dict[str, Any], float]
@@ -149,12 +152,45 @@ def cost(engine: str, seed: int) -> list[float]:
     return [min((e for spent, e in ended if spent <= s), default=math.inf) for s in SECONDS]
 
 
+@cache
+def cpu_seconds() -> Callable[[Values], float]:
+    """A smooth surrogate of what the stored trainings took."""
+    from scipy.interpolate import RBFInterpolator
+
+    space = oialr().hyperparameters
+    genes = np.array([[line["genes"][h.name] for h in space] for line in trainings()])
+    seconds = np.log([line["cpu_s"] for line in trainings()])
+    smooth = RBFInterpolator(genes, seconds, kernel="linear", degree=1)
+    return lambda values: math.exp(float(smooth([[encoded(h, values[h.name]) for h in space]])[0]))
+
+
+def digits(engine: str, seed: int) -> list[float]:
+    """The least true loss after so many CPU seconds of trainings."""
+    problem, noise = oialr(), random.Random(f"{seed}/noise")
+
+    def evaluate(values: Values) -> Evaluation:
+        loss, _ = problem.truth(values)
+        measured = loss * math.exp(noise.gauss(0.0, problem.noise))
+        return loss, {"fitness": measured}, cpu_seconds()(values)
+
+    ended = search(
+        problem.hyperparameters,
+        evaluate,
+        lambda _, spent_s: spent_s >= CPU_SECONDS[-1],
+        seed,
+        engine=engine.partition(",")[0],
+        cost_aware="," in engine,
+    )
+    return [min(loss for spent, loss in ended if spent <= s) for s in CPU_SECONDS]
+
+
 KINDS: Mapping[str, tuple[Callable[[str, int], list[float]], Sequence[str], Sequence[float]]] = {
     "constraint": (
         constraint,
         ("screened", "screened, fitness of its own", "propulate", "tpe", "random"),
         EVALUATIONS,
     ),
+    "digits": (digits, ("screened", "screened, cost-aware", "random"), CPU_SECONDS),
     "cost": (cost, ("screened", "screened, cost-aware", "random"), SECONDS),
 }
 

@@ -11,7 +11,8 @@ from oialr_search import exit_codes
 from oialr_search.launch.starting import named_points
 from oialr_search.space.search_file import SearchFile, load_search
 from oialr_search.storage import open_storage
-from oialr_search.storage.records import IndividualRecord, Status
+from oialr_search.storage.database import Storage
+from oialr_search.storage.records import IndividualRecord, Status, StorageError
 from oialr_training.errors import ConfigError
 
 from ..conftest import DIGITS
@@ -101,6 +102,22 @@ def test_nothing_is_queued_twice_after_a_kill(launches: Launches) -> None:
     finished = [(i.evaluation.finish_number, i.evaluation.attempt) for i in found if i.evaluation]
     assert sorted(finished) == finished
     assert [attempt for _, attempt in finished] == [2, 1, 1, 1]
+
+
+def test_a_search_is_created_with_what_it_starts_with_or_not_at_all(
+    launches: Launches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> list[tuple[int, bool]]:
+        raise StorageError("no more")
+
+    file = starting_with("[file]", "search.evaluations=2", "search.islands=1")
+    with monkeypatch.context() as broken:
+        broken.setattr(Storage, "queue", fail)
+        assert run(launches, file) == exit_codes.CONFIG
+    with open_storage(str(launches.database)) as storage:
+        assert storage.searches() == []
+    assert run(launches, file) == exit_codes.FINISHED
+    assert [i.origin for i in individuals(launches)] == ["given", "start"]
 
 
 def test_a_running_launch_takes_up_what_is_queued(launches: Launches) -> None:

@@ -351,6 +351,38 @@ class TestStopping:
         assert not it.evaluator.unreliable
         assert it.evaluator.pause_until == 0.0
 
+    def test_what_is_judged_is_a_training_of_which_an_epoch_has_ended(self, rank: Make) -> None:
+        """Not one that stops already, is gone on with, or repeats another with another seed."""
+        script = [
+            Prepare,
+            Evaluate,
+            started(),
+            epoch(1),
+            Silence(1.0),
+            epoch(2),
+            Silence(1.0),
+            Stop,
+        ]
+        it = rank(script)
+        assert it.evaluator.trained is None
+        claim = it.start()
+        assert it.evaluator.trained is None
+        it.evaluator.poll(0.5)
+        assert it.evaluator.trained == (claim.individual.id, 1)
+        it.clock.sleep(1.0)
+        it.evaluator.poll(0.5)
+        assert it.evaluator.trained == (claim.individual.id, 2)
+        it.evaluator.prune("bad")
+        assert it.evaluator.trained is None
+        for other in (
+            replace(claim, continued=True),
+            replace(claim, individual=replace(claim.individual, repeat_of=1)),
+        ):
+            it = rank([Prepare, Evaluate, started(), epoch(1)])
+            it.evaluator.start(other)
+            it.evaluator.poll(0.5)
+            assert it.evaluator.trained is None
+
     def test_the_first_reason_given_is_the_one_that_counts(self, rank: Make) -> None:
         stopped = Stopped(epoch=1, reason="pruned")
         it = rank([Prepare, Evaluate, started(), epoch(1), Stop, stopped])

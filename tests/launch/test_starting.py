@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from oialr_search import exit_codes
-from oialr_search.launch.starting import named_points
+from oialr_search.launch.starting import check_start, named_points
 from oialr_search.space.search_file import SearchFile, load_search
 from oialr_search.storage import open_storage
 from oialr_search.storage.database import Storage
@@ -187,6 +187,16 @@ def test_what_cannot_be_is_one_line_before_anything_is_stored(
     with open_storage(str(launches.database)) as storage:
         assert storage.searches() == []
     assert {path.name for path in launches.folder.iterdir()} == {"search.db"}
+
+
+def test_a_file_is_checked_without_other_searches(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("optimizer: {lr: 1.0}\n")
+    entries = f"[file, {{search: nowhere}}, {{file: {tmp_path}/a.yaml}}]"
+    assert check_start(starting_with(entries)) == [
+        f"`optimizer.lr` = 1.0 moved to 0.005 ({tmp_path}/a.yaml)"
+    ]
+    with pytest.raises(ConfigError, match=r"cannot read .*b\.yaml"):
+        check_start(starting_with("[{file: b.yaml}]"))
 
 
 def test_of_nothing_there_is_one_line(launches: Launches) -> None:

@@ -14,11 +14,12 @@ of `search_problems.py`), and noise: what is left of a stored training drawn at 
 of it together, so that a training that is better than its genes tell remains so. It converts, and
 so first truncates, after `oialr.delay_steps`, as all stored ones did. "As good" compares the
 smooth function at the end, without the noise, of what measured best. A stopped training ends with
-the epoch after which it is judged. To the model of `screened` it counts as its last loss, or as the
-worst, or as the model of the rule `model` expects it to end (`--breeding`).
+the epoch after which it is judged. To the model of `screened` it counts as what completed trainings
+came to that had its place then; or (`--breeding`) as its last loss, as the worst, or as the model
+of the rule `model` expects it to end.
 
     python benchmarks/stopping.py results.jsonl [--rules none,quantile,...] [--seeds 20]
-        [--breeding clipped|last|model] [--curves FILE]
+        [--breeding place|last|clipped|model] [--curves FILE]
 
 Whatever ends is a line of the results; a second call does what is missing.
 """
@@ -48,7 +49,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # the other modules of bench
 from benchmarks.make_curves import DIGITS
 from oialr_search.launch.engines import Knowledge, Member, engine_for, random_numbers
 from oialr_search.launch.population import Population
-from oialr_search.launch.stopping import StoppingRule, Training, rule_for
+from oialr_search.launch.stopping import StoppingRule, Training, expected_fitness, rule_for
 from oialr_search.launch.stopping.model import ModelRule
 from oialr_search.space.search_file import SearchSettings, load_search
 from oialr_search.space.stopping import StoppingSettings
@@ -66,10 +67,11 @@ RULES: dict[str, dict[str, Any] | None] = {
     "asha from epoch 1": {"rule": "asha", "after": "1 epoch"},
     "hyperband": {"rule": "hyperband"},
     "patience": {"rule": "patience"},
-    "model .01": {"rule": "model", "chance": 0.01},
     "model": {"rule": "model"},
+    "model .05": {"rule": "model", "chance": 0.05},
     "model .2": {"rule": "model", "chance": 0.2},
 }
+BREEDING = ("place", "last", "clipped", "model")
 WORKERS, EVALUATIONS, BEST = 8, 200, 5
 MOST = 0.4
 """Of the epochs of the paper's engine: where a search with a rule ends."""
@@ -151,7 +153,8 @@ def simulate(
         run.losses.append(run.curve[len(run.losses)])
         training = replace(run.training, losses=tuple(run.losses))
         if len(run.losses) == training.epochs:
-            training = replace(training, status=Status.COMPLETED)
+            loss = training.losses[-1]
+            training = replace(training, status=Status.COMPLETED, fitness=loss)
         elif stops(rule, training, [t for t in known.values() if t is not run.training]):
             training = replace(training, status=Status.PRUNED)
         run.training = known[training.individual_id] = training
@@ -208,7 +211,7 @@ def search(
     engine_name: str,
     settings: StoppingSettings | None,
     seed: int,
-    breeding: str = "last",
+    breeding: str = "place",
     most_epochs: float = math.inf,
 ) -> dict[str, Any]:
     """A search of 200 evaluations, or so many epochs; after how many what measured best changed."""
@@ -269,6 +272,8 @@ def search(
         believed = None
         if breeding == "last":
             believed = loss
+        elif breeding == "place":
+            believed = expected_fitness(training, known)
         elif breeding == "model":
             believed = model.expected(training, [t for t in known if t is not training])
         individuals.take([as_known(training, believed=believed)])
@@ -304,7 +309,7 @@ def main() -> None:
     parser.add_argument("results", type=Path)
     parser.add_argument("--rules", default=",".join(RULES))
     parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--breeding", default="last", choices=["clipped", "last", "model"])
+    parser.add_argument("--breeding", default="place", choices=BREEDING)
     parser.add_argument("--curves", type=Path, default=CURVES)
     parser.add_argument("--only", choices=["table", "searches"])
     arguments = parser.parse_args()

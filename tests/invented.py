@@ -148,6 +148,7 @@ def individual_record(
         "created_at": evaluation.started_at if evaluation else BEGAN,
         "finished_at": evaluation.finished_at if evaluation and status not in NOT_ENDED else None,
         "evaluation": evaluation,
+        "num_seeds": int(status is Status.COMPLETED),
     }
     return IndividualRecord(**values | changes)
 

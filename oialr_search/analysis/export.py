@@ -12,23 +12,11 @@ from oialr_search.space.hyperparameters import with_hyperparameters
 from oialr_search.space.pareto import knee
 from oialr_search.storage.database import Storage
 from oialr_search.storage.leaderboard import all_columns
-from oialr_search.storage.records import IndividualRecord, SearchRecord, Status, StorageError
+from oialr_search.storage.records import IndividualRecord, SearchRecord, StorageError
 from oialr_search.storage.selection import Selection
 from oialr_training.config import TrainingConfig
 from oialr_training.tasks import validate_training
 from oialr_training.yaml_files import dump_yaml, parse_yaml
-
-
-def best_individual(storage: Storage, search: SearchRecord) -> IndividualRecord:
-    """The fittest individual of a search.
-
-    Raises:
-        StorageError: when none is completed yet.
-    """
-    best = storage.individuals(search.id, status=Status.COMPLETED, limit=1, order="fitness")
-    if not best:
-        raise StorageError(f"search {search.name!r} has no completed individual yet")
-    return best[0]
 
 
 def chosen_of(

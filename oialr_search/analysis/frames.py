@@ -31,6 +31,8 @@ INDIVIDUALS = {
     "individual_id": "int64",
     "status": "category",
     "fitness": "Float64",
+    "fitness_deviation": "Float64",
+    "num_seeds": "int64",
     "violation": "Float64",
     "objectives": "object",
     "island": "int64",
@@ -38,6 +40,8 @@ INDIVIDUALS = {
     "generation": "int64",
     "origin": "category",
     "parents": "object",
+    "seed": "Int64",
+    "repeat_of": "Int64",
     "launch_id": "int64",
     "created_at": TIME,
     "finished_at": TIME,
@@ -131,7 +135,7 @@ class Search:
         Final metrics come as a column each (`Float64`).
         """
         frame = self._individuals(with_metrics=True)
-        frame = frame[frame["fitness"].notna()].sort_values(
+        frame = frame[frame["fitness"].notna() & frame["repeat_of"].isna()].sort_values(
             ["violation", "fitness", "individual_id"], ignore_index=True
         )
         frame.insert(0, "place", range(1, len(frame) + 1))
@@ -142,7 +146,9 @@ class Search:
 
         One column for each hyperparameter, by its dotted name: `Int64`, `Float64`, `boolean` or
         `category` (text). `parents` and `objectives` (each minimised) are tuples of numbers;
-        `duration_s` is of the latest attempt, `finished_at` when it ended.
+        `duration_s` is of the latest attempt, `finished_at` when it ended. Who repeats another,
+        with another `seed`, has its number as `repeat_of`; the other's `fitness` is the mean of
+        `num_seeds`.
         """
         return self._individuals(with_metrics=False)
 

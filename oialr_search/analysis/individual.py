@@ -45,6 +45,10 @@ def describe(storage: Storage, individual_id: int, database_options: Sequence[st
         "metric": search.metric,
         "status": individual.status.value,
         "fitness": individual.fitness,
+        "deviation": individual.fitness_deviation,
+        "seeds": individual.num_seeds,
+        "repeat_of": individual.repeat_of,
+        "repeats": [_repeat(repeat) for repeat in storage.repeats(search.id, individual.id)],
         "violation": individual.violation,
         "objectives": dict(zip(search.objectives, individual.objectives, strict=False)),
         "constraints": list(individual.constraints),
@@ -99,6 +103,17 @@ def _parent(storage: Storage, child: IndividualRecord, number: int) -> Row:
             for name, value in child.hyperparameters.items()
             if parent.hyperparameters.get(name) != value
         },
+    }
+
+
+def _repeat(individual: IndividualRecord) -> Row:
+    """One that measures another again."""
+    return {
+        "individual": individual.id,
+        "origin": individual.origin,
+        "status": individual.status.value,
+        "seed": individual.seed,
+        "fitness": individual.fitness,
     }
 
 

@@ -11,10 +11,12 @@ from oialr_search.space.pareto import pareto_front
 from oialr_search.storage.database import Storage
 from oialr_search.storage.leaderboard import (
     ATTEMPT,
+    DEVIATION,
     INDIVIDUAL,
     ISLAND_RANK,
     OF_RESOURCES,
     REASON,
+    SEEDS,
     STATUS,
     VIOLATION,
     all_columns,
@@ -78,6 +80,14 @@ def leaderboard(
         placed.sort(key=_order)
     columns = shown_columns(search, selection, objectives)
     return [_row(entry, columns, front) for entry in placed]
+
+
+def for_people(rows: Sequence[Row]) -> list[Row]:
+    """The same; deviation and number of seeds only where something was measured again."""
+    if any(row.get(DEVIATION.name) is not None for row in rows):
+        return list(rows)
+    unused = {DEVIATION.name, SEEDS.name}
+    return [{k: v for k, v in row.items() if k not in unused} for row in rows]
 
 
 def front_of(

@@ -3,7 +3,8 @@
 search → study (with the search's id), individual → trial (with the individual's id). Trials are
 numbered from 0 without gaps, in the order of the ids: since these only grow, a number never
 changes. Only what can have changed is read again: individuals that ran or waited, new ones, and
-those of which an evaluation has ended since.
+those of which an evaluation has ended since. One that repeats another with another seed is no
+trial: it is part of the other's mean.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ class _Study:
     space: Space
     trials: list[FrozenTrial] = field(default_factory=list)
     unfinished: frozenset[int] = frozenset()  # individuals
+    last_id: int = 0
     last_finish: int | None = None
 
     def number_of(self, individual_id: int) -> int | None:
@@ -110,6 +112,8 @@ class SearchStorage(BaseStorage):
         record = self._storage.individual(trial_id)
         if record is None:
             raise KeyError(f"no individual {trial_id}")
+        if record.repeat_of is not None:
+            raise KeyError(f"individual {trial_id} is no trial: it repeats {record.repeat_of}")
         study = self._refreshed(record.search_id)
         number = study.number_of(trial_id)
         assert number is not None
@@ -146,11 +150,10 @@ class SearchStorage(BaseStorage):
         search = self._search(study_id)
         with self._lock:
             known = self._studies[study_id]
-            last_id = known.trials[-1]._trial_id if known.trials else 0
-            # One that was pruned ends again when it is gone on with.
+            # One that was pruned ends again when it is gone on with; one may have another mean.
             last_finish, finished = self._storage.finished_after(study_id, known.last_finish)
-            again = known.unfinished | {number for number in finished if number <= last_id}
-            records = self._storage.individuals_after(study_id, last_id, again)
+            again = known.unfinished | {number for number in finished if number <= known.last_id}
+            records = self._storage.individuals_after(study_id, known.last_id, again)
             if records:
                 evaluations = [record.evaluation.id for record in records if record.evaluation]
                 epochs = self._storage.metric_by_epoch(search.metric, evaluations)
@@ -243,6 +246,9 @@ def _with_records(
     known: _Study, records: Sequence[IndividualRecord], epochs: Mapping[int, Mapping[int, float]]
 ) -> _Study:
     """What is known, and what was read of individuals that are new or have changed, by id."""
+    last_id = max(known.last_id, *(record.id for record in records))
+    unfinished = frozenset(r.id for r in records if not STATES[r.status].is_finished())
+    records = [record for record in records if record.repeat_of is None]
     found = [params_of(record, known.space) for record in records]
     space = widened(known.space, found)
     trials = list(known.trials)
@@ -258,8 +264,7 @@ def _with_records(
             trials.append(trial)
         elif trials[number] != trial:
             trials[number] = trial  # an unchanged one stays the same object
-    unfinished = frozenset(r.id for r in records if not STATES[r.status].is_finished())
-    return _Study(known.search, space, trials, unfinished)
+    return _Study(known.search, space, trials, unfinished, last_id)
 
 
 def _with_space(trial: FrozenTrial, space: Space) -> FrozenTrial:
@@ -327,6 +332,8 @@ def _attributes_of(record: IndividualRecord) -> dict[str, Any]:
         "generation": record.generation,
         "origin": record.origin,
         "parents": list(record.parents),
+        "deviation": record.fitness_deviation,
+        "seeds": record.num_seeds if record.num_seeds > 1 else None,
     }
     if evaluation := record.evaluation:
         attributes |= {

@@ -16,7 +16,8 @@ import jinja2
 from plotly.offline import get_plotlyjs
 
 from oialr_search.analysis import leaderboard, status
-from oialr_search.analysis.export import best_individual, export
+from oialr_search.analysis.choice import Choice, final_choice
+from oialr_search.analysis.export import export
 from oialr_search.analysis.labels import fitness_label, metric_label, status_label
 from oialr_search.analysis.plots.catalogue import Source, draw
 from oialr_search.analysis.plots.names import PlotName
@@ -117,7 +118,7 @@ def best_yaml(source: Source) -> str:
     """The best individual's configuration, why there is none, or nothing while nobody is best."""
     storage, search = source.storage, source.search
     try:
-        return export(storage, search, best_individual(storage, search))
+        return export(storage, search, final_choice(storage, search).individual)
     except StorageError:
         return ""
     except (ConfigError, KeyError) as error:
@@ -129,7 +130,9 @@ def report(source: Source, contenders: Sequence[Contender], best_yaml: str, at: 
     storage, search = source.storage, source.search
     launches = storage.launches(search.id)
     evaluations = storage.finished_since(search.id)
-    best = source.by_fitness[0] if any(i.fitness is not None for i in source.individuals) else None
+    completed = any(individual.fitness is not None for individual in source.individuals)
+    choice = final_choice(storage, search) if completed else None
+    best = choice.individual if choice else None
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -143,12 +146,14 @@ def report(source: Source, contenders: Sequence[Contender], best_yaml: str, at: 
         at=at.isoformat(sep=" ", timespec="seconds"),
         progress=progress_of(status.status(storage, search, at)),
         best=best,
-        key_figures=key_figures(source.individuals, evaluations, best, search),
+        key_figures=key_figures(source.everyone, evaluations, choice, search),
         results=results([*contenders, *_best_row(best, storage)], search),
         compared=bool(contenders),
         configuration=configuration(search, best),
         best_yaml=best_yaml,
-        leaderboard=leaders(leaderboard.leaderboard(storage, search, TOP), search.task),
+        leaderboard=leaders(
+            leaderboard.for_people(leaderboard.leaderboard(storage, search, TOP)), search.task
+        ),
         figures=[_figure(name, source) for name in FIGURES],
         failures=failure_kinds(evaluations),
         many_failures=MANY_FAILURES,
@@ -243,19 +248,25 @@ def mean_and_deviation(values: Sequence[float], digits: int) -> str:
 def key_figures(
     individuals: Sequence[IndividualRecord],
     evaluations: Sequence[EvaluationRecord],
-    best: IndividualRecord | None,
+    choice: Choice | None,
     search: SearchRecord,
 ) -> list[tuple[str, str]]:
     """What one asks first."""
     counts = Counter(individual.status for individual in individuals)
     by_status = ", ".join(f"{counts[s]:,} {status_label(s)}" for s in Status if counts[s])
     figures = [
-        ("individuals", f"{len(individuals):,} of {search.evaluations_total:,}: {by_status}")
+        (
+            "individuals",
+            f"{len(individuals):,} of {max(search.evaluations_total, len(individuals)):,}: "
+            + by_status,
+        )
     ]
-    if best is not None and best.evaluation is not None:
+    best = choice.individual if choice else None
+    if choice is not None and best is not None and best.evaluation is not None:
         figures.append(
             ("best", f"individual {best.id}, {fitness_label(search)} = {shown(best.fitness)}")
         )
+        figures.append(("chosen by", choice.how))
         figures += [
             (metric_label(name, search.task), number(value))
             for name in (search.metric, "trainable_percent", "compression_percent")

@@ -101,7 +101,9 @@ def leaderboard(
         if file is None and chosen_format is FileFormat.TABLE:
             title = f"{chosen.name}: {chosen.task}, {chosen.metric}"
             screens.show_screen(
-                lambda console: screens.leaderboard_screen(title, read(), shown, console),
+                lambda console: screens.leaderboard_screen(
+                    title, analysis.for_people(read()), shown, console
+                ),
                 every if watch else None,
             )
             return

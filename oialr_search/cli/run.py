@@ -169,6 +169,7 @@ def validate(
 
     Example: `oialr-search validate search_spaces/minivit_cifar10.yaml --set epochs=2`
     """
+    from oialr_search.launch.starting import check_start
     from oialr_search.space.search_file import load_search
     from oialr_training.tasks import load_training
     from oialr_training.yaml_files import in_one_line, read_yaml
@@ -176,6 +177,8 @@ def validate(
     content = read_yaml(file)
     if "search" in content or "space" in content:
         search_file = load_search(file, assignments or ())
+        for line in check_start(search_file):
+            print(f"warning: {line}", file=sys.stderr)
         size = len(search_file.space.hyperparameters)
         print(
             f"{in_one_line(file)}: search {search_file.search.name!r} of {size} hyperparameters, "

@@ -34,7 +34,11 @@ def export(
         Path | None, typer.Option("-o", "--output", help="File to write; by default, print.")
     ] = None,
     individual: Annotated[
-        int | None, typer.Option(help="Number of the individual; by default the best.")
+        int | None,
+        typer.Option(
+            help="Number of the individual; by default the best of the confirmed, else who is "
+            "expected to be best."
+        ),
     ] = None,
     knee: Annotated[
         bool,
@@ -59,8 +63,9 @@ def export(
 
     Example: `oialr-search export -o best.yaml`
     """
+    from oialr_search.analysis.choice import final_choice, measured_as
     from oialr_search.analysis.choosing import choose
-    from oialr_search.analysis.export import best_individual, chosen_of
+    from oialr_search.analysis.export import chosen_of
     from oialr_search.analysis.export import export as yaml_of
 
     if individual is not None and (knee or at):
@@ -69,14 +74,16 @@ def export(
         chosen, record = choose(storage, search, individual)
         if knee or at:
             record = chosen_of(storage, chosen, at=at, at_knee=knee)
-        record = record or best_individual(storage, chosen)
+        how = "" if record is None else measured_as(record)
+        if record is None:
+            choice = final_choice(storage, chosen)
+            record, how = choice.individual, choice.how
         text = yaml_of(storage, chosen, record)
     if output is None:
         print(text, end="")
         return
     write_file(output, text.encode())
-    told = "no fitness" if record.fitness is None else f"fitness {shown(record.fitness)}"
-    print(f"individual {record.id} ({told}) written to {output}")
+    print(f"individual {record.id} ({how}) written to {output}")
 
 
 def train(

@@ -111,6 +111,8 @@ class _Running:
     launch_stops: bool = False
     not_worth: str = ""
     """Why it is not worth going on with; empty while it is."""
+    expected: float | None = None
+    """The fitness that it would have come to then."""
     oom_kills: int | None = field(default_factory=oom_kills)
     end: _End | None = None
 
@@ -270,10 +272,10 @@ class Evaluator:
             self._running.launch_stops = True
             self._send_stop(self._running, "launch_stops")
 
-    def prune(self, reason: str) -> None:
+    def prune(self, reason: str, expected: float | None = None) -> None:
         """Have the worker end, as it is not worth going on; not to be repeated."""
         assert self._running is not None
-        self._running.not_worth = reason
+        self._running.not_worth, self._running.expected = reason, expected
         self._send_stop(self._running, "pruned")
 
     @staticmethod
@@ -355,6 +357,7 @@ class Evaluator:
                     event,
                     running.last_epoch,
                     running.not_worth,
+                    running.expected,
                     self._aims,
                     running.claim.individual.hyperparameters,
                     running.epochs,

@@ -45,14 +45,16 @@ def pruned_outcome(
     stopped: Stopped,
     last_epoch: Epoch | None,
     reason: str,
+    expected: float | None,
     aims: Aims,
     hyperparameters: Mapping[str, Value],
     epochs: Sequence[Mapping[str, float]],
 ) -> Outcome:
     """How an evaluation ended that was not worth going on with: what it had come to is kept.
 
-    Its objectives and constraints are as if its last epoch had been the last of all; a single
-    objective is what would have been the fitness. They are left out where an aim needs more.
+    A single objective is the fitness that is expected of it. Constraints, several objectives, and
+    one of which nothing is expected, are as if its last epoch had been the last of all; they are
+    left out where one of them needs more.
     """
     metrics = {"epoch": float(last_epoch.epoch), **last_epoch.metrics} if last_epoch else {}
     so_far = Completed(
@@ -68,6 +70,8 @@ def pruned_outcome(
         measured = aims.measured(so_far, hyperparameters, epochs)
         come_to = {name: vars(measured)[name] for name in ("constraints", "violation")}
         come_to["objectives"] = measured.objectives or [measured.fitness]
+    if expected is not None and not aims.objectives:
+        come_to["objectives"] = [expected]
     return Outcome(
         status=Status.PRUNED,
         reason=f"stopped after epoch {stopped.epoch}: {reason}",

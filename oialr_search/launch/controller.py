@@ -235,9 +235,9 @@ class Controller:
             return
         self._judged = trained
         with suppress(StorageUnavailable):
-            reason = self._outbox.ask(lambda s: judge.reason_to_stop(s, trained[0]))
-            if reason is not None:
-                self._evaluator.prune(reason)
+            verdict = self._outbox.ask(lambda s: judge.verdict(s, trained[0]))
+            if verdict is not None:
+                self._evaluator.prune(verdict.reason, verdict.expected)
 
     def _look_around(self) -> None:
         """Take in messages, pass on wishes and warnings, store what waits, show progress."""

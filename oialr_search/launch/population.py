@@ -11,7 +11,7 @@ from oialr_search.launch.engines import Member
 from oialr_search.space.hyperparameters import Hyperparameter
 from oialr_search.space.pareto import best_spread
 from oialr_search.storage.database import Storage
-from oialr_search.storage.status import UNFINISHED, Status
+from oialr_search.storage.status import UNFINISHED
 from oialr_search.surrogate.individuals import Individuals
 
 
@@ -126,7 +126,7 @@ class AllIndividuals:
         self.known = Individuals(hyperparameters)
         self._last_finish: int | None = None
         self._last_id = 0
-        self._again: set[int] = set()
+        self._unfinished: set[int] = set()
 
     @property
     def number(self) -> int:
@@ -139,17 +139,12 @@ class AllIndividuals:
         Raises:
             StorageUnavailable: when the database is away; the next look reads the same.
         """
-        # One that had ended ends again when it is gone on with.
+        # One that had ended ends again when it is gone on with, or has another mean.
         last_finish, finished = storage.finished_after(self._search_id, self._last_finish)
-        again = self._again | {number for number in finished if number <= self._last_id}
-        while True:
-            found = storage.known_after(self._search_id, self._last_id, again)
-            self.known.take(found)
-            self._last_id = max(self._last_id, *(k.individual_id for k in found), 0)
-            # A repeat that has completed has changed the mean of the first one.
-            firsts = {k.repeat_of for k in found if k.status is Status.COMPLETED} - {None}
-            unfinished = {k.individual_id for k in found if k.status in UNFINISHED}
-            self._again = again = unfinished | {number for number in firsts if number is not None}
-            if not firsts:
-                self._last_finish = last_finish
-                return self.known
+        again = self._unfinished | {number for number in finished if number <= self._last_id}
+        found = storage.known_after(self._search_id, self._last_id, again)
+        self.known.take(found)
+        self._last_id = max(self._last_id, *(k.individual_id for k in found), 0)
+        self._unfinished = {k.individual_id for k in found if k.status in UNFINISHED}
+        self._last_finish = last_finish
+        return self.known

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from oialr_search.space.given import BestOf, Given, Naming, OfFile, values_in
 from oialr_search.space.search_file import SearchFile
-from oialr_search.storage.database import Storage
 from oialr_search.storage.records import SearchRecord, Status
 from oialr_training.errors import ConfigError, nearest
 from oialr_training.yaml_files import parse_assignment
+
+if TYPE_CHECKING:
+    from oialr_search.storage.database import Storage
 
 
 def starting_points(
@@ -36,6 +39,17 @@ def starting_points(
             points.append(point)
             moved += lines
     return points, moved
+
+
+def check_start(search_file: SearchFile) -> list[str]:
+    """See that a search can start so, other searches aside; a line for each value to be moved.
+
+    Raises:
+        ConfigError: see `starting_points`.
+    """
+    files = tuple(e for e in search_file.search.start_with if not isinstance(e, BestOf))
+    search = search_file.search.model_copy(update={"start_with": files})
+    return starting_points(None, replace(search_file, search=search))[1]
 
 
 def named_points(

@@ -48,7 +48,7 @@ LISTED = (
 )
 DESCRIBED = (
     sa.select(
-        *individuals.c["id", "status", "genes", "hyperparameters"],
+        *individuals.c["id", "status", "genes", "hyperparameters", "fitness"],
         LATEST.c.id.label("evaluation_id"),
     )
     .select_from(individuals.join(LATEST, IS_LATEST))
@@ -105,6 +105,7 @@ def read_curves(
             evaluation_id=row.evaluation_id,
             genes=row.genes,
             hyperparameters=row.hyperparameters,
+            fitness=row.fitness,
             epochs=epochs.get(row.evaluation_id, []),
             first_truncation=steps.get(row.evaluation_id),
         )

@@ -39,6 +39,8 @@ PLACE = Column("place", "int", "computed", "place")
 INDIVIDUAL = Column("individual", "int", "individual", "id")
 STATUS = Column("status", "text", "individual", "status")
 FITNESS = Column("fitness", "float", "individual", "fitness")
+DEVIATION = Column("deviation", "float", "individual", "fitness_deviation")
+SEEDS = Column("seeds", "int", "individual", "num_seeds")
 TRAINABLE = Column("trainable_percent", "float", "evaluation", "trainable_percent")
 COMPRESSION = Column("compression_percent", "float", "evaluation", "compression_percent")
 VIOLATION = Column("violation", "float", "individual", "violation")
@@ -97,7 +99,7 @@ IS_COMPLETED = (LATEST.c.individual_id == individuals.c.id) & (
 def all_columns(search: SearchRecord) -> dict[str, Column]:
     """Return all that a condition may name, by name, in the order in which it is shown."""
     columns = [
-        PLACE, INDIVIDUAL, STATUS, FITNESS, *of_aims([search.settings]),
+        PLACE, INDIVIDUAL, STATUS, FITNESS, DEVIATION, SEEDS, *of_aims([search.settings]),
         *of_metrics(search.metric_names),
         TRAINABLE, COMPRESSION, *of_hyperparameters([search.space]),
         ISLAND, ISLAND_RANK, GENERATION, DURATION, *OF_MACHINE, ATTEMPT, REASON, *OF_RESOURCES,

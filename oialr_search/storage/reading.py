@@ -454,21 +454,25 @@ class StorageReader(AbstractContextManager["StorageReader"]):
             return int(connection.execute(number).scalar_one())
 
     def finished_after(self, search_id: int, finish_number: int | None) -> tuple[int, list[int]]:
-        """Return the latest finish number, and the individuals of evaluations after the given one.
+        """Return the latest finish number, and whom evaluations after the given one have changed.
 
-        Without one there are none to tell.
+        Without one there are none to tell. Who repeats another has changed the mean of that one.
         """
         if finish_number is None:
             return self.last_finish_number(search_id), []
         query = (
-            sa.select(evaluations.c.finish_number, evaluations.c.individual_id)
+            sa.select(
+                evaluations.c.finish_number, evaluations.c.individual_id, individuals.c.repeat_of
+            )
             .join_from(launches, evaluations)
+            .join(individuals, individuals.c.id == evaluations.c.individual_id)
             .where(launches.c.search_id == search_id, evaluations.c.finish_number > finish_number)
         )
         with self._reading() as connection:
             found = connection.execute(query).all()
         numbers = [finish_number, *(row.finish_number for row in found)]
-        return max(numbers), [row.individual_id for row in found]
+        changed = {number for row in found for number in row[1:] if number is not None}
+        return max(numbers), sorted(changed)
 
     def finished_since(self, search_id: int, finish_number: int = 0) -> list[EvaluationRecord]:
         """Return evaluations that finished after the one with that number, in that order."""

@@ -249,7 +249,7 @@ class Known:
     genes: Mapping[str, float]
     fitness: float | None  # None unless completed; of an individual with repeats their mean
     violation: float = 0.0
-    objectives: Sequence[float] = field(default_factory=list)  # pruned: as of its last epoch
+    objectives: Sequence[float] = field(default_factory=list)  # of a pruned one what is expected
     constraints: Sequence[float] = field(default_factory=list)
     repeat_of: int | None = None
     num_seeds: int = 1  # measurements that the fitness is the mean of
@@ -311,6 +311,7 @@ class Curve:
     genes: Mapping[str, float]
     hyperparameters: Mapping[str, Value]
     epochs: Sequence[EpochRecord]  # in order, with the metrics that were asked for
+    fitness: float | None  # None unless completed
     first_truncation: int | None  # the step at which an inner rank was first cut
 
 

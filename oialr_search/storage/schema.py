@@ -185,7 +185,11 @@ individuals = sa.Table(
     _column("search_id", sa.ForeignKey("searches.id"), comment="the search it belongs to"),
     _column("launch_id", sa.ForeignKey("launches.id"), comment="the launch that bred it"),
     _column("island", sa.Integer, comment="island it was bred on"),
-    _column("island_rank", sa.Integer, comment="rank within the island that bred it"),
+    _column(
+        "island_rank",
+        sa.Integer,
+        comment="rank within the island that bred it; -1: a person named it",
+    ),
     _column("generation", sa.Integer, comment="count of the rank that bred it"),
     _column("parents", sa.JSON, comment="list of individual ids"),
     _column("origin", sa.Text, comment="how it came about: random, bred"),

@@ -38,11 +38,12 @@ An individual has the status of its latest evaluation, with one exception:
 
 | status | evaluation | individual |
 | --- | --- | --- |
-| `queued` | (not in use) | a person named it: a rank that asks for work gets the oldest one \
-after those that are `lost` |
+| `queued` | (not in use) | a person named it, or it confirms the best: a rank that asks for \
+work gets the oldest one after those that are `lost` |
 | `running` | a rank has claimed it | the same |
 | `completed` | has a fitness | the same; it can breed |
-| `pruned` | given up since it did badly | the same |
+| `pruned` | given up since it did badly | the same; with `search.stopping: {continue: true}` a \
+rank may go on with it, as another attempt |
 | `failed` | the worker raised, diverged or died; `reason` and `log_tail` say how | the same |
 | `timed_out` | took too long | the same |
 | `lost` | its launch, node or device went away | waits to be repeated: a rank that asks for work \

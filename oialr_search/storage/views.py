@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from oialr_search.storage.leaderboard import (
     COMPRESSION,
+    DEVIATION,
     DOTTED_NAME,
     DURATION,
     FITNESS,
@@ -21,6 +22,7 @@ from oialr_search.storage.leaderboard import (
     ISLAND_RANK,
     PLACE,
     SEARCH,
+    SEEDS,
     TRAINABLE,
     leaderboard,
     of_aims,
@@ -35,8 +37,8 @@ from oialr_search.storage.selection import Column, Selection
 MAX_COLUMN_LENGTH = 63  # PostgreSQL cuts longer names silently
 
 FIXED_COLUMNS = (
-    SEARCH, PLACE, replace(INDIVIDUAL, name="individual_id"), FITNESS, TRAINABLE, COMPRESSION,
-    ISLAND, ISLAND_RANK, GENERATION, DURATION,
+    SEARCH, PLACE, replace(INDIVIDUAL, name="individual_id"), FITNESS, DEVIATION, SEEDS, TRAINABLE,
+    COMPRESSION, ISLAND, ISLAND_RANK, GENERATION, DURATION,
 )  # fmt: skip
 # An individual's own parents as rows (number, id); no two databases take a JSON list apart alike.
 PARENTS = {

@@ -35,10 +35,19 @@ class Model:
     """What is believed of genes that were not tried; all posteriors of the same individuals."""
 
     fitness: GaussianProcess
+    rows: Indices
+    """Of the individuals that the fitness is modelled of."""
+    centre: float
+    scale: float
+    """One of the model's units, in the fitness's; the model's 0 is the centre."""
     constraints: Sequence[GaussianProcess] = ()
     """Of each one's excess; above 0 it is not met."""
     cost: GaussianProcess | None = None
     """Of the logarithm of the seconds, relative to the mean; None: it does not count."""
+
+    def expected(self) -> Array:
+        """(n,): the fitness that is expected of its own individuals, noise apart."""
+        return self.centre + self.scale * self.fitness.mean(self.fitness.points)
 
     def log_feasibility(self, points: Array) -> Array:
         """(m,): logarithm of the probability that points (m, d) meet all constraints."""
@@ -102,8 +111,12 @@ class Modelling:
         excesses = known.constraints[measured]
         completed = chosen[np.isfinite(known.fitness[chosen])]
         costs = np.log(np.maximum(known.cost_s[completed], LEAST_COST_S))
+        clipped = clipped_from_above(known.modelled[chosen], clipped_at)
         return Model(
-            fitness=fitted(chosen, standardised(known.modelled[chosen], clipped_at)),
+            fitness=fitted(chosen, standardised(clipped)),
+            rows=chosen,
+            centre=float(clipped.mean()),
+            scale=float(clipped.std()),
             constraints=[fitted(measured, without_far_ones(column)) for column in excesses.T],
             cost=fitted(completed, costs - costs.mean()) if self._cost_aware else None,
         )
@@ -115,13 +128,17 @@ def split(rows: Indices, values: Array, number: int) -> tuple[Indices, Indices]:
     return rows[order[:number]], rows[order[number:]]
 
 
-def standardised(fitness: Array, clipped_at: float) -> Array:
-    """(n,): clipped at a share of all, with mean 0 and deviation 1; infinities become the worst."""
+def clipped_from_above(fitness: Array, share: float) -> Array:
+    """(n,): the worst are as good as the last of a share of all; infinities are among the worst."""
     finite = np.sort(fitness[np.isfinite(fitness)])
-    worst = finite[min(math.ceil(clipped_at * len(fitness)), len(finite)) - 1]
-    clipped = np.minimum(fitness, worst)
-    deviation = clipped.std()
-    values: Array = (clipped - clipped.mean()) / (deviation if deviation > 0 else 1.0)
+    worst = finite[min(math.ceil(share * len(fitness)), len(finite)) - 1]
+    return np.minimum(fitness, worst)
+
+
+def standardised(fitness: Array) -> Array:
+    """(n,): with mean 0 and deviation 1."""
+    deviation = fitness.std()
+    values: Array = (fitness - fitness.mean()) / (deviation if deviation > 0 else 1.0)
     return values
 
 

@@ -179,6 +179,8 @@ def individual_screen(individual: Row, console: Console) -> RenderableType:
     head = f"individual {individual['individual']}: {individual['status']}"
     if individual["fitness"] is not None:
         head += f", fitness {number(individual['fitness'], 6)}"
+    if individual["deviation"] is not None:
+        head += f" ± {number(individual['deviation'], 3)}, {individual['seeds']} seeds"
     if individual["violation"]:
         head += f", breaks a constraint: violation {number(individual['violation'])}"
     parts: list[RenderableType] = [
@@ -189,6 +191,7 @@ def individual_screen(individual: Row, console: Console) -> RenderableType:
                 ("origin", f"{individual['origin']}, island {individual['island']}, rank "
                  f"{individual['island_rank']} there, generation {individual['generation']}"),
                 *(("parent", _parent(parent)) for parent in individual["parents"]),
+                *_repeat_lines(individual),
             ]
         ),
         fitting_table(_values(individual), "hyperparameters", console),
@@ -201,6 +204,22 @@ def individual_screen(individual: Row, console: Console) -> RenderableType:
             Text(f"  {printable(line)}", overflow="fold") for line in individual["train_again"]
         ]
     return Group(*parts)
+
+
+def _repeat_lines(individual: Row) -> list[tuple[str, str]]:
+    """Whom it repeats with another seed, and who repeats it."""
+    lines = []
+    if individual["repeat_of"] is not None:
+        lines.append(("repeats", f"individual {individual['repeat_of']}, with another seed"))
+    for repeat in individual["repeats"]:
+        fitness = repeat["status"]
+        if repeat["fitness"] is not None:
+            fitness = f"fitness {number(repeat['fitness'], 6)}"
+        lines.append(
+            ("measured again", f"individual {repeat['individual']}: {fitness}, seed "
+             f"{repeat['seed']} ({repeat['origin']})")
+        )  # fmt: skip
+    return lines
 
 
 def _parent(parent: Row) -> str:

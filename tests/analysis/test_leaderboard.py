@@ -37,7 +37,8 @@ def rows_of(url: str, where: str = "", pareto: Sequence[str] = (), **changes: An
 def test_a_row_says_all(url: str) -> None:
     best = rows_of(url)[0]
     assert best == {
-        "place": 1, "individual": RESUMED, "fitness": 2.0, "validation_loss": 1.0,
+        "place": 1, "individual": RESUMED, "fitness": 2.0, "deviation": None, "seeds": 1,
+        "validation_loss": 1.0,
         "validation_top1": 98.0, "trainable_percent": 40.0, "compression_percent": 80.0,
         "optimizer.lr": 0.01, "oialr.delay_steps": 500, "oialr.full_rank_first": False,
         "optimizer.name": "adamw", "island": 1, "generation": 5, "duration_s": 90.0,

@@ -136,7 +136,7 @@ def test_nothing_found_is_said(seen_urls: dict[str, str], command: Command) -> N
     assert command(*options).stdout.endswith("no such individual\n")
     assert json.loads(command(*options, "--format", "json").stdout) == []
     header = command(*options, "--format", "csv").stdout
-    assert header.startswith("place,individual,fitness,validation_loss")
+    assert header.startswith("place,individual,fitness,deviation,seeds,validation_loss")
     assert len(header.splitlines()) == 1
 
 

@@ -155,7 +155,8 @@ def test_an_evaluation_from_claim_to_outcome(rank: Make) -> None:
     folder = Path(claim.evaluation.folder)
     (worker,) = it.workers.started
     assert it.evaluator.busy
-    assert it.end() == Evaluated(claim=claim, status=Status.COMPLETED, fitness=10.0)
+    ended = Evaluated(claim=claim, status=Status.COMPLETED, fitness=10.0, objectives=[])
+    assert it.end() == ended
     assert not it.evaluator.busy
     record = it.stored(claim)
     assert (record.status, record.fitness, record.reason) == (Status.COMPLETED, 10.0, None)
@@ -331,7 +332,8 @@ class TestStopping:
         it.evaluator.poll(0.5)
         it.evaluator.prune("validation_loss is among the worst quarter")
         assert it.workers.started[0].sent[-1] == Stop(reason="pruned")
-        assert it.end() == Evaluated(claim=claim, status=Status.PRUNED, fitness=None)
+        pruned = Evaluated(claim=claim, status=Status.PRUNED, fitness=None, objectives=[80.0])
+        assert it.end() == pruned
         record = it.stored(claim)
         assert record.status is it.status(claim) is Status.PRUNED
         because = "validation_loss is among the worst quarter"

@@ -86,12 +86,13 @@ def test_what_no_machine_measured_fails_with_its_name(name: str, reason: str) ->
 class TestPruned:
     """What was stopped early has come to something, too."""
 
-    def outcome(self, *assignments: str) -> Outcome:
+    def outcome(self, *assignments: str, expected: float | None = None) -> Outcome:
         epochs = [epoch(n) for n in (1, 2)]
         return pruned_outcome(
             Stopped(epoch=2, reason="pruned"),
             epochs[-1],
             "bad",
+            expected,
             load_search(DIGITS, assignments).aims,
             {},
             [e.metrics for e in epochs],
@@ -102,11 +103,13 @@ class TestPruned:
         assert (outcome.status, outcome.fitness) == (Status.PRUNED, None)
         assert outcome.objectives == [80.0]
         assert self.outcome("search.fitness_window=2").objectives == [85.0]
+        assert self.outcome(expected=7.0).objectives == [7.0]
 
     def test_several_aims_and_constraints_are_told(self) -> None:
         outcome = self.outcome(
             "search.objectives=[validation_loss, trainable_percent]",
             "search.subject_to=trainable_percent <= 10",
+            expected=7.0,
         )
         assert (outcome.objectives, outcome.constraints) == ([0.5, 12.5], [2.5])
         assert outcome.violation == 0.25

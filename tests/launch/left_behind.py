@@ -66,11 +66,11 @@ class LeftBehind:
         """Begin a launch; earlier ones are gone."""
         return start_search(self.storage, search_file(**settings), 2, self.folder)
 
-    def claim(self, generation: int = 0, island: int = 0) -> Claim:
-        """Deal out what was lost, else a new individual."""
+    def proposal(self, generation: int = 0, island: int = 0) -> Proposal:
+        """In the middle of the space."""
         space = search_file().space
         genes = {h.name: 0.5 for h in space.hyperparameters}
-        proposal = Proposal(
+        return Proposal(
             island=island,
             island_rank=0,
             generation=generation,
@@ -79,10 +79,16 @@ class LeftBehind:
             genes=genes,
             hyperparameters=space.decode(genes),
         )
+
+    def claim(
+        self, generation: int = 0, island: int = 0, proposal: Proposal | None = None
+    ) -> Claim:
+        """Deal out what was lost, else a new individual."""
+        proposal = proposal or self.proposal(generation, island)
         launches = self.storage.launches(self.search_id)
         runner = Runner(
             launch_id=launches[-1].id,
-            world_rank=generation,
+            world_rank=proposal.generation,
             hostname="node1",
             device="cpu",
             seed=42,
@@ -99,7 +105,7 @@ class LeftBehind:
         *events: Event,
         result: Completed | Failed | None = None,
         ending: Ending | None = None,
-        **claimed: int,
+        **claimed: Any,
     ) -> EvaluationRecord:
         """An evaluation of which the files say this, and the database nothing."""
         evaluation = self.claim(**claimed).evaluation

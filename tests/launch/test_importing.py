@@ -210,3 +210,48 @@ def test_a_folder_without_a_search_is_not_imported(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(FolderError, match=f"no search in {folder}: .* search.json"):
             search_folders(folder)
+
+
+@pytest.fixture
+def repeated(left: LeftBehind) -> LeftBehind:
+    """An individual that two others repeat, and one beside it."""
+    left.leave(*TRAINED, result=completed(80.0), generation=0)
+    left.leave(*TRAINED, result=completed(70.0), generation=1)
+    left.launch()  # stores them
+    for generation, seed, top1 in ((2, 7, 90.0), (3, 8, 94.0)):
+        again = replace(left.proposal(generation), repeat_of=1, seed=seed, origin="repeat")
+        left.leave(*TRAINED, result=completed(top1), proposal=again)
+    left.launch()
+    return left
+
+
+def test_repeats_come_back_and_their_means_are_made_anew(
+    repeated: LeftBehind, empty: Storage
+) -> None:
+    import_search(empty, repeated.folder)
+    assert told(empty) == told(repeated.storage)
+    first = empty.individual(1)
+    assert first is not None
+    assert (first.fitness, first.num_seeds) == (pytest.approx(12.0), 3)
+    assert first.fitness_deviation == pytest.approx(7.211103)
+    assert [i.seed for i in empty.repeats(1, 1)] == [7, 8]
+    assert empty.progress(1).best_individual_id == 1
+
+
+def test_a_mean_is_of_what_is_left(repeated: LeftBehind, empty: Storage) -> None:
+    cut_off(repeated.folder / "individual-000003" / "individual.json")
+    import_search(empty, repeated.folder)
+    assert fitnesses(empty) == {1: pytest.approx(13.0), 2: 30.0, 4: 6.0}
+
+
+def test_repeats_whose_first_is_lost_are_individuals_by_themselves(
+    repeated: LeftBehind, empty: Storage
+) -> None:
+    shutil.rmtree(repeated.folder / "individual-000001")
+    _, number, mistakes = import_search(empty, repeated.folder)
+    assert (number, mistakes) == (3, [])
+    found = empty.individuals(1)
+    assert [(i.id, i.fitness, i.repeat_of, i.seed) for i in found] == [
+        (2, 30.0, None, None), (3, 10.0, None, 7), (4, 6.0, None, 8)
+    ]  # fmt: skip
+    assert [i.id for i in empty.breeders(1, 0, 1, 9)] == [4, 3, 2]

@@ -16,7 +16,7 @@ from oialr_search.launch.engines import Knowledge, Offspring
 from oialr_search.launch.engines.random_search import RandomSearch
 from oialr_search.launch.stopping import StoppingRule, Training
 from oialr_search.launch.stopping import judging as judging_module
-from oialr_search.launch.stopping.judging import Judge
+from oialr_search.launch.stopping.judging import Judge, Verdict
 from oialr_search.space.search_file import ENGINES, load_search
 from oialr_search.space.stopping import StoppingSettings
 from oialr_search.storage.database import Storage
@@ -101,6 +101,7 @@ class TestLaunches:
             (pruned,) = storage.individuals(search.id, status=Status.PRUNED)
         assert pruned.evaluation
         assert pruned.evaluation.metrics["validation_top1"] == 30.0
+        assert pruned.objectives == [10.0]  # that of the worst at that time
         assert not (Path(pruned.evaluation.folder).parent / "state.pt").exists()
 
     def test_without_the_section_nothing_is(self, launches: Launches) -> None:
@@ -165,11 +166,11 @@ class TestLaunches:
     ) -> None:
         asked = []
 
-        def away(judge: Judge, storage: Storage, individual_id: int) -> str | None:
+        def away(judge: Judge, storage: Storage, individual_id: int) -> Verdict | None:
             asked.append(individual_id)
             raise StorageUnavailable("no answer")
 
-        monkeypatch.setattr(Judge, "reason_to_stop", away)
+        monkeypatch.setattr(Judge, "verdict", away)
         code = launches(1, scripts(*GOOD, trains(30.0, 40.0)), evaluations=9, **stopping())
         assert code == exit_codes.FINISHED
         assert statuses(launches) == ["completed"] * 9
@@ -318,7 +319,7 @@ class TestJudge:
         self.train(left, 1, epoch(1), cut_in(epoch(2)), fitness=80.0)
         self.train(left, 2, epoch(1, validation_top1=float("nan")), fitness=None)
         self.train(left, 3, cut_in(epoch(1)), epoch(2), fitness=None)
-        self.judge(left, after="first_truncation + 1").reason_to_stop(left.storage, 3)
+        self.judge(left, after="first_truncation + 1").verdict(left.storage, 3)
         ((judged, others),) = told
         assert (judged.individual_id, judged.losses, judged.clock) == (3, [90.0, 80.0], 2)
         assert judged.epochs == 12
@@ -335,14 +336,14 @@ class TestJudge:
         """An epoch has four steps here."""
         self.train(left, 1, epoch(1), epoch(2), fitness=None)
         for after, asked in (("9 steps", 0), ("8 steps", 1), ("5 steps", 2), ("3 epochs", 2)):
-            self.judge(left, after=after).reason_to_stop(left.storage, 1)
+            self.judge(left, after=after).verdict(left.storage, 1)
             assert len(told) == asked
 
     def test_the_last_epoch_is_not_worth_a_question(
         self, left: LeftBehind, told: list[tuple[Training, Sequence[Training]]]
     ) -> None:
         self.train(left, 1, *(epoch(n) for n in range(1, 13)), fitness=None)
-        assert self.judge(left).reason_to_stop(left.storage, 1) is None
+        assert self.judge(left).verdict(left.storage, 1) is None
         assert not told
 
     def test_epochs_that_are_searched_are_each_trainings_own(
@@ -357,7 +358,7 @@ class TestJudge:
             return [replace(curve, hyperparameters={"epochs": 7}) for curve in curves(*asked)]
 
         left.storage.curves = with_epochs  # type: ignore[method-assign]
-        judge.reason_to_stop(left.storage, 1)
+        judge.verdict(left.storage, 1)
         ((judged, _),) = told
         assert judged.epochs == 7
 
@@ -374,7 +375,7 @@ class TestJudge:
         for number, (share, asked) in enumerate(zip(shares.values(), (0, 1), strict=True), 3):
             bad = epoch(1, validation_top1=10.0, trainable_percent=share)
             self.train(left, number, bad, fitness=None)
-            judge.reason_to_stop(left.storage, number)
+            judge.verdict(left.storage, number)
             assert len(told) == asked
         assert told[0][0].aims == [[90.0], [40.0]]
         assert [other.individual_id for other in told[0][1]] == [1, 2, 3]
@@ -397,16 +398,16 @@ class TestJudge:
 
         left.storage.curves = counted  # type: ignore[method-assign]
         self.train(left, 9, epoch(1), fitness=None)
-        judge.reason_to_stop(left.storage, 9)
+        judge.verdict(left.storage, 9)
         assert [other.individual_id for other in told[-1][1]] == [1, 6, 7, 8]
         assert read == [1, 6, 7, 8, 9]
         left.storage.add_epoch(9, record(epoch(2)))
-        judge.reason_to_stop(left.storage, 9)
+        judge.verdict(left.storage, 9)
         assert read == [1, 6, 7, 8, 9, 9]
         assert told[-1][0].losses == [90.0, 80.0]
         left.storage.finish_evaluation(9, Outcome(status=Status.COMPLETED, fitness=9.0))
         self.train(left, 10, epoch(1), fitness=None)
-        judge.reason_to_stop(left.storage, 10)
+        judge.verdict(left.storage, 10)
         assert read[6:] == [9, 10]
         assert [other.individual_id for other in told[-1][1]] == [1, 7, 8, 9]
 

@@ -76,7 +76,7 @@ def test_two_ranks_on_the_digits_stop_what_is_among_the_worst(command: Command) 
     assert len(placed) + len(pruned) == 18
     shown = rows_of(command, "--status", "pruned")
     assert {row["individual"] for row in shown} == {row["individual_id"] for row in pruned}
-    assert all(0.0 < row["val_top1"] <= 100.0 for row in shown)
+    assert all(0.0 < row["validation_top1"] <= 100.0 for row in shown)
     saved = sum(12 - row["last_epoch"] for row in pruned)
     assert f"{len(pruned)} individuals, which saved {saved} epochs" in command("status").stdout
     command("report", "-o", "report.html")

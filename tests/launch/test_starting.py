@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from oialr_search import exit_codes
-from oialr_search.launch.starting import named_points
+from oialr_search.launch.starting import check_start, named_points
 from oialr_search.space.search_file import SearchFile, load_search
 from oialr_search.storage import open_storage
-from oialr_search.storage.records import IndividualRecord, Status
+from oialr_search.storage.database import Storage
+from oialr_search.storage.records import IndividualRecord, Status, StorageError
 from oialr_training.errors import ConfigError
 
 from ..conftest import DIGITS
@@ -103,6 +104,22 @@ def test_nothing_is_queued_twice_after_a_kill(launches: Launches) -> None:
     assert [attempt for _, attempt in finished] == [2, 1, 1, 1]
 
 
+def test_a_search_is_created_with_what_it_starts_with_or_not_at_all(
+    launches: Launches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> list[tuple[int, bool]]:
+        raise StorageError("no more")
+
+    file = starting_with("[file]", "search.evaluations=2", "search.islands=1")
+    with monkeypatch.context() as broken:
+        broken.setattr(Storage, "queue", fail)
+        assert run(launches, file) == exit_codes.CONFIG
+    with open_storage(str(launches.database)) as storage:
+        assert storage.searches() == []
+    assert run(launches, file) == exit_codes.FINISHED
+    assert [i.origin for i in individuals(launches)] == ["given", "start"]
+
+
 def test_a_running_launch_takes_up_what_is_queued(launches: Launches) -> None:
     queued: list[tuple[int, bool]] = []
     at = {1.2: lambda: queued.extend(queue(launches, "optimizer.lr=0.002"))}
@@ -170,6 +187,16 @@ def test_what_cannot_be_is_one_line_before_anything_is_stored(
     with open_storage(str(launches.database)) as storage:
         assert storage.searches() == []
     assert {path.name for path in launches.folder.iterdir()} == {"search.db"}
+
+
+def test_a_file_is_checked_without_other_searches(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("optimizer: {lr: 1.0}\n")
+    entries = f"[file, {{search: nowhere}}, {{file: {tmp_path}/a.yaml}}]"
+    assert check_start(starting_with(entries)) == [
+        f"`optimizer.lr` = 1.0 moved to 0.005 ({tmp_path}/a.yaml)"
+    ]
+    with pytest.raises(ConfigError, match=r"cannot read .*b\.yaml"):
+        check_start(starting_with("[{file: b.yaml}]"))
 
 
 def test_of_nothing_there_is_one_line(launches: Launches) -> None:

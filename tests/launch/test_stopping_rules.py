@@ -11,7 +11,13 @@ from typing import Any
 
 import pytest
 
-from oialr_search.launch.stopping import StoppingRule, Training, on_front, rule_for
+from oialr_search.launch.stopping import (
+    StoppingRule,
+    Training,
+    expected_fitness,
+    on_front,
+    rule_for,
+)
 from oialr_search.launch.stopping.model import ModelRule
 from oialr_search.launch.stopping.optuna_pruners import HyperbandRule
 from oialr_search.space.hyperparameters import Hyperparameter
@@ -276,6 +282,14 @@ class TestModel:
         monkeypatch.setattr(model, "fit", counted)
         make("model").reason_to_stop(self.judged(0.5, 0.5), self.trainings(150))
         assert fitted == [100]
+
+
+def test_what_is_expected_is_where_the_same_place_ended() -> None:
+    others = [training(n, [float(n)], fitness=10.0 * n) for n in range(1, 6)]
+    others += [training(n, [0.0], "pruned") for n in range(6, 9)]
+    for loss, expected in ((0.5, 10.0), (1.5, 18.0), (3.5, 34.0), (9.0, 50.0)):
+        assert expected_fitness(training(99, [loss]), others) == pytest.approx(expected)
+    assert expected_fitness(training(99, [1.0]), others[5:]) is None
 
 
 class TestFront:

@@ -73,6 +73,7 @@ def test_a_curve_is_of_the_latest_attempt(storage: Storage) -> None:
         genes=dict.fromkeys(HYPERPARAMETERS, 0.5),
         hyperparameters=HYPERPARAMETERS,
         epochs=[epoch_record(1, top1=50.0)],
+        fitness=None,
         first_truncation=120,
     )
     (curve,) = storage.curves([1], ["loss"])

@@ -30,7 +30,8 @@ from oialr_search.storage.database import Storage
 from oialr_search.storage.records import Outcome, Status, StorageError
 
 FIXED = [
-    "search", "place", "individual_id", "fitness", "trainable_percent", "compression_percent",
+    "search", "place", "individual_id", "fitness", "deviation", "seeds", "trainable_percent",
+    "compression_percent",
     "island", "island_rank", "generation", "duration_s",
 ]  # fmt: skip
 
@@ -88,11 +89,11 @@ def test_hyperparameters_and_metrics_are_typed_columns(storage: Storage, databas
     ]  # fmt: skip
     assert columns == [*FIXED, *hyperparameters, "val_top1", "val_loss"]
     assert best == (
-        "digits", 1, claim.individual.id, 0.25, 12.5, 50.0, 1, 0, 1, pytest.approx(90.5, abs=0.002),
-        0.001, 100, True, "adamw", 0.75, 1.0,
+        "digits", 1, claim.individual.id, 0.25, None, 1, 12.5, 50.0, 1, 0, 1,
+        pytest.approx(90.5, abs=0.002), 0.001, 100, True, "adamw", 0.75, 1.0,
     )  # fmt: skip
-    assert [type(value) for value in best[10:12]] == [float, int]
-    assert type(best[15]) is float
+    assert [type(value) for value in best[12:14]] == [float, int]
+    assert type(best[17]) is float
     assert second[1] == 2
     assert second[-2:] == (0.5, None)
     found = ask(database_url, "SELECT place FROM leaderboard WHERE optimizer_lr < 0.01 LIMIT 1")[1]
@@ -128,10 +129,10 @@ def test_two_searches_of_different_spaces(storage: Storage, database_url: str) -
     ]  # fmt: skip
     places = [(row[0], row[1], row[3]) for row in rows]
     assert places == [("ettm2", 1, 0.8), ("ettm2", 2, 0.9), ("digits", 1, 0.3)]
-    assert rows[0][10:12] == (1.0, 1.5)
-    assert rows[0][12] is None
-    assert rows[0][14:] == (64, "4", None, None, 0.8)
-    assert rows[2][10:] == (0.001, 100.0, True, "adamw", None, None, None, None, None)
+    assert rows[0][12:14] == (1.0, 1.5)
+    assert rows[0][14] is None
+    assert rows[0][16:] == (64, "4", None, None, 0.8)
+    assert rows[2][12:] == (0.001, 100.0, True, "adamw", None, None, None, None, None)
 
 
 def test_only_completed_individuals_with_their_last_attempt(

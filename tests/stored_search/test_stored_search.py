@@ -18,7 +18,8 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from pydantic import Field
 
-from oialr_search.analysis.export import best_individual, export
+from oialr_search.analysis.choice import final_choice
+from oialr_search.analysis.export import export
 from oialr_search.cli import app
 from oialr_search.launch.resuming import find_stored, start_search
 from oialr_search.space.search_file import load_search
@@ -214,7 +215,7 @@ def test_a_field_that_was_added_since_has_its_default(
     storage, search = stored(folder)
     with storage:
         assert find_stored(storage, load_search(folder / "tiny.yaml")) == search
-        text = export(storage, search, best_individual(storage, search))
+        text = export(storage, search, final_choice(storage, search).individual)
         changed = load_search(folder / "tiny.yaml", ["oialr.new_number=4"])
         with pytest.raises(ConfigError, match=r"`oialr\.new_number` = 3, got 4"):
             find_stored(storage, changed)
@@ -235,7 +236,7 @@ def test_a_field_that_is_no_longer_known_is_one_line(upgraded: Run, folder: Path
         with pytest.raises(ConfigError, match=message):
             find_stored(storage, load_search(folder / "tiny.yaml"))
         with pytest.raises(ConfigError, match=message):
-            export(storage, search, best_individual(storage, search))
+            export(storage, search, final_choice(storage, search).individual)
     assert upgraded("status")
 
 

@@ -44,5 +44,7 @@ def test_the_density_is_one_over_the_cube_and_never_nothing() -> None:
     densities = np.exp(BELIEF.log_density(points))
     assert densities.mean() == pytest.approx(1.0, abs=0.02)
     assert densities.min() >= (1.0 - SURE) ** 2
+    at_the_end = Belief((LR,), {"lr": Prior(around=1e-1, factor=5.0)})
+    assert np.exp(at_the_end.log_density(points[:, :1])).mean() == pytest.approx(1.0, abs=0.02)
     best = BELIEF.log_density(np.array([[LR.encode(1e-3), 0.3, 0.5]]))
     assert best[0] >= BELIEF.log_density(points).max() - 1e-3

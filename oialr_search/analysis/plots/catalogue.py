@@ -57,9 +57,14 @@ class Source:
     individual: IndividualRecord | None = None  # the one asked for
 
     @cached_property
-    def individuals(self) -> list[IndividualRecord]:
-        """All of them."""
+    def everyone(self) -> list[IndividualRecord]:
+        """All of them, those too that repeat another with another seed."""
         return self.storage.individuals(self.search.id)
+
+    @cached_property
+    def individuals(self) -> list[IndividualRecord]:
+        """One for each configuration; the fitness is the mean over its seeds."""
+        return [i for i in self.everyone if i.repeat_of is None]
 
     @cached_property
     def completed(self) -> list[IndividualRecord]:

@@ -44,7 +44,8 @@ GAUSSIAN, STEP = 0.30, 0.25  # of the offspring; the others by crossover
 DRAWN_ANEW = 0.15
 RANKED_BY_MODEL = 0.5
 RUNNING = 100
-UNIFORM_DESPITE_PRIOR = 0.5
+BELIEVED_START = 3  # to so many of the first, one as the prior has it
+BELIEVED_CANDIDATES = 0.5
 PRIOR_STRENGTH = 20.0  # β: evaluations after which the prior counts once
 PRIOR_FORGOTTEN = 1000  # evaluations
 UNSCREENED_ATTEMPTS = 5
@@ -89,9 +90,9 @@ class ScreenedEngine(Engine):
     def propose(self, knowledge: Knowledge, random_numbers: random.Random) -> Offspring:
         """A point of the Latin hypercube; then a screened offspring, now and then another one."""
         known, rng = knowledge.individuals, random_numbers
-        start = max(START, knowledge.num_ranks)
-        if knowledge.number < start and len(known) < start:
-            point = Candidate(genes=self._start(start)[knowledge.number].tolist())
+        start = self._start(knowledge.num_ranks)
+        if knowledge.number < len(start) and len(known) < len(start):
+            point = Candidate(genes=start[knowledge.number].tolist())
             return self._first_new(known, [point], "start", rng)
         # The population is in order, and operators ask for no more.
         parents = [self._individual(m, place) for place, m in enumerate(knowledge.population)]
@@ -114,12 +115,7 @@ class ScreenedEngine(Engine):
             for parent, mean in zip(parents, means, strict=True):
                 parent.loss = float(mean)
         strength = self._strength(known)
-        candidates = [
-            self._drawn(rng, strength)
-            if rng.random() < UNIFORM_CANDIDATES
-            else self._bred(parents, rng)
-            for _ in range(CANDIDATES)
-        ]
+        candidates = [self._candidate(parents, strength, rng) for _ in range(CANDIDATES)]
         rows = known.at_middles(np.array([candidate.genes for candidate in candidates]))
         running = known.genes[np.isnan(known.fitness)][-RUNNING:]
         expected = strength * self._belief.log_density(rows) if self._belief is not None else 0.0
@@ -142,26 +138,35 @@ class ScreenedEngine(Engine):
             origin=origin,
         )
 
-    def _start(self, number: int) -> Array:
-        """(number, d): a Latin hypercube; every other point as the prior has it."""
+    def _start(self, num_ranks: int) -> Array:
+        """(n, d): a Latin hypercube; where there is a prior, one more of its own, in between."""
+        number = max(START, num_ranks)
         points = self._latin_hypercube(number)
-        if self._belief is not None:
-            points[::2] = self._belief.quantiles(points[::2])
-        return points
+        if self._belief is None:
+            return points
+        believed = self._belief.quantiles(self._latin_hypercube(number // BELIEVED_START))
+        return np.insert(
+            points, np.arange(0, number, BELIEVED_START)[: len(believed)], believed, axis=0
+        )
 
-    def _drawn(self, rng: random.Random, strength: float) -> Candidate:
-        """A uniform candidate; half of the time as the prior has it, while that counts."""
-        drawn = self._uniform(rng)
-        if self._belief is None or not strength or rng.random() < UNIFORM_DESPITE_PRIOR:
-            return drawn
-        (genes,) = self._belief.quantiles(np.array([drawn.genes]))
-        return Candidate(genes=genes.tolist())
+    def _candidate(
+        self, parents: Sequence[Individual], strength: float, rng: random.Random
+    ) -> Candidate:
+        """A uniform one, one as the prior has it while that counts, or an offspring."""
+        kind = rng.random()
+        if kind < UNIFORM_CANDIDATES:
+            return self._uniform(rng)
+        if kind < UNIFORM_CANDIDATES + BELIEVED_CANDIDATES * min(strength, 1.0):
+            assert self._belief is not None
+            (genes,) = self._belief.quantiles(np.array([self._uniform(rng).genes]))
+            return Candidate(genes=genes.tolist())
+        return self._bred(parents, rng)
 
     def _strength(self, known: Individuals) -> float:
         """What the prior counts: less with each evaluation, nothing where these contradict it.
 
         β / n (Hvarfner et al. 2022, "πBO"), times the rank correlation of how probable the
-        evaluated ones were with how good they are.
+        evaluated ones were with how good they are, less what chance may give.
         """
         ended = np.flatnonzero(~np.isnan(known.fitness))
         if self._belief is None or not 2 <= len(ended) <= PRIOR_FORGOTTEN:
@@ -173,7 +178,8 @@ class ScreenedEngine(Engine):
             for values in (self._belief.log_density(known.genes[ended]), np.minimum(fitness, worst))
         ]
         agreement = -np.corrcoef(ranks)[0, 1] if all(map(np.ptp, ranks)) else 0.0
-        return PRIOR_STRENGTH / len(ended) * max(float(agreement), 0.0)
+        by_chance = 1.0 / math.sqrt(len(ended))
+        return PRIOR_STRENGTH / len(ended) * max(float(agreement) - by_chance, 0.0)
 
     def _latin_hypercube(self, number: int) -> Array:
         """(number, d): the same on all ranks; each gene has one point in each of equal parts."""

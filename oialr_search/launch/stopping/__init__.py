@@ -12,6 +12,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from oialr_search.space.hyperparameters import Hyperparameter
 from oialr_search.space.stopping import StoppingSettings, rule_class
 from oialr_search.storage.status import Status
@@ -28,6 +30,8 @@ class Training:
     """Of the whole training."""
     losses: Sequence[float]
     """After each epoch, the less the better; infinite where it was no number."""
+    fitness: float | None = None
+    """Of one that completed."""
     clock: int | None = None
     """The first epoch after which it may be stopped, if that is known by now."""
     aims: Sequence[Sequence[float]] = ()
@@ -73,6 +77,22 @@ def rule_for(hyperparameters: Sequence[Hyperparameter], settings: StoppingSettin
     """The rule that the search file names."""
     rule: StoppingRule = rule_class(settings.rule)(hyperparameters, settings)
     return rule
+
+
+def expected_fitness(training: Training, others: Sequence[Training]) -> float | None:
+    """Where completed trainings ended that had its place when they had come as far.
+
+    None: none has completed.
+    """
+    losses, ends = [], []
+    for other, loss in training.as_far(others):
+        if other.fitness is not None:
+            losses.append(loss)
+            ends.append(other.fitness)
+    if not ends:
+        return None
+    place = sum(loss < training.losses[-1] for loss in losses) / len(losses)
+    return float(np.quantile(ends, place))
 
 
 def on_front(training: Training, others: Sequence[Training]) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from oialr_search.launch.stopping import Training, on_front, rule_for
+from oialr_search.launch.stopping import Training, expected_fitness, on_front, rule_for
 from oialr_search.space.fitness import Aim
 from oialr_search.space.search_file import SearchFile
 from oialr_search.space.stopping import Clock, StoppingSettings
@@ -22,6 +22,15 @@ from oialr_training.tasks import metric_of
 
 NEWEST, BEST = 400, 100
 STOPPED_LAST, ASKED_ANEW = 50, 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """A training is not worth going on with."""
+
+    reason: str
+    expected: float | None
+    """The fitness that it would have come to, as far as others tell."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +55,8 @@ class Judge:
         self._names = sorted({self._name, *(n for aim in self._aims for n in aim.expression.names)})
         self._known: dict[int, _Known] = {}
 
-    def reason_to_stop(self, storage: Storage, individual_id: int) -> str | None:
-        """Why the training of an individual is to end after its last epoch; None: it is not.
+    def verdict(self, storage: Storage, individual_id: int) -> Verdict | None:
+        """Is the training of an individual to end after its last epoch? None: it is not.
 
         Raises:
             StorageUnavailable: when the database is away.
@@ -56,7 +65,11 @@ class Judge:
         training = trainings.pop(individual_id, None)
         if training is None or not training.losses or len(training.losses) >= training.epochs:
             return None
-        return self._judged(training, list(trainings.values()))
+        others = list(trainings.values())
+        reason = self._judged(training, others)
+        if reason is None:
+            return None
+        return Verdict(reason=reason, expected=expected_fitness(training, others))
 
     def promising(self, storage: Storage) -> int | None:
         """The stopped individual to go on with: one that the rule no longer would stop.
@@ -127,6 +140,7 @@ class Judge:
             genes=curve.genes,
             epochs=epochs,
             losses=losses,
+            fitness=curve.fitness,
             clock=_epoch_of(self._clock, curve),
             aims=[[_aimed(aim, known) for known in columns] for aim in self._aims],
         )

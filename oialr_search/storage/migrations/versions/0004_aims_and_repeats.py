@@ -18,6 +18,7 @@ INDICES = [
         "ix_migrations_best_first",
     ),
 ]
+RANK = "rank within the island that bred it"
 SECONDS = {
     "sqlite": "(julianday(e.finished_at) - julianday(e.started_at)) * 86400",
     "postgresql": "EXTRACT(EPOCH FROM e.finished_at - e.started_at)",
@@ -37,6 +38,7 @@ def upgrade() -> None:
     again = "the individual that it measures again, with another seed"
     _add("individuals", "repeat_of", sa.Integer(), again)
     _explain("individuals", "fitness", "mean over seeds, minimised; NULL unless completed")
+    _explain("individuals", "island_rank", RANK + "; -1: a person named it")
     _add("migrations", "violation", sa.Double(), "likewise", "0")
     _explain("migrations", "fitness", "of the individual when it was accepted")
     op.create_index(
@@ -63,6 +65,7 @@ def downgrade() -> None:
         op.create_index(old, table, columns)
     op.drop_index("ix_individuals_repeat_of", "individuals")
     _explain("migrations", "fitness", "of the individual")
+    _explain("individuals", "island_rank", RANK)
     _explain("individuals", "fitness", "minimised; NULL unless completed")
     op.drop_column("migrations", "violation")
     for name in ("repeat_of", "seed", "cost_s", "num_seeds", "fitness_deviation"):

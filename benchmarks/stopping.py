@@ -67,8 +67,8 @@ RULES: dict[str, dict[str, Any] | None] = {
     "asha from epoch 1": {"rule": "asha", "after": "1 epoch"},
     "hyperband": {"rule": "hyperband"},
     "patience": {"rule": "patience"},
-    "model .01": {"rule": "model", "chance": 0.01},
     "model": {"rule": "model"},
+    "model .05": {"rule": "model", "chance": 0.05},
     "model .2": {"rule": "model", "chance": 0.2},
 }
 BREEDING = ("place", "last", "clipped", "model")

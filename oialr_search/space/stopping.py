@@ -28,7 +28,7 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "asha": {"reduction_factor": 3},
     "hyperband": {"reduction_factor": 3},
     "patience": {"patience": 3},
-    "model": {"chance": 0.05},
+    "model": {"chance": 0.01},
 }
 """What only some rules have, and its default there."""
 OF_SOME_RULES = ("worst", "reduction_factor", "patience", "chance")
@@ -82,7 +82,7 @@ class StoppingSettings(Config):
     patience: Annotated[int, Field(ge=0)] | None = None
     """`patience`: epochs without an improvement; 3."""
     chance: Fraction | None = None
-    """`model`: the least chance to pass the best that is worth going on with; 0.05."""
+    """`model`: the least chance to pass the best that is worth going on with; 0.01."""
     options: dict[str, JsonValue] = Field(default_factory=dict)
     """What a rule of your own is told."""
 

@@ -351,6 +351,34 @@ class TestStopping:
         assert not it.evaluator.unreliable
         assert it.evaluator.pause_until == 0.0
 
+    def test_what_is_judged_is_a_training_of_which_an_epoch_has_ended(self, rank: Make) -> None:
+        """Not one that stops already."""
+        pause = Silence(1.0)
+        script = [Prepare, Evaluate, started(), epoch(1), pause, epoch(2), pause, Stop]
+        it = rank([*script, completed()])
+        assert it.evaluator.trained is None
+        claim = it.start()
+        assert it.evaluator.trained is None
+        it.evaluator.poll(0.5)
+        assert it.evaluator.trained == (claim.individual.id, 1)
+        it.clock.sleep(1.0)
+        it.evaluator.poll(0.5)
+        assert it.evaluator.trained == (claim.individual.id, 2)
+        it.evaluator.prune("bad")
+        assert it.evaluator.trained is None
+
+    @pytest.mark.parametrize("why", ["is gone on with", "repeats another"])
+    def test_one_that_is_to_be_trained_to_its_end_is_not_judged(self, rank: Make, why: str) -> None:
+        it = rank([Prepare, Evaluate, started(), epoch(1), Silence(1.0), completed()])
+        claim = it.claim()
+        if why == "is gone on with":
+            claim = replace(claim, continued=True)
+        else:
+            claim = replace(claim, individual=replace(claim.individual, repeat_of=1))
+        it.evaluator.start(claim)
+        it.evaluator.poll(0.5)
+        assert it.evaluator.trained is None
+
     def test_the_first_reason_given_is_the_one_that_counts(self, rank: Make) -> None:
         stopped = Stopped(epoch=1, reason="pruned")
         it = rank([Prepare, Evaluate, started(), epoch(1), Stop, stopped])

@@ -61,11 +61,15 @@ def export(storage: Storage, search: SearchRecord, individual: IndividualRecord)
     content: dict[str, Any] = with_hyperparameters(recipe, individual.hyperparameters)
     # Sums over threads depend on their number: without it the fitness differs in the last digits.
     content["num_threads"] = evaluation.num_threads
+    if individual.seed is not None:  # it repeats another
+        content["seed"] = individual.seed
+    seeds = {"deviation": individual.fitness_deviation, "seeds": individual.num_seeds}
     del content["provenance"]  # so that it comes last
     content["provenance"] = {
         "search": search.name,
         "individual": individual.id,
         "fitness": individual.fitness,
+        **(seeds if individual.num_seeds > 1 else {}),
         "metric": search.metric,
         **({"violation": individual.violation} if search.subject_to else {}),
         **({"objectives": _objectives(search, individual)} if search.objectives else {}),

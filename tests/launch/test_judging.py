@@ -17,6 +17,7 @@ from oialr_search.launch.engines.random_search import RandomSearch
 from oialr_search.launch.stopping import StoppingRule, Training
 from oialr_search.launch.stopping import judging as judging_module
 from oialr_search.launch.stopping.judging import Judge, Verdict
+from oialr_search.space.repeats import ConfirmSettings
 from oialr_search.space.search_file import ENGINES, load_search
 from oialr_search.space.stopping import StoppingSettings
 from oialr_search.storage.database import Storage
@@ -106,6 +107,12 @@ class TestLaunches:
 
     def test_without_the_section_nothing_is(self, launches: Launches) -> None:
         launches(1, scripts(*GOOD, trains(30.0, 40.0)), evaluations=9, **SETTINGS)
+        assert statuses(launches) == ["completed"] * 9
+
+    def test_who_repeats_another_is_to_tell_how_good_that_is(self, launches: Launches) -> None:
+        confirm = ConfirmSettings(top=1, seeds=1)
+        evaluations = scripts(*GOOD, trains(30.0, 40.0))
+        launches(1, evaluations, evaluations=8, confirm=confirm, **stopping())
         assert statuses(launches) == ["completed"] * 9
 
     def test_not_before_its_clock(self, launches: Launches) -> None:

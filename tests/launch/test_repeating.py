@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 
 from oialr_search import exit_codes
+from oialr_search.analysis.export import export
 from oialr_search.launch.repeating import BEGINS_AT, Repeat, next_repeat, pooled_deviation, seed_of
 from oialr_search.space.hyperparameters import Hyperparameter
 from oialr_search.space.repeats import RepeatSettings
 from oialr_search.storage.records import IndividualRecord, Known, Status
 from oialr_search.surrogate.individuals import Individuals
 from oialr_training.protocol import Evaluate, Event, Prepare, Ready
+from oialr_training.yaml_files import parse_yaml
 
 from ..evaluation.scripted import Line, ScriptedWorker, Silence, completed, epoch, started
 from .conftest import Launches, top1
@@ -168,6 +170,10 @@ def test_a_search_measures_its_best_again(
     storage, search = launches.stored()
     with storage:
         assert storage.progress(search.id).best_individual_id == best.id
+        exported = parse_yaml(export(storage, search, repeats[0]), "exported")
+        assert exported["seed"] == exported["provenance"]["training_seed"] == repeats[0].seed
+        exported = parse_yaml(export(storage, search, best), "exported")
+        assert exported["provenance"]["seeds"] == best.num_seeds
     lines = capsys.readouterr().out.splitlines()
     told = [line for line in lines if "  repeats " in line]
     assert len(told) == len(repeats)

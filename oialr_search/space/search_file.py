@@ -315,6 +315,12 @@ def _refuse_aims(search: SearchSettings, source: str) -> None:
                 f"`search.{key}` measures the best again, and `search.objectives` have none: "
                 f"give one of them ({source})"
             )
+    for key in ("no_improvement_in", "regret_below"):
+        if search.objectives and getattr(search.until, key, None) is not None:
+            raise ConfigError(
+                f"`search.until.{key}` looks at one fitness, and `search.objectives` have several: "
+                f"`hours` and `evaluations` end such a search ({source})"
+            )
     if "cmaes" in (search.engines or [search.engine]):
         for key in ("objectives", "subject_to"):
             if getattr(search, key):

@@ -169,6 +169,22 @@ def test_a_search_that_grows(url: str, storage: Storage, tmp_path: Path) -> None
         assert list(kept.intermediate_values) == list(copied.intermediate_values)
 
 
+def test_a_pruned_trial_that_is_gone_on_with_is_read_again(
+    sqlite: tuple[str, Storage], tmp_path: Path
+) -> None:
+    _, storage = sqlite
+    search = fill(storage, {2: Status.COMPLETED, 6: Status.PRUNED}, tmp_path)
+    view = SearchStorage(storage)
+    assert [t.state for t in view.get_all_trials(3)] == [TrialState.COMPLETE, TrialState.PRUNED]
+    generation, rank = go_on(storage, search)
+    claim = storage.claim(search.id, proposal(search, generation), 200, rank, 6)
+    assert claim is not None
+    assert claim.individual.id == 6
+    storage.finish_evaluation(claim.evaluation.id, COMPLETED)
+    _, trial = view.get_all_trials(3)
+    assert (trial.state, trial.values) == (TrialState.COMPLETE, [1.25])
+
+
 def test_several_searches_are_several_studies(url: str, storage: Storage, tmp_path: Path) -> None:
     fill(storage, {4: Status.COMPLETED, 9: Status.COMPLETED}, tmp_path)
     fill(storage, {6: Status.COMPLETED}, tmp_path / "other", search_id=7, name="other")

@@ -19,6 +19,7 @@ from ..conftest import AUTOFORMER, DIGITS
 from ..oialr_training.margins import Margins
 
 TASK = "minivit_digits"
+TWO = "objectives=[duration_s, validation_loss]"
 
 
 def test_a_loss_is_its_own_fitness() -> None:
@@ -191,6 +192,8 @@ def test_the_metric_of_curves_is_the_first_that_is_named(tmp_path: Any) -> None:
         (["fitness_window=13"], "`search.fitness_window` is at most `epochs` = 12, got 13"),
         (["fitness_window=0"], "`search.fitness_window`"),
         (["engine=cmaes", "subject_to=duration_s <= 9"], "`cmaes` knows no `search.subject_to`"),
+        ([TWO, "repeats={}"], "`search.repeats` measures the best again"),
+        ([TWO, "until={no_improvement_in: 9}"], "`search.until.no_improvement_in` looks at one"),
         (["fitness=" + "(" * 400 + "1" + ")" * 400], "cannot read '((("),
         (["fitness=" + "1 + " * 400 + "1"], "it has at most 1000 characters, got 1601"),
     ],

@@ -27,7 +27,9 @@ from storage_examples import (
 from oialr_search.space.hyperparameters import SearchSpace
 from oialr_search.storage import open_storage
 from oialr_search.storage.database import Storage
+from oialr_search.storage.leaderboard import all_columns, objective
 from oialr_search.storage.records import Outcome, Status, StorageError
+from oialr_search.storage.selection import Comparison, Selection
 
 FIXED = [
     "search", "place", "individual_id", "fitness", "deviation", "seeds", "trainable_percent",
@@ -234,3 +236,28 @@ def test_a_whole_number_written_as_a_float_does_not_break_the_view(
     ids = launched_search(storage)
     complete(storage, ids, 0, 0.5, hyperparameters=HYPERPARAMETERS | {"oialr.delay_steps": 100.0})
     assert ask(database_url, "SELECT oialr_delay_steps FROM leaderboard")[1] == [(100,)]
+
+
+def test_aims_of_a_search_are_columns(storage: Storage, database_url: str) -> None:
+    """The violation of constraints, and objectives that are no column of their own."""
+    settings = {
+        "search": {
+            "objectives": ["validation_top1:max", "2 * trainable_percent", "duration_s"],
+            "subject_to": ["trainable_percent <= 10"],
+        }
+    }
+    ids = launched_search(storage, settings=settings)
+    fair = complete(storage, ids, 0, 5.0, objectives=[5.0, 10.0, 1.0], constraints=[-5.0])
+    good = complete(
+        storage, ids, 1, 1.0, objectives=[1.0, 40.0, 2.0], constraints=[10.0], violation=1.0
+    )
+    columns, rows = ask(database_url, "SELECT * FROM leaderboard ORDER BY place")
+    assert columns[:6] == [*FIXED[:4], "violation", "objective_2"]
+    assert [row[1:6] for row in rows] == [(1, fair, 5.0, 0.0, 10.0), (2, good, 1.0, 1.0, 40.0)]
+    search = storage.searches()[0]
+    assert {n for n in all_columns(search) if "objective" in n or "viol" in n} == {
+        "violation",
+        "objective_2",
+    }
+    wanted = Selection(where=Comparison(objective(1), "<=", 10.0))
+    assert [placed.individual.id for placed in storage.select(search.id, wanted)] == [fair]

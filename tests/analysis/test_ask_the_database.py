@@ -49,7 +49,7 @@ def test_a_dozen_and_more() -> None:
 @pytest.mark.parametrize("question", QUERIES)
 def test_a_query(seen_urls: dict[str, str], question: str) -> None:
     lite, post = (ask(seen_urls[kind], QUERIES[question]) for kind in ("sqlite", "postgresql"))
-    assert lite
+    assert lite or question.startswith("How much do seeds differ")  # nothing is repeated here
     assert comparable(lite) == comparable(post)
 
 

@@ -434,21 +434,21 @@ def assert_valid(loaded: SearchFile | TrainingConfig, again: Path) -> None:
         validate_training(with_hyperparameters(training, drawn), "decoded")
 
 
-@inputs(500)
+@inputs(300)
 @given(document=spoilt([yaml.safe_load(file.read_bytes()) for file in FILES], YAML_SNIPPETS))
 def test_spoilt_files(path: Path, document: str) -> None:
     path.write_bytes(document.encode("utf-8", "surrogatepass"))
     load_and_check(path)
 
 
-@inputs(400)
+@inputs(250)
 @given(raw=damaged([file.read_bytes() for file in FILES]))
 def test_damaged_files(path: Path, raw: bytes) -> None:
     path.write_bytes(raw)
     load_and_check(path)
 
 
-@inputs(500)
+@inputs(300)
 @given(
     file=st.sampled_from(FILES),
     keys=st.lists(

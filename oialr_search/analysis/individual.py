@@ -43,6 +43,7 @@ def describe(storage: Storage, individual_id: int, database_options: Sequence[st
         "search": search.name,
         "task": search.task,
         "metric": search.metric,
+        "aim": search.aim,
         "status": individual.status.value,
         "fitness": individual.fitness,
         "deviation": individual.fitness_deviation,

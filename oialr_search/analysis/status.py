@@ -63,6 +63,7 @@ def status(storage: Storage, search: SearchRecord, now: datetime | None = None) 
         "search": search.name,
         "task": search.task,
         "metric": search.metric,
+        "aim": search.aim,
         "evaluations_total": progress.total,
         "expected": progress.expected,
         "begun": sum(progress.counts.values()) - progress.counts[Status.QUEUED],

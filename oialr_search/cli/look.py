@@ -99,7 +99,7 @@ def leaderboard(
             return analysis.leaderboard(storage, chosen, top or None, selection, objectives)
 
         if file is None and chosen_format is FileFormat.TABLE:
-            title = f"{chosen.name}: {chosen.task}, {chosen.metric}"
+            title = f"{chosen.name}: {chosen.task}, {chosen.aim}"
             screens.show_screen(
                 lambda console: screens.leaderboard_screen(
                     title, analysis.for_people(read()), shown, console

@@ -87,6 +87,12 @@ class SearchRecord(NewSearch):
         return stored_search_settings(self.settings, f"search {self.name!r} as it is stored")
 
     @property
+    def aim(self) -> str:
+        """Return what the search is after as its file names it: metric, expression, objectives."""
+        searched = self.settings.get("search") or {}
+        return searched.get("fitness") or ", ".join(self.objectives) or self.metric
+
+    @property
     def objectives(self) -> Sequence[str]:
         """Return the objectives as the search file names them; none: the fitness alone."""
         return (self.settings.get("search") or {}).get("objectives") or ()

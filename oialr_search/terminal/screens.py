@@ -90,7 +90,7 @@ def _status_lines(status: Row, now: datetime) -> list[tuple[str, str]]:
         if status.get(name)
     )
     lines = [
-        ("search", f"{status['search']}: {status['task']}, {status['metric']}"),
+        ("search", f"{status['search']}: {status['task']}, {status['aim']}"),
         ("individuals", f"{status['begun']} of {status['expected']} begun"
          + (f": {counts}" if counts else "")),
     ]  # fmt: skip
@@ -187,7 +187,7 @@ def individual_screen(individual: Row, console: Console) -> RenderableType:
         Text(head, style="bold"),
         _pairs(
             [
-                ("search", f"{individual['search']}: {individual['task']}, {individual['metric']}"),
+                ("search", f"{individual['search']}: {individual['task']}, {individual['aim']}"),
                 ("origin", f"{individual['origin']}, island {individual['island']}, rank "
                  f"{individual['island_rank']} there, generation {individual['generation']}"),
                 *(("parent", _parent(parent)) for parent in individual["parents"]),

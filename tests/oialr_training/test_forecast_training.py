@@ -84,6 +84,7 @@ def repeat_last_mse(training: Training) -> float:
     return measure_forecast(RepeatLast(), training.splits.test)["mse"]
 
 
+@pytest.mark.slow
 def test_oialr_learns_to_forecast_and_its_ranks_shrink() -> None:
     more = {"pred_len": 96, "optimizer.lr": 1e-3, "data.train_subset": 6400}
     more |= {"data.validation_subset": 600, "data.test_subset": 1000}

@@ -59,11 +59,11 @@ LATE = {"oialr.delay_steps": 70, "oialr.update_frequency": 10, "oialr.full_rank_
     ("kind", "changes", "stopped_after"),
     [
         ("untuned", EARLY_OIALR, 1),  # low-rank from the first step, cut at step 20
-        ("untuned", EARLY_OIALR, 3),
-        ("untuned", EARLY_OIALR | {"result_epoch": "last"}, 2),
-        ("untuned", LATE, 2),  # dense till step 70
+        pytest.param("untuned", EARLY_OIALR, 3, marks=pytest.mark.slow),
+        pytest.param("untuned", EARLY_OIALR | {"result_epoch": "last"}, 2, marks=pytest.mark.slow),
+        pytest.param("untuned", LATE, 2, marks=pytest.mark.slow),  # dense till step 70
         ("tuned", EARLY_OIALR, 2),
-        ("baseline", {}, 2),
+        pytest.param("baseline", {}, 2, marks=pytest.mark.slow),
     ],
 )
 def test_a_resumed_autoformer_comes_to_the_same_digits(

@@ -29,6 +29,7 @@ from typing import Any, Literal
 Cause = Literal["configuration", "training", "machine"]
 
 MAX_MISTAKES = 20
+MAX_NAMES = 20
 
 
 class KnownError(Exception):
@@ -94,6 +95,10 @@ def mistakes(lines: Sequence[str]) -> ConfigError:
 
 
 def nearest(word: str, known: Sequence[str] | Mapping[str, Any]) -> str:
-    """The hint that names the nearest valid name, or all of them."""
+    """The hint that names the nearest valid name, or all of them, or of many the first."""
     close = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean `{close[0]}`?" if close else f"; one of {', '.join(known)}"
+    if close:
+        return f"; did you mean `{close[0]}`?"
+    first = list(known)[:MAX_NAMES]
+    more = f", ... ({len(known)} in all)" if len(known) > MAX_NAMES else ""
+    return f"; one of {', '.join(first)}{more}"

@@ -434,7 +434,7 @@ def assert_valid(loaded: SearchFile | TrainingConfig, again: Path) -> None:
         validate_training(with_hyperparameters(training, drawn), "decoded")
 
 
-@inputs(300)
+@inputs(200)
 @given(document=spoilt([yaml.safe_load(file.read_bytes()) for file in FILES], YAML_SNIPPETS))
 def test_spoilt_files(path: Path, document: str) -> None:
     path.write_bytes(document.encode("utf-8", "surrogatepass"))
@@ -615,7 +615,7 @@ def contents(messages: Sequence[Any]) -> list[Any]:
     return [{"type": type(message).__name__.lower(), **asdict(message)} for message in messages]
 
 
-@inputs(600)
+@inputs(300)
 @given(line=spoilt(contents(MESSAGES), JSON_SNIPPETS))
 def test_spoilt_messages(line: str) -> None:
     assert_decodes_or_is_refused(line.encode("utf-8", "surrogatepass"))
@@ -723,7 +723,7 @@ def urls(draw: st.DrawFn) -> str:
     return scheme + credentials + host + name + query
 
 
-@inputs(600)
+@inputs(300)
 @given(text=urls())
 def test_database_urls(text: str) -> None:
     try:

@@ -143,9 +143,9 @@ def test_without_a_choice_of_epochs_a_validation_loss_that_is_no_number_is_a_fai
     ("patience", "losses", "num_epochs"),
     [
         (2, [3.0, 2.0, 2.0, 2.5, 1.0], 4),
-        (2, [3.0, 4.0, 2.0, 3.0, 1.0], 5),
+        pytest.param(2, [3.0, 4.0, 2.0, 3.0, 1.0], 5, marks=pytest.mark.slow),
         (1, [3.0, math.nan, 1.0, 1.0, 1.0], 2),
-        (None, [1.0, 2.0, 3.0, 4.0, 5.0], 5),
+        pytest.param(None, [1.0, 2.0, 3.0, 4.0, 5.0], 5, marks=pytest.mark.slow),
     ],
 )
 def test_training_ends_early_after_epochs_without_a_lower_validation_loss(

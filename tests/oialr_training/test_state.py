@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import logging
+import math
 import tarfile
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from oialr_training import training
 from oialr_training.protocol import Completed, Epoch, Event, Started
 from oialr_training.sections import OptimizerConfig
 from oialr_training.state import FORMAT, StateFile, identity
@@ -58,7 +60,8 @@ LATE = {"oialr.delay_steps": 70, "oialr.update_frequency": 10, "oialr.full_rank_
 @pytest.mark.parametrize(
     ("kind", "changes", "stopped_after"),
     [
-        ("untuned", EARLY_OIALR, 1),  # low-rank from the first step, cut at step 20
+        # Low-rank from the first step, cut at step 20.
+        pytest.param("untuned", EARLY_OIALR, 1, marks=pytest.mark.slow),
         pytest.param("untuned", EARLY_OIALR, 3, marks=pytest.mark.slow),
         pytest.param("untuned", EARLY_OIALR | {"result_epoch": "last"}, 2, marks=pytest.mark.slow),
         pytest.param("untuned", LATE, 2, marks=pytest.mark.slow),  # dense till step 70
@@ -136,6 +139,13 @@ def pickled(_: bytes) -> bytes:
     return FORMAT + hashlib.sha256(file.getvalue()).digest() + file.getvalue()
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A state is written after every epoch, however busy the disk is."""
+    monkeypatch.setattr(training, "CHEAP_WRITE_S", math.inf)
+
+
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize(
     ("damage", "words"),
     [

@@ -434,7 +434,7 @@ def assert_valid(loaded: SearchFile | TrainingConfig, again: Path) -> None:
         validate_training(with_hyperparameters(training, drawn), "decoded")
 
 
-@inputs(200)
+@inputs(120)
 @given(document=spoilt([yaml.safe_load(file.read_bytes()) for file in FILES], YAML_SNIPPETS))
 def test_spoilt_files(path: Path, document: str) -> None:
     path.write_bytes(document.encode("utf-8", "surrogatepass"))
@@ -486,7 +486,7 @@ ranges = st.one_of(
 )
 
 
-@inputs(200)
+@inputs(120)
 @given(file=st.sampled_from(SEARCH_FILES), data=st.data())
 def test_ranges(path: Path, file: Path, data: st.DataObject) -> None:
     content = yaml.safe_load(file.read_bytes())
@@ -510,7 +510,7 @@ def test_a_space_with_invalid_values_inside_is_refused(assignments: list[str]) -
     assert_clear(caught.value, DIGITS.name)
 
 
-@inputs(200)
+@inputs(120)
 @given(file=st.sampled_from(FILES), data=st.data())
 def test_a_wrong_type_is_told_with_its_key(path: Path, file: Path, data: st.DataObject) -> None:
     content = tree(yaml.safe_load(file.read_bytes()))
@@ -536,7 +536,7 @@ def test_plain_text_is_read_as_yaml_1_2_does(text: str) -> None:
     assert isinstance(value, int) == (text in ("010", "-0", "+7", "true", "FALSE"))
 
 
-@inputs(200)
+@inputs(120)
 @given(text=st.text(max_size=12) | st.sampled_from([t for t in NEAR + KEYS if isinstance(t, str)]))
 def test_text_survives_yaml(text: str) -> None:
     try:
@@ -621,13 +621,13 @@ def test_spoilt_messages(line: str) -> None:
     assert_decodes_or_is_refused(line.encode("utf-8", "surrogatepass"))
 
 
-@inputs(200)
+@inputs(120)
 @given(raw=damaged([encode(message) for message in MESSAGES]))
 def test_damaged_messages(raw: bytes) -> None:
     assert_decodes_or_is_refused(raw)
 
 
-@inputs(200)
+@inputs(120)
 @given(
     raw=damaged([encode(result) for result in RESULTS])
     | spoilt(contents(RESULTS), JSON_SNIPPETS).map(str.encode)

@@ -36,6 +36,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
         yield server.url
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_each_individual_is_stored_once(tmp_path: Path, database_url: str) -> None:
     run(tmp_path, database_url, ranks=4, evaluations=100, seconds=0.0)

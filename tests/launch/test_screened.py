@@ -107,6 +107,7 @@ def drawn(number: int, fitness: Fitness = valley) -> list[Known]:
     return individuals
 
 
+@pytest.mark.slow
 def test_it_finds_in_30_evaluations_what_random_search_does_not_in_300() -> None:
     def reached(name: str, number: int) -> float:
         searches = [search(valley, number, seed, name)[1] for seed in range(5)]

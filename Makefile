@@ -40,6 +40,7 @@ lint: setup
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/mypy --python-version 3.10 -p oialr -p oialr_training
 	$(BIN)/lint-imports
 
 format: setup
@@ -47,4 +48,5 @@ format: setup
 	$(BIN)/ruff format
 
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(foreach folder,. workers workers/oialr,$(folder)/build $(folder)/*.egg-info)
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache

@@ -5,9 +5,10 @@ What all tasks share comes first, then data sets and models.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
+from typing_extensions import Self
 
 from oialr_training.validation import Config, Fraction, Pair
 

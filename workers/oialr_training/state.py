@@ -29,6 +29,7 @@ log = logging.getLogger("oialr_training")
 
 FORMAT = b"oialr training state 1\n"
 DIGEST_BYTES = hashlib.sha256().digest_size
+READ_BYTES = 1 << 20
 
 # What changes no digit of a result. The device and its threads are told apart as they really are.
 _WITHOUT_EFFECT: dict[str, Any] = {
@@ -148,7 +149,10 @@ def _read(file: io.BufferedReader) -> dict[str, Any]:
     if file.read(len(FORMAT)) != FORMAT:
         raise ValueError("it is no state of a training in this format")
     digest = file.read(DIGEST_BYTES)
-    if hashlib.file_digest(file, "sha256").digest() != digest:
+    found = hashlib.sha256()
+    while chunk := file.read(READ_BYTES):
+        found.update(chunk)
+    if found.digest() != digest:
         raise ValueError("it is damaged")
     file.seek(len(FORMAT) + DIGEST_BYTES)
     content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
+from typing_extensions import Self
 
 from oialr_training.config import Metric, TrainingConfig
 from oialr_training.sections import AutoformerModel, ETTm2Data

@@ -99,7 +99,7 @@ _accepted = (
 BREEDERS = sa.union(sa.select(_bred), sa.select(_accepted))  # of one island, unordered
 CONFIRMATIONS = sa.select(sa.func.count()).where(
     individuals.c.repeat_of.is_not(None),
-    individuals.c.search_id == parameter("search_id"),
+    individuals.c.search_id + 0 == parameter("search_id"),  # not by its index: repeats are few
     individuals.c.origin == CONFIRM,
 )
 BEST_OF_ISLAND = (

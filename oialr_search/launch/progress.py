@@ -124,11 +124,12 @@ class ProgressDisplay:
             self._best = _standing(progress)  # a mean that this one has changed, perhaps
         elif self._best is None or (evaluation.violation, evaluation.fitness) < self._best:
             self._best, new_best = (evaluation.violation, evaluation.fitness), True
+        trainable = evaluation.trainable_percent
         self._say(
             f"{head} fitness {evaluation.fitness:.4f}"
             f"  {self._metric} {evaluation.metrics[self._metric]:.4f}"
-            f"  trainable {evaluation.trainable_percent:.1f} %"
-            f"  {evaluation.duration_s:.1f} s"
+            + (f"  trainable {trainable:.1f} %" if trainable is not None else "")
+            + f"  {evaluation.duration_s:.1f} s"
             + (f"  violation {evaluation.violation:.4f}" if evaluation.violation else "")
             + ("  best so far" if new_best else "")
             + (f"  {individual.origin}s {individual.repeat_of}" if repeat else ""),

@@ -19,7 +19,7 @@ from oialr_training.errors import ConfigError, mistakes, nearest
 from oialr_training.validation import Config, validate
 
 if TYPE_CHECKING:
-    from oialr_training.config import TrainingConfig
+    from oialr_training.config import TaskConfig
 
 Value = float | int | bool | str
 Kind = Literal["float", "int", "bool", "choice"]
@@ -142,7 +142,7 @@ _STORED = TypeAdapter(tuple[Hyperparameter, ...])
 
 
 def parse_space(
-    content: Any, task: type[TrainingConfig], training: Mapping[str, Any], source: str
+    content: Any, task: type[TaskConfig], training: Mapping[str, Any], source: str
 ) -> SearchSpace:
     """Build the space over the training configuration `training` of class `task`.
 
@@ -185,16 +185,20 @@ def with_hyperparameters(
     for path, value in hyperparameters.items():
         section, keys = result, path.split(".")
         for key in keys[:-1]:
-            section[key] = dict(section.get(key) or {})
+            inner = section.get(key) or {}
+            if not isinstance(inner, Mapping):
+                raise ConfigError(f"`{path}`: `{key}` is a value without keys, got {inner!r:.60}")
+            section[key] = dict(inner)
             section = section[key]
         section[keys[-1]] = value
     return result
 
 
 def _parse_hyperparameter(
-    name: str, entry: Any, task: type[TrainingConfig], source: str
+    name: str, entry: Any, task: type[TaskConfig], source: str
 ) -> Hyperparameter:
-    kind = _kind_of(name, task, source)
+    kind = _kind_of_any(name, entry, task, source) if task.any_name else None
+    kind = kind or _kind_of(name, task, source)
     if kind == "bool" and entry is None:
         entry = {"choices": [False, True]}
     given = validate(_Range, entry, source, prefix=f"space.{name}.")
@@ -223,7 +227,22 @@ def _parse_hyperparameter(
     return Hyperparameter(name=name, kind=kind, low=given.low, high=given.high, scale=given.scale)
 
 
-def _kind_of(name: str, task: type[TrainingConfig], source: str) -> Kind:
+def _kind_of_any(name: str, entry: Any, task: type[TaskConfig], source: str) -> Kind | None:
+    """The kind of what has no field, as its range tells: whole bounds are of whole numbers."""
+    section = name.partition(".")[0]
+    if section in task.model_fields:
+        return None
+    if not isinstance(entry, Mapping):
+        raise ConfigError(
+            f"`space.{name}` needs `low` and `high`, or `choices`, got {entry!r:.60} ({source})"
+        )
+    if entry.get("choices") is not None:
+        return "bool" if all(isinstance(c, bool) for c in entry["choices"]) else "choice"
+    whole = all(isinstance(entry.get(end), int) for end in ("low", "high"))
+    return "int" if whole else "float"
+
+
+def _kind_of(name: str, task: type[TaskConfig], source: str) -> Kind:
     """The kind of the training configuration's field at a dotted path."""
     model: type[BaseModel] = task
     keys = name.split(".")

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from oialr.decomposition import Factors, decompose, precise_product
-from oialr.eligibility import Candidate, EligibleLayer, weights_of
+from oialr.eligibility import Candidate, EligibleLayer
 from oialr.errors import OIALRError
 from oialr.layers import (
     LowRankConv,
@@ -107,7 +107,7 @@ def follow(
                 parts = (weight.basis, weight.sigma, weight.cobasis)
                 weight.set_factors(project(model_weight, *parts))
         else:
-            dense = EligibleLayer(layer.name, twin, weights_of(twin), layer.num_blocks)
+            dense = EligibleLayer(layer.name, twin, layer.num_blocks)
             replacements[twin] = build_layer(dense, list(map(project, low_rank, dense.matrices)))
     replace_modules(average, replacements)
 

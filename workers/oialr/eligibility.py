@@ -22,12 +22,16 @@ PROJECTION_NAMES = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_
 
 @dataclass(frozen=True)
 class EligibleLayer:
-    """A dense layer that conversion takes, and its weights, each `num_blocks` matrices high."""
+    """A dense layer that conversion takes, its weights each `num_blocks` matrices high."""
 
     name: str
     module: Candidate
-    weights: tuple[nn.Parameter, ...]
     num_blocks: int
+
+    @property
+    def weights(self) -> tuple[nn.Parameter, ...]:
+        """The weights: (out, ...) of today."""
+        return weights_of(self.module)
 
     @property
     def matrices(self) -> list[Tensor]:
@@ -43,7 +47,7 @@ def survey(
     """List the layers to convert in registration order, and by name why the others stay dense."""
     refuse_uninitialized(model)
     candidates = [
-        EligibleLayer(name, module, weights_of(module), num_blocks(name, module, settings))
+        EligibleLayer(name, module, num_blocks(name, module, settings))
         for name, module in model.named_modules()
         if isinstance(module, Candidate)
     ]

@@ -186,7 +186,7 @@ def fill(url: str, folder: Path, stored: int) -> None:
         metric=search_file.search.metric,
         settings=search_file.as_json(),
         space=search_file.space,
-        metric_names=[*search_file.training.validation_metrics(), "train_loss"],
+        metric_names=[*search_file.training.reported.names, "train_loss"],
         seed=0,
         evaluations_total=stored,
         version="0",

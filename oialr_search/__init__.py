@@ -13,6 +13,9 @@ __all__ = ["open_search"]
 def __getattr__(name: str) -> Any:
     """Import pandas when data frames are asked for, not before."""
     if name == "open_search":
+        from oialr_search import extras
+
+        extras.require("figures", name)
         from oialr_search.analysis.frames import open_search
 
         return open_search

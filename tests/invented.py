@@ -27,7 +27,6 @@ from oialr_search.storage.records import (
     Status,
 )
 from oialr_training.protocol import RankUpdate
-from oialr_training.tasks import TASKS
 
 BEGAN = datetime(2026, 5, 4, 8, tzinfo=UTC)
 STEPS_PER_EPOCH = 44
@@ -65,7 +64,7 @@ def search_record(file: SearchFile | None = None, **changes: Any) -> SearchRecor
             "metric": file.search.metric,
             "settings": file.as_json(),
             "space": file.space,
-            "metric_names": [*TASKS[file.training.task].validation_metrics(), "train_loss"],
+            "metric_names": [*file.training.reported.names, "train_loss"],
             "evaluations_total": file.search.evaluations,
         }
     return SearchRecord(**values | changes)
@@ -299,7 +298,7 @@ class _Breeding:
             if status is Status.FAILED
             else None,
             **{
-                "fitness": fitness_of(final, self.search.metric, self.search.task),
+                "fitness": fitness_of(final, self.search.metric, self.search.metrics()),
                 "metrics": final,
                 "trainable_percent": trainable,
                 "compression_percent": trainable + 18,

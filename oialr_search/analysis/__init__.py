@@ -17,7 +17,11 @@ def load_study(url: str, name: str | None = None) -> Study:
 
     Raises:
         StorageError: when there is no such database or search.
+        ConfigError: when optuna is not installed.
     """
+    from oialr_search import extras
+
+    extras.require("figures", "load_study")
     import optuna
 
     from oialr_search.analysis.choosing import choose_search

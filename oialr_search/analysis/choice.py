@@ -111,8 +111,8 @@ def fitness_on_test(aims: Aims, individual: IndividualRecord) -> float | None:
         return None
     completed = Completed(
         metrics=of_test(evaluation.metrics),
-        trainable_percent=evaluation.trainable_percent or math.nan,
-        compression_percent=evaluation.compression_percent or math.nan,
+        trainable_percent=evaluation.trainable_percent,
+        compression_percent=evaluation.compression_percent,
         device=evaluation.device or "cpu",
         duration_s=evaluation.duration_s or math.nan,
         resources=evaluation.resources,

@@ -22,7 +22,6 @@ from oialr_search.storage.records import (
     SearchRecord,
     StorageError,
 )
-from oialr_training.tasks import metric_of
 
 Row = dict[str, Any]
 
@@ -171,10 +170,10 @@ def _evaluation(storage: Storage, search: SearchRecord, evaluation: EvaluationRe
 
 def _course(search: SearchRecord, epochs: Sequence[EpochRecord]) -> dict[str, Row]:
     """Each metric's first, best and last value over the epochs."""
-    course = {}
+    course, metrics = {}, search.metrics()
     for name in dict.fromkeys(name for epoch in epochs for name in epoch.metrics):
         values = [(e.epoch, finite(e.metrics[name])) for e in epochs if name in e.metrics]
-        metric = metric_of(search.task, name)
+        metric = metrics.find(name)
         sign = -1 if metric is not None and metric.better == "higher" else 1
         known = [(sign * value, epoch, value) for epoch, value in values if value is not None]
         _, best_epoch, best = min(known, default=(None, None, None))

@@ -6,16 +6,12 @@ from html import escape
 
 from oialr_search.storage.records import IndividualRecord, SearchRecord, Status
 from oialr_training.errors import ConfigError
-from oialr_training.tasks import metric_of
 
 
-def metric_label(name: str, task: str) -> str:
+def metric_label(name: str, search: SearchRecord) -> str:
     """A metric with its unit: validation_top1 → validation top-1 (%)."""
-    metric = metric_of(task, name)
-    if metric is None:
-        return name
-    part = name.removesuffix(metric.name).rstrip("_")
-    return f"{part} {metric.label}".strip()
+    metric = search.metrics().find(name)
+    return name if metric is None else metric.label
 
 
 def fitness_label(search: SearchRecord) -> str:
@@ -28,9 +24,9 @@ def aim_labels(search: SearchRecord) -> list[str]:
     try:
         aims = search.aims()
     except ConfigError:  # of a task that is unknown here
-        return [metric_label(search.metric, search.task)]
+        return [metric_label(search.metric, search)]
     return [
-        aim.metric.fitness_label(metric_label(aim.expression.text, search.task))
+        aim.metric.fitness_label(metric_label(aim.expression.text, search))
         if aim.metric
         else aim.label
         for aim in aims.objectives or (aims.fitness,)

@@ -11,6 +11,7 @@ from oialr_search.space.pareto import pareto_front
 from oialr_search.storage.database import Storage
 from oialr_search.storage.leaderboard import (
     ATTEMPT,
+    COMPRESSION,
     DEVIATION,
     INDIVIDUAL,
     ISLAND_RANK,
@@ -18,6 +19,7 @@ from oialr_search.storage.leaderboard import (
     REASON,
     SEEDS,
     STATUS,
+    TRAINABLE,
     VIOLATION,
     all_columns,
     name_in,
@@ -32,6 +34,7 @@ Row = dict[str, Any]
 PARETO = Column("pareto", "bool", "computed", "pareto")
 # Shown where not only completed individuals are asked for, or where they are named.
 OF_OTHERS = {STATUS, ATTEMPT, REASON}
+OF_NETWORKS = {TRAINABLE, COMPRESSION}
 WHERE_NAMED = {ISLAND_RANK, *OF_RESOURCES}
 IDS_AT_ONCE = 10_000  # SQLite takes 32766 values in a statement
 
@@ -52,6 +55,8 @@ def shown_columns(
     }
     if list(selection.statuses) == [Status.COMPLETED]:
         hidden |= OF_OTHERS
+    metrics = search.metrics()
+    hidden |= {column for column in OF_NETWORKS if metrics.find(column.name) is None}
     shown = [column for column in columns if column in named or column not in hidden]
     return [shown[0], PARETO, *shown[1:]] if objectives or search.objectives else shown
 
@@ -117,15 +122,13 @@ def front_of(
 
 def _objective(search: SearchRecord, text: str) -> tuple[Column, Literal[-1, 1]]:
     """A column to minimise, or with -1 to maximise: the better way, unless the text says it."""
-    from oialr_training.tasks import metric_of
-
     name, _, way = text.strip().partition(":")
     column = find_column(name, all_columns(search), "--pareto")
     if column.kind not in ("int", "float"):
         raise ConfigError(f"`--pareto`: `{column.name}` is no number")
     if way not in ("", "min", "max"):
         raise ConfigError(f"`--pareto`: `:min` or `:max` may follow {name}, got `:{way}`")
-    metric = metric_of(search.task, column.name)
+    metric = search.metrics().find(column.name)
     higher = metric is not None and metric.better == "higher"
     return column, -1 if way == "max" or (higher and not way) else 1
 

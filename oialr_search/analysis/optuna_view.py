@@ -280,9 +280,9 @@ def _of(params: Mapping[str, Any], space: Space) -> Space:
 
 def _as_fitness(epochs: Mapping[int, float], search: SearchRecord) -> dict[int, float]:
     """The metric by epoch in the direction of the fitness; NaN stays."""
-    values = {}
+    values, metrics = {}, search.metrics()
     for epoch, value in epochs.items():
-        fitness = fitness_of({search.metric: value}, search.metric, search.task)
+        fitness = fitness_of({search.metric: value}, search.metric, metrics)
         values[epoch] = math.nan if fitness is None else fitness
     return values
 

@@ -35,7 +35,6 @@ from oialr_search.storage.records import (
 from oialr_search.terminal.values import number, shown
 from oialr_training.errors import ConfigError, ProtocolError
 from oialr_training.protocol import RESULT_FILE, Completed, decode
-from oialr_training.tasks import TASKS, metric_of
 from oialr_training.yaml_files import dump_yaml
 
 TOP = 10  # of the leaderboard
@@ -152,7 +151,7 @@ def report(source: Source, contenders: Sequence[Contender], best_yaml: str, at: 
         configuration=configuration(search, best),
         best_yaml=best_yaml,
         leaderboard=leaders(
-            leaderboard.for_people(leaderboard.leaderboard(storage, search, TOP)), search.task
+            leaderboard.for_people(leaderboard.leaderboard(storage, search, TOP)), search
         ),
         figures=[_figure(name, source) for name in FIGURES],
         failures=failure_kinds(evaluations),
@@ -192,8 +191,7 @@ def read_contender(assignment: str) -> Contender:
                 {
                     **result.metrics,
                     "duration_s": result.duration_s,
-                    "trainable_percent": result.trainable_percent,
-                    "compression_percent": result.compression_percent,
+                    **result.share_of_parameters,
                 }
             )
     if not runs:
@@ -207,7 +205,9 @@ def read_contender(assignment: str) -> Contender:
 def results(contenders: Sequence[Contender], search: SearchRecord) -> Table:
     """The paper's Tables 3 and 4: mean ± standard deviation of the sample."""
     metrics = [name for name in _metric_names(search) if any(name in c.runs[0] for c in contenders)]
-    columns = [*metrics, "duration_s", "compression_percent", "trainable_percent"]
+    shares = ("compression_percent", "trainable_percent")
+    columns = [*metrics, "duration_s"]
+    columns += [name for name in shares if any(name in c.runs[0] for c in contenders)]
     values = {
         (row, column): [run[name] for run in contender.runs if name in run]
         for row, contender in enumerate(contenders)
@@ -227,7 +227,7 @@ def results(contenders: Sequence[Contender], search: SearchRecord) -> Table:
             )
         rows.append([contender.name, *cells, str(len(contender.runs))])
     return Table(
-        columns=["", *(_heading(name, search.task, unit) for name in columns), "seeds"],
+        columns=["", *(_heading(name, search, unit) for name in columns), "seeds"],
         rows=rows,
         best=_best_cells(values, metrics, len(contenders), search),
     )
@@ -268,7 +268,7 @@ def key_figures(
         )
         figures.append(("chosen by", choice.how))
         figures += [
-            (metric_label(name, search.task), number(value))
+            (metric_label(name, search), number(value))
             for name in (search.metric, "trainable_percent", "compression_percent")
             if (value := _figure_of(best.evaluation, name)) is not None
         ]
@@ -294,14 +294,14 @@ def configuration(search: SearchRecord, best: IndividualRecord | None) -> Table:
     return Table(columns=["hyperparameter", heading, "search file", "searched"], rows=rows)
 
 
-def leaders(rows: Sequence[Mapping[str, Any]], task: str) -> Table:
+def leaders(rows: Sequence[Mapping[str, Any]], search: SearchRecord) -> Table:
     """The leaderboard, turned: a column an individual, as a row would be too long to print."""
     left_out = ("place", "individual", "island", "generation", "duration_s")
     names = [name for name in dict.fromkeys(n for row in rows for n in row) if name not in left_out]
     return Table(
         columns=["individual", *(str(row["individual"]) for row in rows)],
         rows=[
-            [_heading(name, task), *(shown(row.get(name), "–") for row in rows)] for name in names
+            [_heading(name, search), *(shown(row.get(name), "–") for row in rows)] for name in names
         ],
     )
 
@@ -413,9 +413,10 @@ def _best_row(best: IndividualRecord | None, storage: Storage) -> list[Contender
 
 
 def _metric_names(search: SearchRecord) -> list[str]:
-    task = TASKS.get(search.task)
-    names = task.validation_metrics() if task else list(search.metric_names)
-    return [*names, *(n.replace("validation_", "test_") for n in names if "validation_" in n)]
+    metrics = search.metrics()
+    names = metrics.names or list(search.metric_names)
+    at_the_end = [metric.name for metric in metrics.at_the_end]
+    return [*names, *(name for name in at_the_end if name not in names)]
 
 
 def _best_cells(
@@ -425,14 +426,14 @@ def _best_cells(
     search: SearchRecord,
 ) -> frozenset[tuple[int, int]]:
     """Where a column of metrics has its best mean; nowhere if there is one row only."""
-    cells = set()
+    cells, known = set(), search.metrics()
     for column, name in enumerate(metrics, start=1):
         means = {
             row: statistics.fmean(values[row, column])
             for row in range(num_rows)
             if values[row, column] and all(map(math.isfinite, values[row, column]))
         }
-        metric = metric_of(search.task, name)
+        metric = known.find(name)
         if len(means) > 1 and metric:
             best = min(means.values(), key=metric.fitness)
             cells |= {(row, column) for row, mean in means.items() if mean == best}
@@ -446,13 +447,13 @@ def _figure_of(evaluation: EvaluationRecord, name: str) -> float | None:
     return evaluation.metrics.get(name)
 
 
-def _heading(name: str, task: str, time_unit: str = "s") -> str:
+def _heading(name: str, search: SearchRecord, time_unit: str = "s") -> str:
     short = {
         "duration_s": f"time ({time_unit})",
         "compression_percent": "compression (%)",
         "trainable_percent": "trainable (%)",
     }
-    return short.get(name) or metric_label(name, task)
+    return short.get(name) or metric_label(name, search)
 
 
 def _digits(name: str) -> int:

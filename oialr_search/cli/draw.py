@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from oialr_search import extras
 from oialr_search.analysis.plots.names import OF_ALL, PlotName
 from oialr_search.cli.options import (
     SEARCH_DIR,
@@ -42,6 +43,7 @@ def plot(
 
     Example: `oialr-search plot stability -o stability.pdf`
     """
+    extras.require("figures", "plot")
     from oialr_search.analysis.choosing import choose
     from oialr_search.analysis.plots import catalogue, writing
 
@@ -68,6 +70,7 @@ def dashboard(
 
     Example: `oialr-search dashboard --port 8081`
     """
+    extras.require("figures", "dashboard")
     with open_database(db, search_dir) as storage:
         from oialr_search.analysis.dashboard import serve
 
@@ -95,6 +98,7 @@ def report(
 
     Example: `oialr-search report --compare baseline=trainings/baseline -o report.html`
     """
+    extras.require("figures", "report")
     from oialr_search.analysis import report as reporting
     from oialr_search.analysis.choosing import choose_search
     from oialr_search.analysis.plots.catalogue import Source

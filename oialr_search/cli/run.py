@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from oialr_search import extras
 from oialr_search.cli.options import (
     SEARCH_DIR,
     DatabaseOption,
@@ -62,6 +63,7 @@ def run(
 
     Example: `mpiexec -n 4 oialr-search run search_spaces/minivit_digits.yaml --islands 2`
     """
+    extras.require("search", "run")
     stop: StopRequest = context.obj or StopRequest()
     stop.limit(deadline(time_limit, grace, os.environ), grace)
     from oialr_search.launch.launch import LaunchSettings

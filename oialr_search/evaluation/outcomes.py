@@ -59,8 +59,8 @@ def pruned_outcome(
     metrics = {"epoch": float(last_epoch.epoch), **last_epoch.metrics} if last_epoch else {}
     so_far = Completed(
         metrics=metrics,
-        trainable_percent=metrics.get("trainable_percent", math.nan),
-        compression_percent=metrics.get("compression_percent", math.nan),
+        trainable_percent=metrics.get("trainable_percent"),
+        compression_percent=metrics.get("compression_percent"),
         device="",
         duration_s=math.nan,
         at=0.0,

@@ -98,8 +98,7 @@ def summary(results: Sequence[Completed]) -> list[dict[str, float | int | str | 
     for result in results:
         figures: Mapping[str, float] = {
             **result.metrics,
-            "trainable_percent": result.trainable_percent,
-            "compression_percent": result.compression_percent,
+            **result.share_of_parameters,
             "duration_s": result.duration_s,
             **{name: used for name, used in vars(result.resources).items() if used is not None},
         }

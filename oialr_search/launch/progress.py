@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, TextIO
 
@@ -91,9 +90,13 @@ class ProgressDisplay:
 
     def _update(self) -> None:
         progress = self._storage.progress(self._search_id)
-        for evaluation in self._storage.finished_since(self._search_id, self._last_finished):
+        finished = self._storage.finished_since(self._search_id, self._last_finished)
+        ids = {evaluation.individual_id for evaluation in finished}
+        individuals = self._storage.individuals_after(self._search_id, None, ids)
+        by_id = {individual.id: individual for individual in individuals}
+        for evaluation in finished:
             self._last_finished = evaluation.finish_number or self._last_finished
-            self._tell(evaluation, progress)
+            self._tell(evaluation, by_id[evaluation.individual_id], progress)
         best = "" if progress.best_fitness is None else f", best {progress.best_fitness:.4g}"
         running = " ".join(f"{e.individual_id}:{e.last_epoch or 0}" for e in progress.running)
         self._bar.update(
@@ -108,13 +111,12 @@ class ProgressDisplay:
         self.refresh(now=True)
         self._bar.stop()
 
-    def _tell(self, evaluation: EvaluationRecord, progress: SearchProgress) -> None:
+    def _tell(
+        self, evaluation: EvaluationRecord, individual: IndividualRecord, progress: SearchProgress
+    ) -> None:
         minutes, seconds = divmod(int(time.monotonic() - self._started), 60)
         elapsed = f"{minutes // 60:02}:{minutes % 60:02}:{seconds:02}"
-        individual = self._storage.individual(evaluation.individual_id)
-        assert individual is not None
-        attempts = self._storage.evaluations(evaluation.individual_id)
-        self._ended += _has_ended(evaluation, individual, attempts)
+        self._ended += self._has_ended(evaluation, individual)
         head = f"{elapsed} [{self._ended}/{progress.expected}] {evaluation.individual_id:>5}"
         if evaluation.fitness is None:
             self._say(f"{head} {evaluation.status}: {evaluation.reason}", style="red")
@@ -124,16 +126,31 @@ class ProgressDisplay:
             self._best = _standing(progress)  # a mean that this one has changed, perhaps
         elif self._best is None or (evaluation.violation, evaluation.fitness) < self._best:
             self._best, new_best = (evaluation.violation, evaluation.fitness), True
+        trainable = evaluation.trainable_percent
         self._say(
             f"{head} fitness {evaluation.fitness:.4f}"
             f"  {self._metric} {evaluation.metrics[self._metric]:.4f}"
-            f"  trainable {evaluation.trainable_percent:.1f} %"
-            f"  {evaluation.duration_s:.1f} s"
+            + (f"  trainable {trainable:.1f} %" if trainable is not None else "")
+            + f"  {evaluation.duration_s:.1f} s"
             + (f"  violation {evaluation.violation:.4f}" if evaluation.violation else "")
             + ("  best so far" if new_best else "")
             + (f"  {individual.origin}s {individual.repeat_of}" if repeat else ""),
             style="bold" if new_best else "",
         )
+
+    def _has_ended(self, evaluation: EvaluationRecord, individual: IndividualRecord) -> bool:
+        """Was it the last attempt at its individual?
+
+        One that was pruned has ended by that; gone on with, it does not end again.
+        """
+        last = individual.evaluation
+        assert last is not None
+        if last.attempt > 1:
+            attempts = self._storage.evaluations(individual.id)
+            pruned = [attempt.attempt for attempt in attempts if attempt.status is Status.PRUNED]
+            if pruned:
+                return evaluation.attempt == pruned[0]
+        return last.id == evaluation.id and individual.status is not Status.LOST
 
     def _say(self, text: str, style: str) -> None:
         self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
@@ -143,19 +160,3 @@ def _standing(progress: SearchProgress) -> tuple[float, float] | None:
     """Of the best; the less, the better."""
     fitness = progress.best_fitness
     return None if fitness is None else (progress.best_violation, fitness)
-
-
-def _has_ended(
-    evaluation: EvaluationRecord,
-    individual: IndividualRecord,
-    attempts: Sequence[EvaluationRecord],
-) -> bool:
-    """Was it the last attempt at its individual?
-
-    One that was pruned has ended by that; gone on with, it does not end again.
-    """
-    pruned = [attempt.attempt for attempt in attempts if attempt.status is Status.PRUNED]
-    if pruned:
-        return evaluation.attempt == pruned[0]
-    last = individual.evaluation is not None and individual.evaluation.id == evaluation.id
-    return last and individual.status is not Status.LOST

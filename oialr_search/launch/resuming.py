@@ -36,6 +36,7 @@ from oialr_search.storage.records import (
     individual_folder,
     num_failures,
 )
+from oialr_training.config import Metrics
 from oialr_training.errors import ConfigError
 from oialr_training.protocol import Epoch, Started
 
@@ -129,7 +130,7 @@ def start_search(
         metric=search.metric,
         settings=search_file.as_json(),
         space=search_file.space,
-        metric_names=[*search_file.training.validation_metrics(), "train_loss"],
+        metric_names=leaderboard_metrics(search_file.training.reported),
         seed=search.seed,
         evaluations_total=search.evaluations,
         version=importlib.metadata.version("oialr-search"),
@@ -160,6 +161,11 @@ def start_search(
     for launch in storage.launches(search_id):  # all: how the earlier ones ended is known now
         write_launch(folder, launch)
     return search_id, launch_id
+
+
+def leaderboard_metrics(metrics: Metrics) -> list[str]:
+    """The metrics that become columns of the leaderboard."""
+    return [*metrics.names, *(["train_loss"] if metrics.find("train_loss") else [])]
 
 
 def take_in_results(

@@ -13,17 +13,16 @@ from typing import TYPE_CHECKING
 
 from oialr_search.space.expressions import Bound, Expression, parse_bounds, parse_expression
 from oialr_search.space.hyperparameters import SearchSpace, Value
-from oialr_training.config import Metric
+from oialr_training.config import Metric, Metrics
 from oialr_training.errors import ConfigError
 from oialr_training.protocol import Completed, Resources
-from oialr_training.tasks import TASKS, metric_of
 
 if TYPE_CHECKING:
     from oialr_search.space.search_file import SearchSettings
 
 WAYS = ("min", "max")
-OF_EACH = ("train_loss", "trainable_percent", "compression_percent", "duration_s")
-"""Columns that every evaluation has."""
+OF_EACH = ("train_loss", "trainable_percent", "compression_percent")
+"""Columns besides the metrics to judge by, where they are reported; `duration_s` always is."""
 PROBES = (0.3, 0.9, 3.0, 30.0, 90.0)
 """Values of columns at which an expression is asked which way it goes."""
 
@@ -80,7 +79,9 @@ class Aims:
     """Empty: the fitness alone; else the first of them is the fitness."""
     constraints: tuple[Bound, ...] = ()
     window: int = 1
-    """Each validation metric counts as its mean over so many last epochs."""
+    """Each of `windowed` counts as its mean over so many last epochs."""
+    windowed: frozenset[str] = frozenset()
+    """The metrics by which a search may judge."""
 
     def measured(
         self,
@@ -125,8 +126,7 @@ class Aims:
         known: dict[str, object] = {
             **hyperparameters,
             **completed.metrics,
-            "trainable_percent": completed.trainable_percent,
-            "compression_percent": completed.compression_percent,
+            **completed.share_of_parameters,
             "duration_s": completed.duration_s,
             **vars(completed.resources),
         }
@@ -134,7 +134,7 @@ class Aims:
         columns = {}
         for name in self.names:
             value = known.get(name)
-            if self.window > 1 and name.startswith("validation_"):
+            if self.window > 1 and name in self.windowed:
                 last = [epoch[name] for epoch in epochs[-number:] if name in epoch]
                 value = statistics.fmean(last) if len(last) == number else None
             if not isinstance(value, int | float):
@@ -151,54 +151,56 @@ def _finite(of: Expression | Bound, value: float) -> float:
     return value
 
 
-def aims_of(search: SearchSettings, task: str, space: SearchSpace, source: str) -> Aims:
-    """What a search is after, checked against what its task measures.
+def aims_of(search: SearchSettings, metrics: Metrics, space: SearchSpace, source: str) -> Aims:
+    """What a search is after, checked against what its trainings report.
 
     Raises:
-        ConfigError: when the task is unknown, a name is none of a column, or the aims contradict.
+        ConfigError: when no metric is known, a name is none of a column, or the aims contradict.
     """
-    if task not in TASKS:
-        raise ConfigError(f"no metric {search.metric!r:.80} of a task {task!r:.80} is known")
+    if not metrics.searched:
+        raise ConfigError(f"no metric {search.metric!r:.80} of this task is known ({source})")
     try:
-        return _aims_of(search, task, space)
+        return _aims_of(search, metrics, space)
     except ConfigError as error:
         raise ConfigError(f"{error} ({source})") from None
 
 
-def _aims_of(search: SearchSettings, task: str, space: SearchSpace) -> Aims:
-    metrics = TASKS[task].validation_metrics()
+def _aims_of(search: SearchSettings, metrics: Metrics, space: SearchSpace) -> Aims:
     numbers = [h.name for h in space.hyperparameters if _is_number(h.choices)]
     resources = [resource.name for resource in fields(Resources)]
-    known = [*metrics, *OF_EACH, *resources, *numbers]
+    of_each = [name for name in OF_EACH if metrics.find(name)]
+    known = dict.fromkeys([*metrics.names, *of_each, "duration_s", *resources, *numbers])
     if search.fitness is not None and search.objectives is not None:
         raise ConfigError(
             "`search.fitness` is for one aim, `search.objectives` for several: the first of them "
             "is the fitness"
         )
-    objectives = tuple(_objective(text, known, task) for text in search.objectives or ())
+    objectives = tuple(_objective(text, list(known), metrics) for text in search.objectives or ())
     if search.fitness is not None:
-        fitness = Aim(expression=parse_expression(search.fitness, known, "search.fitness"))
-        _refuse_wrong_way(fitness.expression, task, "search.fitness")
+        fitness = Aim(expression=parse_expression(search.fitness, list(known), "search.fitness"))
+        _refuse_wrong_way(fitness.expression, metrics, "search.fitness")
     elif objectives:
         fitness = objectives[0]
     else:
-        expression = parse_expression(search.metric, metrics, "search.metric")
-        fitness = Aim(expression=expression, metric=metric_of(task, search.metric))
+        expression = parse_expression(search.metric, metrics.names, "search.metric")
+        fitness = Aim(expression=expression, metric=metrics.find(search.metric))
     named = [name for aim in objectives or (fitness,) for name in aim.expression.names]
     return Aims(
-        metric=search.metric or next((name for name in named if name in metrics), metrics[0]),
+        metric=search.metric
+        or next((name for name in named if name in metrics.names), metrics.names[0]),
         fitness=fitness,
         objectives=objectives,
         constraints=tuple(
             bound
             for text in search.subject_to
-            for bound in parse_bounds(text, known, "search.subject_to")
+            for bound in parse_bounds(text, list(known), "search.subject_to")
         ),
         window=search.fitness_window,
+        windowed=frozenset(metrics.names),
     )
 
 
-def _objective(text: str, known: Sequence[str], task: str) -> Aim:
+def _objective(text: str, known: Sequence[str], metrics: Metrics) -> Aim:
     """`expression`, `expression:min` or `expression:max`; the better way of a metric is known."""
     key = "search.objectives"
     written, _, way = text.partition(":")
@@ -206,19 +208,19 @@ def _objective(text: str, known: Sequence[str], task: str) -> Aim:
     if way not in ("", *WAYS):
         raise ConfigError(f"`{key}`: `:min` or `:max` may follow {written}, got `:{way:.80}`")
     expression = parse_expression(written, known, key)
-    metric = metric_of(task, expression.text)
+    metric = metrics.find(expression.text)
     if metric is not None and way in ("", "max" if metric.better == "higher" else "min"):
         return Aim(expression=expression, metric=metric)
     if not way:
-        _refuse_wrong_way(expression, task, key)
+        _refuse_wrong_way(expression, metrics, key)
     return Aim(expression=expression, maximised=way == "max")
 
 
-def _refuse_wrong_way(expression: Expression, task: str, key: str) -> None:
+def _refuse_wrong_way(expression: Expression, metrics: Metrics, key: str) -> None:
     """What is minimised must not always gain by a worse metric: nobody would search for that."""
     for name in expression.names:
-        metric = metric_of(task, name)
-        if metric is None or not name.startswith("validation_"):
+        metric = metrics.find(name)
+        if metric is None or name not in metrics.names:
             continue
         better = 1.01 if metric.better == "higher" else 0.99
         slopes = []
@@ -240,14 +242,14 @@ def _is_number(choices: Sequence[Value] | None) -> bool:
     return all(isinstance(c, int | float) for c in choices or ())
 
 
-def fitness_of(metrics: Mapping[str, float], metric: str, task: str) -> float | None:
+def fitness_of(measured: Mapping[str, float], metric: str, metrics: Metrics) -> float | None:
     """One metric alone as a search minimises it, see `Metric.fitness`; None: no finite number.
 
     Raises:
-        ConfigError: when the task is unknown here, or has no such metric.
+        ConfigError: when there is no such metric.
     """
-    known = metric_of(task, metric)
+    known = metrics.find(metric)
     if known is None:
-        raise ConfigError(f"no metric {metric!r:.80} of a task {task!r:.80} is known")
-    value = metrics.get(metric, math.nan)
+        raise ConfigError(f"no metric {metric!r:.80} of this task is known")
+    value = measured.get(metric, math.nan)
     return known.fitness(value) if math.isfinite(value) else None

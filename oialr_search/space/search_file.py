@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from oialr_search.space.fitness import Aims, aims_of
 from oialr_search.space.given import OfFile, Start
@@ -15,9 +16,9 @@ from oialr_search.space.hyperparameters import RANGE_KEYS, SearchSpace, parse_sp
 from oialr_search.space.prior import Prior, check_priors
 from oialr_search.space.repeats import ConfirmSettings, RepeatSettings
 from oialr_search.space.stopping import StoppingSettings, rule_class
-from oialr_training.config import OF_ALL_TASKS, TrainingConfig
+from oialr_training.config import Metrics, TrainingConfig
 from oialr_training.errors import ConfigError, nearest
-from oialr_training.tasks import validate_training
+from oialr_training.tasks import known_metrics, validate_training
 from oialr_training.validation import Config, Fraction, validate
 from oialr_training.yaml_files import apply_override, in_one_line, parse_assignment, read_yaml
 
@@ -156,7 +157,7 @@ class SearchFile:
     @property
     def aims(self) -> Aims:
         """What the search is after."""
-        return aims_of(self.search, self.training.task, self.space, self.source)
+        return aims_of(self.search, self.training.reported, self.space, self.source)
 
     @property
     def without_effect(self) -> dict[str, str]:
@@ -172,6 +173,7 @@ class SearchFile:
             "format": STORED_FORMAT,
             "search": self.search.model_dump(mode="json"),
             "training": self.training.model_dump(mode="json"),
+            "metrics": asdict(self.training.reported),
         }
 
 
@@ -187,6 +189,27 @@ def stored_training(settings: Mapping[str, Any], source: str) -> TrainingConfig:
 def stored_search_settings(settings: Mapping[str, Any], source: str) -> SearchSettings:
     """The `search:` settings of stored ones, as `stored_training` does it."""
     return validate(SearchSettings, _stored(settings, "search", source), source, prefix="search.")
+
+
+def stored_metrics(settings: Mapping[str, Any], task: str, source: str) -> Metrics:
+    """What the trainings of stored settings report; of earlier versions', as far as it is known.
+
+    Raises:
+        ConfigError: when this version does not know all of it.
+    """
+    if "metrics" not in settings:
+        return known_metrics(task)
+    try:
+        return _metrics_adapter().validate_python(settings["metrics"])
+    except ValidationError as error:
+        mistake = error.errors()[0]
+        key = ".".join(map(str, ("metrics", *mistake["loc"])))
+        raise ConfigError(f"`{key}`: {mistake['msg']} ({source})") from None
+
+
+@cache
+def _metrics_adapter() -> TypeAdapter[Metrics]:
+    return TypeAdapter(Metrics)
 
 
 def _stored(settings: Mapping[str, Any], section: str, source: str) -> Mapping[str, Any]:
@@ -261,13 +284,13 @@ def load_search(
     )
     search = search.model_copy(update={"start_with": start})
     task = type(training)
-    _refuse_missing_metric(search, task.validation_metrics(), source)
+    _refuse_missing_metric(search, training.reported.names, source)
     space = parse_space(content["space"], task, training_content, source)
     _refuse_window(search, training, space, source)
-    aims = aims_of(search, training.task, space, source)
+    aims = aims_of(search, training.reported, space, source)
     _refuse_aims(search, source)
     if search.stopping is not None:
-        _check_stopping(search.stopping, task, source)
+        _check_stopping(search.stopping, training.reported, source)
     priors = {name: prior for name, prior in search.prior.items() if name not in pinned}
     check_priors(priors, space, source)
     return SearchFile(
@@ -330,13 +353,13 @@ def _refuse_aims(search: SearchSettings, source: str) -> None:
                 )
 
 
-def _check_stopping(settings: StoppingSettings, task: type[TrainingConfig], source: str) -> None:
+def _check_stopping(settings: StoppingSettings, metrics: Metrics, source: str) -> None:
     """See that the rule is there, and its metric reported by epochs.
 
     Raises:
         ConfigError: when one of them is not.
     """
-    reported = [*task.validation_metrics(), *(metric.name for metric in OF_ALL_TASKS)]
+    reported = metrics.epoch_names
     if settings.metric is not None and settings.metric not in reported:
         raise ConfigError(
             f"unknown metric {settings.metric!r:.80} for `search.stopping.metric`"

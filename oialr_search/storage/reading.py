@@ -305,12 +305,12 @@ class StorageReader(AbstractContextManager["StorageReader"]):
             return read_individuals(connection, individuals.c.search_id == search_id, whom)
 
     def individuals_after(
-        self, search_id: int, individual_id: int, again: Collection[int] = ()
+        self, search_id: int, individual_id: int | None, again: Collection[int] = ()
     ) -> list[IndividualRecord]:
         """Return a search's individuals with higher ids, and those named `again`, by id.
 
         Who has read a search before needs no more: its ids only grow, and an individual that
-        neither runs nor waits changes no more.
+        neither runs nor waits changes no more. None: only those named.
         """
         with self._reading() as connection:
             return [
@@ -589,16 +589,17 @@ def read_evaluations(connection: sa.Connection, query: sa.Select[Any]) -> list[E
 
 
 def _after(
-    search_id: int, individual_id: int, again: Collection[int]
+    search_id: int, individual_id: int | None, again: Collection[int]
 ) -> Iterator[Sequence[sa.ColumnElement[bool]]]:
     """Yield the conditions of individuals named `again`, then those of the higher ids."""
     for ids in _batches(sorted(again)):
         yield [individuals.c.id.in_(ids)]
-    yield [
-        individuals.c.search_id == search_id,
-        individuals.c.status.in_(list(Status)),  # the index has them by status, then id
-        individuals.c.id > individual_id,
-    ]
+    if individual_id is not None:
+        yield [
+            individuals.c.search_id == search_id,
+            individuals.c.status.in_(list(Status)),  # the index has them by status, then id
+            individuals.c.id > individual_id,
+        ]
 
 
 def count_confirmations(connection: sa.Connection, search_id: int) -> int:

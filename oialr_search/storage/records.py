@@ -19,7 +19,7 @@ from oialr_training.protocol import Observation, RankUpdate, Resources
 if TYPE_CHECKING:
     from oialr_search.space.fitness import Aims
     from oialr_search.space.search_file import SearchSettings
-    from oialr_training.config import TrainingConfig
+    from oialr_training.config import Metrics, TrainingConfig
 
 
 CONFIRM = "confirm"
@@ -102,16 +102,26 @@ class SearchRecord(NewSearch):
         """Return the conditions as the search file names them."""
         return (self.settings.get("search") or {}).get("subject_to") or ()
 
+    def metrics(self) -> Metrics:
+        """Return what the trainings report; nothing that the database names is run for it.
+
+        Raises:
+            ConfigError: when this version does not know all of it.
+        """
+        from oialr_search.space.search_file import stored_metrics
+
+        return stored_metrics(self.settings, self.task, f"search {self.name!r} as it is stored")
+
     def aims(self) -> Aims:
         """Return what the search is after.
 
         Raises:
-            ConfigError: when this version knows no such task, metric or column.
+            ConfigError: when this version knows no such metric or column.
         """
         from oialr_search.space.fitness import aims_of
 
         source = f"search {self.name!r} as it is stored"
-        return aims_of(self.search_settings(), self.task, self.space, source)
+        return aims_of(self.search_settings(), self.metrics(), self.space, source)
 
     def of_search_file(self, path: str) -> Any:
         """Return what stands at a dotted path of the stored training configuration, else None."""

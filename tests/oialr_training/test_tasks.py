@@ -18,7 +18,7 @@ from oialr_training.config import TrainingConfig
 from oialr_training.data import LoadSettings, Splits
 from oialr_training.errors import ConfigError
 from oialr_training.protocol import Epoch
-from oialr_training.tasks import TASKS, load_training, metric_of, register, validate_training
+from oialr_training.tasks import TASKS, known_metrics, load_training, register, validate_training
 
 from ..conftest import SEARCH_SPACES
 from . import margins
@@ -103,7 +103,10 @@ class TestTask:
         assert len({metric.name for metric in task.metrics}) == len(others) + 1
         for metric in task.metrics:
             for part in ("validation", "test"):
-                assert metric_of(name, f"{part}_{metric.name}") is metric
+                reported = known_metrics(name).find(f"{part}_{metric.name}")
+                assert reported is not None
+                assert reported.label == f"{part} {metric.label}"
+                assert (reported.better, reported.percent) == (metric.better, metric.percent)
             assert metric.label
             # Better is a lower fitness.
             better, worse = (2.0, 1.0) if metric.better == "higher" else (1.0, 2.0)
@@ -153,7 +156,7 @@ class TestTask:
         assert told(first) == told(second)
         assert trained is not None
         reported = {n for event in first if isinstance(event, Epoch) for n in event.metrics}
-        assert set(TASKS[name].validation_metrics()) <= reported
+        assert set(TASKS[name].all_metrics().names) <= reported
         assert trained.completed.trainable_percent < 100
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from oialr_search.space.search_file import load_search
+from oialr_search.space.search_file import load_search, stored_metrics
 from oialr_training.errors import ConfigError
-from oialr_training.tasks import TASKS, load_training
+from oialr_training.tasks import TASKS, known_metrics, load_training
 from oialr_training.tasks.autoformer import AutoformerETTm2
 from oialr_training.yaml_files import parse_yaml
 
@@ -192,3 +194,22 @@ def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
 def test_a_search_file_is_no_training_configuration() -> None:
     with pytest.raises(ConfigError, match="this is a search file"):
         load_training(DIGITS)
+
+
+def test_a_stored_search_says_its_metrics_whatever_its_task() -> None:
+    stored = json.loads(json.dumps({"metrics": asdict(Margins.all_metrics())}))
+    metrics = stored_metrics(stored, "a_package.unknown:Here", "stored")
+    assert metrics == Margins.all_metrics()
+    margin = metrics.find("validation_margin")
+    assert margin is not None
+    assert margin.better == "higher"
+
+
+def test_a_search_stored_before_it_said_so_has_the_metrics_of_its_task() -> None:
+    assert stored_metrics({}, "minivit_digits", "stored") == known_metrics("minivit_digits")
+    assert not stored_metrics({}, "a_package.unknown:Here", "stored").names
+
+
+def test_damaged_metrics_are_one_line() -> None:
+    with pytest.raises(ConfigError, match=r"`metrics.searched`.*\(stored\)"):
+        stored_metrics({"metrics": {"searched": 3}}, "minivit_digits", "stored")

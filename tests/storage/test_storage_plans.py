@@ -82,6 +82,7 @@ CALLS: dict[str, tuple[Callable[[Storage, int, int, int], object], set[str]]] = 
     "progress": (
         lambda s, search, _, __: s.progress(search),
         {
+            "ix_individuals_repeat_of",
             "ix_individuals_search_id_status_id",
             "ix_individuals_search_id_violation_fitness_id",
             "sqlite_autoindex_evaluations_1",
@@ -112,6 +113,10 @@ CALLS: dict[str, tuple[Callable[[Storage, int, int, int], object], set[str]]] = 
             "ix_launches_search_id_started_at",
             "sqlite_autoindex_evaluations_1",
         },
+    ),
+    "confirmations": (
+        lambda s, search, _, __: s.num_confirmations(search),
+        {"ix_individuals_repeat_of"},
     ),
     "individuals that finished": (
         lambda s, search, _, __: s.finished_after(search, 3),

@@ -14,9 +14,11 @@ import queue
 import signal
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("oialr_training")
 READ_BYTES = 1 << 16
+WITHOUT_TORCH = f"{sys.executable} has no torch: run pip install 'oialr-search[train]'"
 CHECKPOINT_FILE = "checkpoint.safetensors"
 
 
@@ -256,6 +259,9 @@ def main() -> None:
     stops: list[Stop] = []
     threading.Thread(target=_read_messages, args=(messages, stops), daemon=True).start()
     worker = Worker(arguments.events)
+    if find_spec("torch") is None:
+        worker.report(Failed(reason=WITHOUT_TORCH, at=time.time(), cause="configuration"))
+        sys.exit(1)
     while True:
         match decode(messages.get()):
             case Prepare() as message:

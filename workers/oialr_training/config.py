@@ -8,7 +8,7 @@ A configuration is a YAML file whose keys are the fields below and those that it
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, JsonValue
@@ -49,6 +49,34 @@ class Metric:
         return f"100 − {name}" if self.percent else f"−{name}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Metrics:
+    """All that the trainings of a search report: kept with the search, so that who reads it need
+    not know its task."""
+
+    searched: tuple[Metric, ...]
+    """By which a search may judge; each epoch has them."""
+    each_epoch: tuple[Metric, ...] = ()
+    """What each epoch has besides."""
+    at_the_end: tuple[Metric, ...] = ()
+    """What only a result has."""
+
+    @property
+    def names(self) -> list[str]:
+        """Of those by which a search may judge."""
+        return [metric.name for metric in self.searched]
+
+    @property
+    def epoch_names(self) -> list[str]:
+        """Of all that an epoch has."""
+        return [metric.name for metric in (*self.searched, *self.each_epoch)]
+
+    def find(self, name: str) -> Metric | None:
+        """The metric of a name; None: there is none."""
+        all_of_them = (*self.searched, *self.each_epoch, *self.at_the_end)
+        return next((metric for metric in all_of_them if metric.name == name), None)
+
+
 OF_ALL_TASKS = (
     Metric(name="train_loss", label="training loss"),
     Metric(name="lr", label="learning rate"),
@@ -65,11 +93,32 @@ CLASSIFICATION = (
 """What `measure_classification` measures."""
 
 
-class TrainingConfig(Config):
-    """What a worker needs to train once; a subclass is a task (`oialr_training.tasks`)."""
+class TaskConfig(Config):
+    """What the search knows of whatever a worker evaluates; a subclass is a task."""
 
     name: ClassVar[str]
     """The task's, by which a file names it, where it is not named by its module and class."""
+
+    @property
+    @abstractmethod
+    def reported(self) -> Metrics:
+        """What the search hears of an evaluation."""
+
+    task: str
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
+    """Seed of all that is random in a training: weights, order of the samples, augmentation."""
+    epochs: Annotated[int, Field(ge=1)] | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    num_threads: Annotated[int, Field(ge=1)] | None = None
+    """CPU threads of one training; null: the node's cores shared among its trainings."""
+    provenance: dict[str, JsonValue] | None = None
+    """Where an exported configuration comes from; training ignores it."""
+
+
+class TrainingConfig(TaskConfig):
+    """What a worker needs to train a network once; a subclass is a task that does so
+    (`oialr_training.tasks`)."""
+
     metrics: ClassVar[tuple[Metric, ...]] = ()
     """What `measure` measures, a `loss` first. Reported and searched as
     `validation_loss`, `test_loss` and so on."""
@@ -117,26 +166,26 @@ class TrainingConfig(Config):
         return self.scheduler.rate(step, self.optimizer.lr, self.epochs, steps_per_epoch)
 
     @classmethod
-    def metric(cls, reported: str) -> Metric | None:
-        """The metric that is reported under a name; None: there is none."""
-        known = {metric.name: metric for metric in OF_ALL_TASKS}
-        for part in ("validation", "test"):
-            known |= {f"{part}_{metric.name}": metric for metric in cls.metrics}
-        return known.get(reported)
+    def all_metrics(cls) -> Metrics:
+        """What is reported of each training of this task."""
+        validation, test = (
+            tuple(
+                replace(metric, name=f"{part}_{metric.name}", label=f"{part} {metric.label}")
+                for metric in cls.metrics
+            )
+            for part in ("validation", "test")
+        )
+        return Metrics(searched=validation, each_epoch=OF_ALL_TASKS, at_the_end=test)
 
-    @classmethod
-    def validation_metrics(cls) -> list[str]:
-        """The names under which a search may choose its metric."""
-        return [f"validation_{metric.name}" for metric in cls.metrics]
+    @property
+    def reported(self) -> Metrics:
+        """See `TaskConfig.reported`."""
+        return self.all_metrics()
 
-    task: str
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
-    """Seed of the weights, the order of the samples, augmentation and dropout."""
     epochs: Annotated[int, Field(ge=1)]
     batch_size: Annotated[int, Field(ge=1)]
     validation: Literal["held_out", "test"] = "held_out"
     """Which samples the validation metrics are measured on; `test` as in the paper."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
     autocast: Literal["auto", "off", "bfloat16"] = "auto"
     """auto: bfloat16 on a GPU, off on a CPU."""
     result_epoch: Literal["last", "best"] = "last"
@@ -144,13 +193,9 @@ class TrainingConfig(Config):
     lowest validation loss."""
     early_stopping_patience: Annotated[int, Field(ge=1)] | None = None
     """End after so many epochs without a lower validation loss; null: never."""
-    num_threads: Annotated[int, Field(ge=1)] | None = None
-    """CPU threads of one training; null: the node's cores shared among its trainings."""
     optimizer: OptimizerConfig
     scheduler: SchedulerConfig
     oialr: OIALRConfig | None
     """null: train at full rank (the baseline)."""
     observation: ObservationConfig | None = None
     """Record stability (Eq. 4) and mixing similarity (Eq. 5) of every layer; null: do not."""
-    provenance: dict[str, JsonValue] | None = None
-    """Where an exported configuration comes from; training ignores it."""

@@ -190,13 +190,23 @@ class Completed(Record):
     """The training reached its end."""
 
     metrics: Mapping[str, float]
-    trainable_percent: float
-    compression_percent: float
+    trainable_percent: float | None = None
+    """None: what was trained does not say."""
+    compression_percent: float | None = None
     device: str
     """`cpu`, or what the GPU is called."""
     duration_s: float
     at: float
     resources: Resources = field(default_factory=Resources)
+
+    @property
+    def share_of_parameters(self) -> dict[str, float]:
+        """Trainable parameters and all, in percent of full rank's, where they are known."""
+        named = {
+            "trainable_percent": self.trainable_percent,
+            "compression_percent": self.compression_percent,
+        }
+        return {name: value for name, value in named.items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -228,7 +228,7 @@ def _epochs(source: Source) -> go.Figure:
         [training for i in rest if (training := _training(source, i)).epochs],
         _baseline_training(source),
         source.search.metric,
-        metric_label(source.search.metric, source.search.task),
+        metric_label(source.search.metric, source.search),
         source.subtitle,
         note,
     )

@@ -17,8 +17,7 @@ from oialr_search.space.search_file import SearchFile
 from oialr_search.space.stopping import Clock, StoppingSettings
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import Curve, Status
-from oialr_training.config import OF_ALL_TASKS, Metric
-from oialr_training.tasks import metric_of
+from oialr_training.config import Metric, Metrics
 
 NEWEST, BEST = 400, 100
 STOPPED_LAST, ASKED_ANEW = 50, 4
@@ -48,9 +47,8 @@ class Judge:
         self._clock = settings.clock
         self._goes_on = settings.go_on
         self._epochs = search_file.training.epochs
-        task = search_file.training.task
         self._name = settings.metric or search_file.search.metric
-        self._metric = _metric(task, self._name)
+        self._metric = _metric(search_file.training.reported, self._name)
         self._aims = _aims_of_epochs(search_file)
         self._names = sorted({self._name, *(n for aim in self._aims for n in aim.expression.names)})
         self._known: dict[int, _Known] = {}
@@ -162,8 +160,9 @@ def _epoch_of(clock: Clock, curve: Curve) -> int | None:
 
 def _aims_of_epochs(search_file: SearchFile) -> list[Aim]:
     """The aims of a search with several; not those that only a whole training tells."""
-    reported = {*search_file.training.validation_metrics(), *(m.name for m in OF_ALL_TASKS)}
-    known = reported | {h.name for h in search_file.space.hyperparameters}
+    known = {*search_file.training.reported.epoch_names} | {
+        h.name for h in search_file.space.hyperparameters
+    }
     return [aim for aim in search_file.aims.objectives if known.issuperset(aim.expression.names)]
 
 
@@ -174,8 +173,8 @@ def _aimed(aim: Aim, columns: Mapping[str, Any]) -> float:
     return value if math.isfinite(value) else math.inf
 
 
-def _metric(task: str, name: str) -> Metric:
-    metric = metric_of(task, name)
+def _metric(metrics: Metrics, name: str) -> Metric:
+    metric = metrics.find(name)
     assert metric is not None  # the search file was checked
     return metric
 

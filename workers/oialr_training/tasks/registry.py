@@ -10,7 +10,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, TypeVar
 
-from oialr_training.config import Metric, TrainingConfig
+from oialr_training.config import OF_ALL_TASKS, Metric, Metrics, TrainingConfig
 from oialr_training.errors import ConfigError, nearest, place_of
 from oialr_training.validation import validate
 from oialr_training.yaml_files import apply_override, in_one_line, parse_assignment, read_yaml
@@ -52,12 +52,13 @@ def find_task(name: str) -> type[TrainingConfig]:
     return task
 
 
-def metric_of(task: str, reported: str) -> Metric | None:
-    """The metric that a task reports under a name; None where it or the task is unknown.
+def known_metrics(task: str) -> Metrics:
+    """What a task reports, as far as it is known here.
 
     Nothing is imported for it: who reads a database runs no code that it names.
     """
-    return TASKS.get(task, TrainingConfig).metric(reported)
+    known = TASKS.get(task)
+    return known.all_metrics() if known else Metrics(searched=(), each_epoch=OF_ALL_TASKS)
 
 
 def add_task_path(folders: Iterable[str | Path]) -> None:

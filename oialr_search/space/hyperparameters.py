@@ -213,6 +213,9 @@ def _parse_hyperparameter(
         raise ConfigError(f"{key} needs `choices` ({source})")
     if given.low is None or given.high is None:
         raise ConfigError(f"{key} needs `low` and `high`, or `choices` ({source})")
+    if kind == "any":
+        whole = isinstance(given.low, int) and isinstance(given.high, int)
+        kind = "int" if whole else "float"
     shown = f"got low={given.low}, high={given.high} ({source})"
     if not given.low < given.high:
         raise ConfigError(f"`low < high` must hold for {key}, {shown}")
@@ -223,8 +226,8 @@ def _parse_hyperparameter(
     return Hyperparameter(name=name, kind=kind, low=given.low, high=given.high, scale=given.scale)
 
 
-def _kind_of(name: str, task: type[TrainingConfig], source: str) -> Kind:
-    """The kind of the training configuration's field at a dotted path."""
+def _kind_of(name: str, task: type[TrainingConfig], source: str) -> Kind | Literal["any"]:
+    """The kind of the training configuration's field at a dotted path; any: its bounds say it."""
     model: type[BaseModel] = task
     keys = name.split(".")
     for position, key in enumerate(keys):
@@ -240,6 +243,8 @@ def _kind_of(name: str, task: type[TrainingConfig], source: str) -> Kind:
         options = _options(field.annotation)
         section = next((o for o in options if isinstance(o, type) and issubclass(o, Config)), None)
         if position < len(keys) - 1:
+            if position == len(keys) - 2 and any(get_origin(o) is dict for o in options):
+                return "any"
             if section is None:
                 raise ConfigError(f"unknown key `space.{name}`: `{key}` has no keys ({source})")
             model = section

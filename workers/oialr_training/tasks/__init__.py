@@ -7,7 +7,7 @@ these methods. Those here are marked `@register` and have a `name`; another is n
 entry point of the group `oialr_search.tasks`, or as `package.module:Class`.
 """
 
-from oialr_training.tasks import autoformer, minivit
+from oialr_training.tasks import autoformer, classification, minivit
 from oialr_training.tasks.registry import (
     TASKS,
     add_task_path,
@@ -23,6 +23,7 @@ __all__ = [
     "TASKS",
     "add_task_path",
     "autoformer",
+    "classification",
     "find_task",
     "known_metrics",
     "load_training",

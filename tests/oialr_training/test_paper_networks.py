@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from oialr_training.protocol import Completed, Epoch
-from oialr_training.tasks import load_training
+from oialr_training.tasks import load_training, validate_training
 from oialr_training.tasks.classification import ImageClassification
 from oialr_training.tasks.minivit import MiniViTCIFAR10
+from oialr_training.yaml_files import read_yaml
 
 from ..conftest import SEARCH_SPACES
 from .test_data import make_images
@@ -68,6 +69,14 @@ def test_cifar10_is_trained_as_the_mini_vit(name: str) -> None:
     )  # fmt: skip
     assert (data.scale, data.train_interpolation) == (other.crop_scale, other.interpolation)
     assert data.crop_pct == 1.0
+
+
+def test_the_search_for_vgg16_is_around_its_training() -> None:
+    content = read_yaml(SEARCH_SPACES / "vgg16_cifar10.yaml")
+    del content["search"], content["space"]
+    content["validation"] = "test"
+    found = validate_training(content, "test")
+    assert found == load_training(TRAININGS / "vgg16_cifar10.yaml")
 
 
 @pytest.mark.parametrize("file", FILES)

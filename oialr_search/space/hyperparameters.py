@@ -163,7 +163,7 @@ def parse_space(
             )
     for name, entry in content.items():
         try:
-            hyperparameter = _parse_hyperparameter(name, entry, task, source)
+            hyperparameter = _parse_hyperparameter(name, entry, task, training, source)
             for value in _samples(hyperparameter):
                 trial = with_hyperparameters(training, {hyperparameter.name: value})
                 validate_training(trial, f"{source}, value of `space.{name}`")
@@ -192,9 +192,15 @@ def with_hyperparameters(
 
 
 def _parse_hyperparameter(
-    name: str, entry: Any, task: type[TrainingConfig], source: str
+    name: str,
+    entry: Any,
+    task: type[TrainingConfig],
+    training: Mapping[str, Any],
+    source: str,
 ) -> Hyperparameter:
     kind = _kind_of(name, task, source)
+    if kind == "any":
+        _require_value(name, training, source)
     if kind == "bool" and entry is None:
         entry = {"choices": [False, True]}
     given = validate(_Range, entry, source, prefix=f"space.{name}.")
@@ -256,6 +262,23 @@ def _kind_of(name: str, task: type[TrainingConfig], source: str) -> Kind | Liter
     # bool before int: Python's bool is an int.
     kinds: tuple[tuple[type, Kind], ...] = ((bool, "bool"), (float, "float"), (int, "int"))
     return next((kind for type_, kind in kinds if type_ in options), "choice")
+
+
+def _require_value(name: str, training: Mapping[str, Any], source: str) -> None:
+    """See that the training itself has a value there, which is tried before the search starts.
+
+    Raises:
+        ConfigError: when it has none.
+    """
+    place, _, key = name.rpartition(".")
+    found: Any = training
+    for part in place.split("."):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    if not isinstance(found, Mapping) or key not in found:
+        raise ConfigError(
+            f"`space.{name}` needs a value of `{name}` in the file, too: "
+            f"with it `{key}` is tried before the search starts ({source})"
+        )
 
 
 def _options(annotation: Any) -> list[Any]:

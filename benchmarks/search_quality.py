@@ -37,13 +37,12 @@ from oialr_search.launch.engines import (
 from oialr_search.launch.population import Population
 from oialr_search.launch.repeating import next_repeat
 from oialr_search.space.repeats import RepeatSettings
-from oialr_search.space.search_file import ENGINES, SearchSettings
+from oialr_search.space.search_file import SearchSettings
 from oialr_search.storage.records import Known, Status
 from oialr_search.surrogate.individuals import Individuals
 
 MIX = ("svm", "sgd", "oialr", "bbob-mixint-5", "bbob-mixint-10", "bbob-5", "bbob-10")
 COMPARED = ("random", "propulate", "tpe", "cmaes", "screened")
-ENGINES["gp"] = "benchmarks.optuna_gp:OptunaGP"
 SMALL = {"problems": "svm,bbob-mixint-5,bbob-5", "seeds": 2, "evaluations": 50}
 NORMALISED_AT = 25
 SHOWN_AT = (25, 50, 100, 200, 500, 1000)

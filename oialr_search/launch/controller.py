@@ -40,7 +40,7 @@ from oialr_search.launch.repeating import Repeat, next_repeat, seed_of
 from oialr_search.launch.resuming import have_ended
 from oialr_search.launch.stop_request import StopRequest
 from oialr_search.launch.stopping.judging import Judge
-from oialr_search.launch.until import total_of
+from oialr_search.launch.until import enough
 from oialr_search.space.search_file import SearchFile
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import (
@@ -94,6 +94,7 @@ class Controller:
         self._population = ParetoPopulation(size) if several else Population(size)
         self._all_individuals = AllIndividuals(search_id, self._space.hyperparameters)
         self._read_breeders(storage)
+        self._num_individuals = self._search.evaluations + storage.num_confirmations(search_id)
         self._generation = storage.next_generation(search_id, place.island, place.island_rank)
         self._ask_at = self._check_at = 0.0
         self._stop_words: set[str] = set()
@@ -132,7 +133,7 @@ class Controller:
             if self._remeasured:
                 self._outbox.ask(self._read_breeders)
                 self._remeasured = False
-            total = self._outbox.ask(self._total)
+            total = self._total()
             proposal = self._propose(total)
             go_on = None
             if self._judge is not None and total:  # a search that has had enough takes none up
@@ -152,8 +153,12 @@ class Controller:
         self._evaluator.start(claim)
         return True
 
-    def _total(self, storage: Storage) -> int:
-        return total_of(storage, self._search_id, self._search)
+    def _total(self) -> int:
+        """As `total_of`. What this launch confirms is no matter: all else has ended by then."""
+        if self._search.until is None:
+            return self._num_individuals
+        met = self._outbox.ask(lambda s: enough(s, self._search_id, self._search))
+        return 0 if met else self._num_individuals
 
     def _propose(self, total: int) -> Proposal:
         """What this rank would evaluate next.

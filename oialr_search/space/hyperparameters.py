@@ -163,7 +163,7 @@ def parse_space(
             )
     for name, entry in content.items():
         try:
-            hyperparameter = _parse_hyperparameter(name, entry, task, source)
+            hyperparameter = _parse_hyperparameter(name, entry, task, training, source)
             for value in _samples(hyperparameter):
                 trial = with_hyperparameters(training, {hyperparameter.name: value})
                 validate_training(trial, f"{source}, value of `space.{name}`")
@@ -195,10 +195,15 @@ def with_hyperparameters(
 
 
 def _parse_hyperparameter(
-    name: str, entry: Any, task: type[TaskConfig], source: str
+    name: str,
+    entry: Any,
+    task: type[TaskConfig],
+    training: Mapping[str, Any],
+    source: str,
 ) -> Hyperparameter:
-    kind = _kind_of_any(name, entry, task, source) if task.any_name else None
-    kind = kind or _kind_of(name, task, source)
+    kind = _kind_of(name, task, source)
+    if kind == "any" and not task.any_name:
+        _require_value(name, training, source)
     if kind == "bool" and entry is None:
         entry = {"choices": [False, True]}
     given = validate(_Range, entry, source, prefix=f"space.{name}.")
@@ -217,6 +222,9 @@ def _parse_hyperparameter(
         raise ConfigError(f"{key} needs `choices` ({source})")
     if given.low is None or given.high is None:
         raise ConfigError(f"{key} needs `low` and `high`, or `choices` ({source})")
+    if kind == "any":
+        whole = isinstance(given.low, int) and isinstance(given.high, int)
+        kind = "int" if whole else "float"
     shown = f"got low={given.low}, high={given.high} ({source})"
     if not given.low < given.high:
         raise ConfigError(f"`low < high` must hold for {key}, {shown}")
@@ -227,25 +235,12 @@ def _parse_hyperparameter(
     return Hyperparameter(name=name, kind=kind, low=given.low, high=given.high, scale=given.scale)
 
 
-def _kind_of_any(name: str, entry: Any, task: type[TaskConfig], source: str) -> Kind | None:
-    """The kind of what has no field, as its range tells: whole bounds are of whole numbers."""
-    section = name.partition(".")[0]
-    if section in task.model_fields:
-        return None
-    if not isinstance(entry, Mapping):
-        raise ConfigError(
-            f"`space.{name}` needs `low` and `high`, or `choices`, got {entry!r:.60} ({source})"
-        )
-    if entry.get("choices") is not None:
-        return "bool" if all(isinstance(c, bool) for c in entry["choices"]) else "choice"
-    whole = all(isinstance(entry.get(end), int) for end in ("low", "high"))
-    return "int" if whole else "float"
-
-
-def _kind_of(name: str, task: type[TaskConfig], source: str) -> Kind:
-    """The kind of the training configuration's field at a dotted path."""
+def _kind_of(name: str, task: type[TaskConfig], source: str) -> Kind | Literal["any"]:
+    """The kind of the training configuration's field at a dotted path; any: its bounds say it."""
     model: type[BaseModel] = task
     keys = name.split(".")
+    if task.any_name and keys[0] not in model.model_fields:
+        return "any"
     for position, key in enumerate(keys):
         field = model.model_fields.get(key)
         if field is None or (position == 0 and key not in task.searched):
@@ -259,6 +254,8 @@ def _kind_of(name: str, task: type[TaskConfig], source: str) -> Kind:
         options = _options(field.annotation)
         section = next((o for o in options if isinstance(o, type) and issubclass(o, Config)), None)
         if position < len(keys) - 1:
+            if position == len(keys) - 2 and any(get_origin(o) is dict for o in options):
+                return "any"
             if section is None:
                 raise ConfigError(f"unknown key `space.{name}`: `{key}` has no keys ({source})")
             model = section
@@ -270,6 +267,23 @@ def _kind_of(name: str, task: type[TaskConfig], source: str) -> Kind:
     # bool before int: Python's bool is an int.
     kinds: tuple[tuple[type, Kind], ...] = ((bool, "bool"), (float, "float"), (int, "int"))
     return next((kind for type_, kind in kinds if type_ in options), "choice")
+
+
+def _require_value(name: str, training: Mapping[str, Any], source: str) -> None:
+    """See that the training itself has a value there, which is tried before the search starts.
+
+    Raises:
+        ConfigError: when it has none.
+    """
+    place, _, key = name.rpartition(".")
+    found: Any = training
+    for part in place.split("."):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    if not isinstance(found, Mapping) or key not in found:
+        raise ConfigError(
+            f"`space.{name}` needs a value of `{name}` in the file, too: "
+            f"with it `{key}` is tried before the search starts ({source})"
+        )
 
 
 def _options(annotation: Any) -> list[Any]:

@@ -28,9 +28,13 @@ ENGINES = {
     "random": "oialr_search.launch.engines.random_search:RandomSearch",
     "sobol": "oialr_search.launch.engines.sobol:SobolSequence",
     "tpe": "oialr_search.launch.engines.optuna_samplers:TPE",
+    "gp": "oialr_search.launch.engines.optuna_samplers:GP",
     "cmaes": "oialr_search.launch.engines.cmaes:CMAES",
+    "pso": "oialr_search.launch.engines.particle_swarm:ParticleSwarm",
+    "nelder_mead": "oialr_search.launch.engines.nelder_mead:NelderMead",
 }
 """Engine → its class, which is imported where it is chosen."""
+OF_ONE_OBJECTIVE = ("cmaes", "pso", "nelder_mead")
 
 OF_PROPULATE = (
     "crossover_probability", "mutation_probability", "mutation_sigma", "random_init_probability",
@@ -348,13 +352,12 @@ def _refuse_aims(search: SearchSettings, source: str) -> None:
                 f"`search.until.{key}` looks at one fitness, and `search.objectives` have several: "
                 f"`hours` and `evaluations` end such a search ({source})"
             )
-    if "cmaes" in (search.engines or [search.engine]):
-        for key in ("objectives", "subject_to"):
-            if getattr(search, key):
-                raise ConfigError(
-                    f"the engine `cmaes` knows no `search.{key}`: "
-                    f"`screened`, `propulate` and `tpe` do ({source})"
-                )
+    for engine in search.engines or [search.engine]:
+        if search.objectives and engine in OF_ONE_OBJECTIVE:
+            raise ConfigError(
+                f"the engine `{engine}` knows no `search.objectives`: "
+                f"`screened`, `propulate`, `tpe` and `gp` do ({source})"
+            )
 
 
 def _refuse_no_clock(

@@ -25,7 +25,7 @@ from oialr_search.launch.engines import (
 )
 from oialr_search.launch.population import ParetoPopulation, Population
 from oialr_search.space.hyperparameters import Hyperparameter
-from oialr_search.space.search_file import ENGINES, SearchSettings, load_search
+from oialr_search.space.search_file import ENGINES, OF_ONE_OBJECTIVE, SearchSettings, load_search
 from oialr_search.storage.records import Known, Status
 from oialr_search.surrogate.individuals import Individuals
 from oialr_training.errors import ConfigError
@@ -39,6 +39,8 @@ HYPERPARAMETERS = (
     Hyperparameter(name="model.attention", kind="choice", choices=("fused", "apart")),
 )
 NAMES = tuple(h.name for h in HYPERPARAMETERS)
+SLOW = {"gp": pytest.mark.slow}
+ALL_ENGINES = [pytest.param(name, marks=SLOW.get(name, ())) for name in ENGINES]
 
 
 class BestAgain(Engine):
@@ -163,9 +165,19 @@ AIMED: dict[str, Callable[[], list[Known]]] = {
 }
 
 
-@pytest.mark.parametrize("engine", [*(e for e in ENGINES if e != "cmaes"), "best again"])
+KNOWS_SEVERAL = [
+    *(
+        pytest.param(*e.values, False, marks=e.marks)
+        for e in ALL_ENGINES
+        if e.values[0] not in OF_ONE_OBJECTIVE
+    ),
+    ("best again", False),
+    ("screened", True),
+]
+
+
+@pytest.mark.parametrize(("engine", "cost_aware"), KNOWS_SEVERAL)
 @pytest.mark.parametrize("known", AIMED)
-@pytest.mark.parametrize("cost_aware", [False, True])
 def test_with_several_aims_the_contract_is_the_same(
     engine: str, known: str, cost_aware: bool
 ) -> None:
@@ -188,7 +200,7 @@ def test_with_several_aims_the_contract_is_the_same(
         assert all(0.0 <= gene <= 1.0 for gene in proposals[0].genes.values())
 
 
-@pytest.mark.parametrize("engine", [*ENGINES, "best again"])
+@pytest.mark.parametrize("engine", [*ALL_ENGINES, "best again"])
 class TestContract:
     """What an engine promises, whichever it is."""
 

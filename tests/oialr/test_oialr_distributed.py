@@ -1,9 +1,10 @@
 """Two real processes with gloo; run as a program, this file is one of them."""
 
+import copy
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ import pytest
 import torch
 import torch.distributed
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from oialr import OIALR, OIALRError, OIALRSettings
@@ -32,6 +36,8 @@ SCENARIOS: dict[str, dict[str, object]] = {
     "converted_under_way": {"delay_steps": 6},
     "momentum": {"delay_steps": 6, "optimizer": "sgd"},
 }
+
+SHARDED = ("low_rank_from_the_start", "converted_under_way", "momentum")
 
 Wrap = Callable[[nn.Module], nn.Module]
 
@@ -82,14 +88,21 @@ def train(
             updates += found
             if rewrap:
                 wrapped = wrap(model)
-    weights = {
-        f"{name}.{i}": weight.dense().detach()
-        for name, layer in oialr.low_rank_layers.items()
-        for i, weight in enumerate(layer.weights)
-    }
+    pieces = sum(
+        (p.to_local() if isinstance(p, DTensor) else p).numel() for p in model.parameters()
+    )
+    with oialr.unsharded():
+        weights = {
+            f"{name}.{i}": weight.dense().detach()
+            for name, layer in oialr.low_rank_layers.items()
+            for i, weight in enumerate(layer.weights)
+        }
+        state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        optimizer_state = copy.deepcopy(optimizer.state_dict())
     return {
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
+        "model": state,
+        "optimizer": optimizer_state,
+        "pieces": pieces,
         "oialr": oialr.state_dict(),
         "weights": weights,
         "updates": [
@@ -98,11 +111,16 @@ def train(
     }
 
 
+def shard(model: nn.Module) -> None:
+    fully_shard(model[1])
+    fully_shard(model)
+
+
 def do_not_wrap(model: nn.Module) -> nn.Module:
     return model
 
 
-def main(folder: Path, process: int) -> None:
+def main(folder: Path, process: int, how: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo",
@@ -111,10 +129,29 @@ def main(folder: Path, process: int) -> None:
         world_size=NUM_PROCESSES,
     )
     torch.linalg.svd = CountedSvd(signs=1.0 if process == 0 else -1.0)
+    results = sharded(process) if how == "sharded" else copies(process)
+    torch.save(results, folder / f"{process}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def sharded(process: int) -> dict[str, Any]:
+    return {
+        scenario: train(scenario, process, NUM_PROCESSES, do_not_wrap, rewrap=False, shard=shard)
+        for scenario in SHARDED
+    }
+
+
+def copies(process: int) -> dict[str, Any]:
     group = torch.distributed.group.WORLD
 
     def wrap(model: nn.Module) -> nn.Module:
-        return DistributedDataParallel(model, broadcast_buffers=False)
+        wrapped = DistributedDataParallel(model)
+        assert not [
+            buffer
+            for name, buffer in model.named_buffers()
+            if name.endswith("basis") and any(buffer is sent for sent in wrapped.modules_buffers)
+        ]
+        return wrapped
 
     def wrap_for_unused(model: nn.Module) -> nn.Module:
         return DistributedDataParallel(model, find_unused_parameters=True)
@@ -138,18 +175,26 @@ def main(folder: Path, process: int) -> None:
         with pytest.raises((OIALRError, RuntimeError)) as refusal:
             train(scenario, process, NUM_PROCESSES, wrap_once, rewrap=False, process_group=group)
         results[name] = refusal.typename, str(refusal.value)
-    torch.save(results, folder / f"{process}.pt")
-    torch.distributed.destroy_process_group()
+    return results
 
 
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of the two processes came to; they run all scenarios, so that they start once."""
-    folder = tmp_path_factory.mktemp("processes")
+    return run_processes(tmp_path_factory.mktemp("processes"), "copies")
+
+
+@pytest.fixture(scope="module")
+def sharded_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """The same where each holds a half of everything."""
+    return run_processes(tmp_path_factory.mktemp("sharded"), "sharded")
+
+
+def run_processes(folder: Path, how: str) -> list[dict[str, Any]]:
     environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo"}
     started = [
         subprocess.Popen(
-            [sys.executable, __file__, str(folder), str(process)],
+            [sys.executable, __file__, str(folder), str(process), how],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -196,6 +241,10 @@ def assert_same(a: Any, b: Any) -> None:
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_the_processes_agree_bit_for_bit(processes: list[dict[str, Any]], scenario: str) -> None:
+    assert_they_agree(processes, scenario)
+
+
+def assert_they_agree(processes: list[dict[str, Any]], scenario: str) -> None:
     first, second = (results[scenario] for results in processes)
     for part in ("model", "optimizer", "oialr", "updates"):
         assert_same(first[part], second[part])
@@ -205,7 +254,10 @@ def test_two_halves_of_a_batch_do_as_the_whole(
     processes: list[dict[str, Any]], alone: tuple[str, dict[str, Any], int]
 ) -> None:
     scenario, expected, _ = alone
-    found = processes[0][scenario]
+    assert_it_did_as(expected, processes[0][scenario])
+
+
+def assert_it_did_as(expected: dict[str, Any], found: dict[str, Any]) -> None:
     assert found["oialr"] == expected["oialr"]
     assert min(min(ranks) for ranks in found["oialr"]["inner_ranks"].values()) < 6
     assert list(found["weights"]) == list(expected["weights"])
@@ -219,6 +271,59 @@ def test_two_halves_of_a_batch_do_as_the_whole(
     ):
         assert update == expected_update
         assert stability == pytest.approx(expected_stability, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_sharded_halves_do_as_the_whole(
+    sharded_processes: list[dict[str, Any]], alone: tuple[str, dict[str, Any], int]
+) -> None:
+    scenario, expected, _ = alone
+    if scenario not in SHARDED:
+        pytest.skip("copies show it")
+    assert_they_agree(sharded_processes, scenario)
+    assert_it_did_as(expected, sharded_processes[0][scenario])
+    pieces = [results[scenario]["pieces"] for results in sharded_processes]
+    total = sum(tensor.numel() for tensor in expected["model"].values())
+    assert sum(pieces) == total
+    assert max(pieces) < 0.55 * total
+
+
+@pytest.fixture
+def one_process(tmp_path: Path) -> Iterator[None]:
+    """A process group of this process alone."""
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_process")
+def test_sharding_changes_nothing_of_a_training(alone: tuple[str, dict[str, Any], int]) -> None:
+    scenario, expected, _ = alone
+    if scenario != "converted_under_way":
+        pytest.skip("slow tests have the others")
+    found = train(scenario, 0, 1, do_not_wrap, rewrap=False, shard=shard)
+    assert_it_did_as(expected, found)
+
+
+@pytest.mark.usefixtures("one_process")
+def test_what_cannot_be_sharded_by_oialr_is_refused() -> None:
+    model = make_model()
+    shard(model)
+    optimizer = torch.optim.SGD(model.parameters())
+    with pytest.raises(OIALRError, match="what calls `fully_shard` on it as `shard`"):
+        OIALR(model, optimizer, OIALRSettings(**SETTINGS))
+    model = make_model()
+    model[0].weight = nn.Parameter(
+        distribute_tensor(model[0].weight, init_device_mesh("cpu", (1,)))
+    )
+    with pytest.raises(OIALRError, match="split over processes"):
+        OIALR(model, torch.optim.SGD(model.parameters()), OIALRSettings(**SETTINGS))
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters())
+    oialr = OIALR(model, optimizer, OIALRSettings(**SETTINGS), shard=shard)
+    with pytest.raises(OIALRError, match="an average cannot follow a model that is sharded"):
+        oialr.add_average(make_model())
 
 
 def test_each_svd_is_taken_by_one_process(
@@ -254,4 +359,4 @@ def test_processes_that_train_apart_are_refused(processes: list[dict[str, Any]],
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

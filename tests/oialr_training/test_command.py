@@ -84,7 +84,7 @@ def test_a_search_is_stored_with_its_metrics(tmp_path: Path) -> None:
     [
         ({"low": 1, "high": 8}, "int"),
         ({"low": 1.0, "high": 8}, "float"),
-        ({"choices": [True, False]}, "bool"),
+        ({"choices": [True, False]}, "choice"),
         ({"choices": ["adam", "sgd"]}, "choice"),
         ({"choices": [16, 32]}, "choice"),
     ],
@@ -125,7 +125,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"metrics": {"validation_loss": "lower"}}, "unknown metric 'accuracy' for `search.metric`"),
     ({"space": {"seed": {"low": 1, "high": 8}}}, "`space.seed`"),
     ({"space": {"command": {"choices": ["a", "b"]}}}, "`space.command`"),
-    ({"space": {"optimizer.lr": 3}}, "`space.optimizer.lr` needs `low` and `high`"),
+    ({"space": {"optimizer.lr": 3}}, "`space.optimizer.lr` should be a mapping"),
     ({"space": {"optimizer.lr": {"low": 2, "high": 1}}}, "`low < high` must hold"),
     (STOPPING, "say in `epochs` how many"),
     (STOPPING | {"epochs": 3}, "`search.stopping.after` = 'first_truncation + 1'"),

@@ -25,6 +25,7 @@ from . import margins
 from .margins import Margins
 from .process import digits
 from .test_data import make_images
+from .test_networks_by_name import PICTURES
 from .trained import told, train_here
 
 TRAININGS = SEARCH_SPACES / "training"
@@ -54,6 +55,7 @@ def as_content(config: TrainingConfig) -> dict[str, Any]:
 SMALL = {
     "margins": MARGINS,
     "minivit_digits": digits(epochs=2),
+    "image_classification": PICTURES,
     "minivit_cifar10": as_content(
         load_training(TRAININGS / "minivit_cifar10_untuned.yaml", SMALL_CIFAR10)
     ),

@@ -192,7 +192,7 @@ def test_the_metric_of_curves_is_the_first_that_is_named(tmp_path: Any) -> None:
         (["subject_to=trainable <= 16"], "unknown column `trainable`; did you mean"),
         (["fitness_window=13"], "`search.fitness_window` is at most `epochs` = 12, got 13"),
         (["fitness_window=0"], "`search.fitness_window`"),
-        (["engine=cmaes", "subject_to=duration_s <= 9"], "`cmaes` knows no `search.subject_to`"),
+        ([TWO, "engine=pso"], "the engine `pso` knows no `search.objectives`"),
         ([TWO, "repeats={}"], "`search.repeats` measures the best again"),
         ([TWO, "until={no_improvement_in: 9}"], "`search.until.no_improvement_in` looks at one"),
         (["fitness=" + "(" * 400 + "1" + ")" * 400], "cannot read '((("),

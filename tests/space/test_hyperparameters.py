@@ -54,6 +54,25 @@ def test_the_kind_is_that_of_the_field_not_of_the_first_bound() -> None:
     assert k_decay.decode(0.5) == pytest.approx(1.5)
 
 
+def test_what_goes_to_a_constructor_is_of_the_kind_that_its_bounds_are() -> None:
+    task = TASKS["image_classification"]
+    content = training() | {"task": task.name, "data": {}}
+    args = {"drop_path_rate": 0.1, "depth": 3, "act_layer": "gelu"}
+    content["model"] = {"name": "timm/x", "args": args}
+    space = {
+        "model.args.drop_path_rate": {"low": 0, "high": 0.5},
+        "model.args.depth": {"low": 2, "high": 12},
+        "model.args.act_layer": {"choices": ["relu", "gelu"]},
+    }
+    parsed = parse_space(space, task, content, "file.yaml")
+    assert [h.kind for h in parsed.hyperparameters] == ["float", "int", "choice"]
+    found = with_hyperparameters(content, parsed.decode(dict.fromkeys(space, 0.0)))
+    assert found["model"]["args"] == {"drop_path_rate": 0, "depth": 2, "act_layer": "relu"}
+    for name in ("model.args.drop", "model.args.depth.more", "model.args"):
+        with pytest.raises(ConfigError, match=rf"`space.{name}`"):
+            parse_space({name: {"low": 1, "high": 2}}, task, content, "file.yaml")
+
+
 def test_a_bool_needs_no_range() -> None:
     (flag,) = parse({"oialr.full_rank_first_layer": None}).hyperparameters
     assert flag.choices == (False, True)

@@ -7,10 +7,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from oialr.decomposition import Factors, decompose, precise_product
-from oialr.eligibility import Candidate, EligibleLayer, weights_of
+from oialr.eligibility import EligibleLayer, class_of
 from oialr.errors import OIALRError
 from oialr.layers import (
+    Convolution,
     LowRankConv,
+    LowRankConv1D,
     LowRankLayer,
     LowRankLinear,
     LowRankMultiheadAttention,
@@ -71,8 +73,10 @@ def build_layer(layer: EligibleLayer, factors: Sequence[Factors]) -> LowRankLaye
     low_rank: LowRankLayer
     if isinstance(dense, nn.MultiheadAttention):
         low_rank = LowRankMultiheadAttention(dense, factors)
-    elif not isinstance(dense, nn.Linear):
+    elif isinstance(dense, Convolution):
         low_rank = LowRankConv(dense, factors[0])
+    elif not isinstance(dense, nn.Linear):
+        low_rank = LowRankConv1D(dense, factors[0])
     elif len(factors) > 1:
         low_rank = StackedLowRankLinear(factors, dense.bias)
     else:
@@ -107,15 +111,15 @@ def follow(
                 parts = (weight.basis, weight.sigma, weight.cobasis)
                 weight.set_factors(project(model_weight, *parts))
         else:
-            dense = EligibleLayer(layer.name, twin, weights_of(twin), layer.num_blocks)
+            dense = EligibleLayer(layer.name, twin, layer.num_blocks)
             replacements[twin] = build_layer(dense, list(map(project, low_rank, dense.matrices)))
     replace_modules(average, replacements)
 
 
-def find_twin(average: nn.Module, name: str) -> Candidate | LowRankLayer:
+def find_twin(average: nn.Module, name: str) -> nn.Module:
     """The layer of this name in a copy of the model."""
-    twin = dict(average.named_modules()).get(name)
-    if not isinstance(twin, Candidate | LowRankLayer):
+    twin: nn.Module | None = dict(average.named_modules()).get(name)
+    if twin is None or not (isinstance(twin, LowRankLayer) or class_of(twin)):
         raise OIALRError(f"the average is no copy of the model: it has no layer {name!r}")
     return twin
 

@@ -15,19 +15,23 @@ from oialr.settings import OIALRSettings
 
 logger = logging.getLogger(__name__)
 
-Candidate = nn.Linear | Convolution | nn.MultiheadAttention
+TORCH_CLASSES = (nn.Linear, *get_args(Convolution), nn.MultiheadAttention)
 
 PROJECTION_NAMES = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 
 
 @dataclass(frozen=True)
 class EligibleLayer:
-    """A dense layer that conversion takes, and its weights, each `num_blocks` matrices high."""
+    """A dense layer that conversion takes, its weights each `num_blocks` matrices high."""
 
     name: str
-    module: Candidate
-    weights: tuple[nn.Parameter, ...]
+    module: nn.Module
     num_blocks: int
+
+    @property
+    def weights(self) -> tuple[nn.Parameter, ...]:
+        """The weights: (out, ...) of today."""
+        return weights_of(self.module)
 
     @property
     def matrices(self) -> list[Tensor]:
@@ -43,9 +47,9 @@ def survey(
     """List the layers to convert in registration order, and by name why the others stay dense."""
     refuse_uninitialized(model)
     candidates = [
-        EligibleLayer(name, module, weights_of(module), num_blocks(name, module, settings))
+        EligibleLayer(name, module, num_blocks(name, module, settings))
         for name, module in model.named_modules()
-        if isinstance(module, Candidate)
+        if class_of(module) is not None
     ]
     refuse_unknown_names(settings.keep_dense, [layer.name for layer in candidates])
     trained = {
@@ -90,12 +94,29 @@ def why_dense(
     return next(filter(None, reasons), "")
 
 
-def has_own_forward(module: Candidate) -> bool:
-    """Tell a layer that computes something else than torch's class does."""
-    torch_class = next(kind for kind in get_args(Candidate) if isinstance(module, kind))
+def class_of(module: nn.Module) -> type[nn.Module] | None:
+    """The class whose layers conversion takes that a module is of, or None.
+
+    Of those that are not torch's there is `transformers.Conv1D`, known by its name: who has not
+    imported transformers has none.
+    """
+    for kind in type(module).__mro__:
+        if kind in TORCH_CLASSES or is_transformers_conv1d(kind):
+            return kind
+    return None
+
+
+def is_transformers_conv1d(kind: type) -> bool:
+    """Tell GPT-2's linear layer, whose weight is in x out."""
+    return kind.__name__ == "Conv1D" and kind.__module__.partition(".")[0] == "transformers"
+
+
+def has_own_forward(module: nn.Module) -> bool:
+    """Tell a layer that computes something else than its class does."""
+    known = class_of(module)
     return any(
         method in vars(module)
-        or getattr(type(module), method, None) is not getattr(torch_class, method, None)
+        or getattr(type(module), method, None) is not getattr(known, method, None)
         for method in ("forward", "_conv_forward")
     )
 
@@ -131,14 +152,14 @@ def kept_at_full_rank(
     return kept
 
 
-def weights_of(module: Candidate) -> tuple[nn.Parameter, ...]:
+def weights_of(module: nn.Module) -> tuple[nn.Parameter, ...]:
     """The weights: (out, ...) to replace; none where a parametrization computes them."""
     names = PROJECTION_NAMES if isinstance(module, nn.MultiheadAttention) else ("weight",)
     parameters = dict(module.named_parameters(recurse=False))
     return tuple(parameters[name] for name in names if name in parameters)
 
 
-def num_blocks(name: str, module: Candidate, settings: OIALRSettings) -> int:
+def num_blocks(name: str, module: nn.Module, settings: OIALRSettings) -> int:
     """How many matrices to make of each weight: three for a fused one taken apart."""
     if isinstance(module, nn.MultiheadAttention):
         fused = module._qkv_same_embed_dim

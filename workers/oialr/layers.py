@@ -123,6 +123,30 @@ class LowRankLinear(LowRankWeight):
         return low_rank_linear(x, self.basis, self.sigma, self.cobasis, self.bias)
 
 
+class LowRankConv1D(LowRankWeight):
+    """`transformers.Conv1D` (GPT-2's linear layer: weight in x out) with its weight as U Σ Vᵀ.
+
+    Here U: (n, r) and Vᵀ: (r, m), so that W: (n, m) is the weight as it stood there.
+    """
+
+    bias: nn.Parameter
+
+    def __init__(self, dense: nn.Module, factors: Factors) -> None:
+        """Take over all of the dense layer but its weight."""
+        super().__init__(factors)
+        self.dense_type = type(dense)
+        hand_on(dense, self)
+
+    @property
+    def weight(self) -> Tensor:
+        """W: (n, m), in x out, built anew at each reading, for code that reads it."""
+        return self.dense()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (..., n); returns (..., m)."""
+        return low_rank_linear(x, self.cobasis.mT, self.sigma.mT, self.basis.mT, self.bias)
+
+
 class LowRankConv(LowRankWeight):
     """`nn.Conv1d`, `nn.Conv2d` or `nn.Conv3d` with its kernel as U Σ Vᵀ.
 
@@ -300,7 +324,9 @@ class LowRankMultiheadAttention(nn.MultiheadAttention):
         return dict(zip(("q_proj_weight", "k_proj_weight", "v_proj_weight"), dense, strict=True))
 
 
-LowRankLayer = LowRankLinear | LowRankConv | StackedLowRankLinear | LowRankMultiheadAttention
+LowRankLayer = (
+    LowRankLinear | LowRankConv1D | LowRankConv | StackedLowRankLinear | LowRankMultiheadAttention
+)
 
 
 def low_rank_weights(modules: nn.Module) -> tuple[LowRankWeight, ...]:

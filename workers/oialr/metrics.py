@@ -102,9 +102,9 @@ class ParameterCounts:
 def count_parameters(model: nn.Module) -> ParameterCounts:
     """Count a model's parameters, shared ones once; buffers other than bases do not count."""
     parameters = list(model.parameters())
-    bases = sum(w.basis.numel() + w.cobasis.numel() for w in low_rank_weights(model))
-    return ParameterCounts(
-        total=sum(parameter.numel() for parameter in parameters) + bases,
+    bases = [basis for w in low_rank_weights(model) for basis in (w.basis, w.cobasis)]
+    return ParameterCounts(  # bases are parameters, too, while they are sharded
+        total=sum(tensor.numel() for tensor in dict.fromkeys([*parameters, *bases])),
         trainable=sum(p.numel() for p in parameters if p.requires_grad),
     )
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from oialr.decomposition import numbered, precise_product, refuse_not_finite, svd
-from oialr.eligibility import Candidate, weights_of
+from oialr.eligibility import class_of, weights_of
 from oialr.errors import OIALRError
 from oialr.layers import LowRankLayer, LowRankWeight
 from oialr.metrics import euclidean_similarity, mixing, relative_similarity, stability
@@ -125,7 +125,7 @@ def observed_weights(model: nn.Module) -> dict[str, Tensor | LowRankWeight]:
     for name, module in model.named_modules():
         if isinstance(module, LowRankLayer):
             found |= numbered(name, module.weights)
-        elif isinstance(module, Candidate):
+        elif class_of(module):
             found |= numbered(name, weights_of(module))
     return found
 

@@ -1,12 +1,12 @@
 """OIALR beside a training loop (Coquelin et al., Algorithm 2): the one object a user holds."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from oialr.basis_update import BasisUpdate, update_bases
@@ -23,7 +23,11 @@ from oialr.optimizer_state import (
     replace_parameter,
 )
 from oialr.settings import OIALRSettings, OptimizerState
+from oialr.sharding import Shard, Sharding, refuse_distributed
 from oialr.update_times import conversion_step, layers_reached, update_number
+
+DDP_IGNORES = "_ddp_params_and_buffers_to_ignore"
+"""Names that DistributedDataParallel leaves alone, as an attribute of the model."""
 
 
 class OIALR:
@@ -40,12 +44,22 @@ class OIALR:
     wraps the model after OIALR has it, and anew whenever `step()` returns updates:
 
         oialr = OIALR(model, optimizer, settings, process_group=torch.distributed.group.WORLD)
-        ddp = DistributedDataParallel(model, broadcast_buffers=False)
+        ddp = DistributedDataParallel(model)
         ...
             if oialr.step():
-                ddp = DistributedDataParallel(model, broadcast_buffers=False)
+                ddp = DistributedDataParallel(model)
 
-    (`broadcast_buffers=False` spares it the bases, which are buffers, at every forward pass.)
+    With `shard`, each process holds a piece of every parameter, moment and basis: OIALR calls it on
+    the model at once, and again after every conversion and update, for which each process has the
+    whole model. It calls `torch.distributed.fsdp.fully_shard` on parts of the model and on the
+    model itself, always the same ones:
+
+        def shard(model):
+            for block in model.blocks:
+                fully_shard(block)
+            fully_shard(model)
+
+        oialr = OIALR(model, optimizer, settings, shard=shard)
     """
 
     def __init__(
@@ -55,8 +69,11 @@ class OIALR:
         settings: OIALRSettings,
         *,
         process_group: distributed.ProcessGroup | None = None,
+        shard: Shard | None = None,
     ) -> None:
         """Choose the layers; convert them at once if there is no full-rank warm-up.
+
+        With `shard` and no `process_group`, that is of all processes.
 
         Raises:
             OIALRError: when no layer can become low-rank, or the optimiser's state cannot follow.
@@ -64,7 +81,10 @@ class OIALR:
         self.settings = settings
         self._model = model
         self._optimizer = optimizer
-        self._process_group = process_group
+        self._sharding = Sharding(model, optimizer, shard) if shard else None
+        self._process_group = (
+            distributed.group.WORLD if shard and not process_group else process_group
+        )
         self._averages: list[nn.Module] = []
         self._steps = 0
         refuse_distributed(model)
@@ -75,6 +95,16 @@ class OIALR:
         self._full_rank_counts = count_parameters(model)
         if conversion_step(settings) == 0:
             self._convert(step=0)
+        if self._sharding:
+            self._sharding.scatter()
+
+    def unsharded(self) -> AbstractContextManager[None]:
+        """While it lasts, each process has the whole model and optimiser; all must enter it.
+
+        For what cannot work on pieces: `export(model)`, an `Observer`'s `step()`. Without `shard`
+        nothing happens.
+        """
+        return self._sharding.whole() if self._sharding else nullcontext()
 
     def step(self) -> list[BasisUpdate]:
         """Count one optimiser step; convert and update bases if it is time. Most often: nothing.
@@ -88,12 +118,17 @@ class OIALR:
         return updates
 
     def _advance(self, step: int) -> list[BasisUpdate]:
-        if not self.converted and step >= conversion_step(self.settings):
-            self._refuse_divergence([w for layer in self._eligible for w in layer.weights])
-            self._convert(step)
+        converts = not self.converted and step >= conversion_step(self.settings)
         update = update_number(self.settings, step)
-        if not update:
+        if not converts and not update:
             return []
+        with self.unsharded():
+            if converts:
+                self._refuse_divergence([w for layer in self._eligible for w in layer.weights])
+                self._convert(step)
+            return self._update_bases(step, update) if update else []
+
+    def _update_bases(self, step: int, update: int) -> list[BasisUpdate]:
         num_reached = layers_reached(self.settings, len(self._eligible), update)
         reached = self._eligible[-num_reached:]
         weights = {
@@ -124,7 +159,12 @@ class OIALR:
         made before or after the conversion. At conversion and at an update the copy gets the same
         structure and bases as the model, and of its own W what these bases can hold, so that
         averaging the Σ goes on being meant.
+
+        Raises:
+            OIALRError: when it is no copy of the model, or the model is sharded.
         """
+        if self._sharding:
+            raise OIALRError("an average cannot follow a model that is sharded")
         follow(average, self._eligible if self.converted else [], self._low_rank_layers)
         self._averages.append(average)
 
@@ -145,6 +185,17 @@ class OIALR:
         self._low_rank_layers = layers
         for average in self._averages:
             follow(average, self._eligible, layers)
+        self._tell_ddp()
+
+    def _tell_ddp(self) -> None:
+        """Spare DistributedDataParallel the bases, which all have, at every forward pass."""
+        if self._process_group is None:
+            return
+        left_out = set(getattr(self._model, DDP_IGNORES, ()))
+        for name, module in self._model.named_modules():
+            if isinstance(module, LowRankWeight):
+                left_out |= {f"{name}.basis", f"{name}.cobasis"}
+        setattr(self._model, DDP_IGNORES, left_out)
 
     def _update(self, weights: Mapping[str, LowRankWeight], step: int) -> list[float]:
         self._refuse_divergence([weight.sigma for weight in weights.values()])
@@ -257,12 +308,14 @@ class OIALR:
                 "the state is of other layers:"
                 f" {sorted(set(state['inner_ranks']) ^ set(layer_names))} are in one only"
             )
-        if state["converted"] and not self.converted:
-            self._low_rank_layers = convert(self._model, self._optimizer, self._eligible, blank)
-        for name, inner_ranks in state["inner_ranks"].items():
-            weights = self._low_rank_layers[name].weights
-            for weight, inner_rank in zip(weights, inner_ranks, strict=True):
-                self._resize(weight, inner_rank)
+        with self.unsharded():
+            if state["converted"] and not self.converted:
+                self._low_rank_layers = convert(self._model, self._optimizer, self._eligible, blank)
+                self._tell_ddp()
+            for name, inner_ranks in state["inner_ranks"].items():
+                weights = self._low_rank_layers[name].weights
+                for weight, inner_rank in zip(weights, inner_ranks, strict=True):
+                    self._resize(weight, inner_rank)
         for average in self._averages if self.converted else []:
             follow(average, self._eligible, self._low_rank_layers)
         self._steps = state["steps"]
@@ -279,14 +332,6 @@ class OIALR:
         )
         nothing = old_sigma.new_zeros(old_sigma.shape[0], inner_rank)
         replace_parameter(self._optimizer, old_sigma, [weight.sigma], [(nothing, nothing)])
-
-
-def refuse_distributed(model: nn.Module) -> None:
-    """Refuse a wrapper that would go on averaging the gradients of parameters long replaced."""
-    if any(isinstance(module, DistributedDataParallel) for module in model.modules()):
-        raise OIALRError(
-            "give OIALR the model itself and wrap it in DistributedDataParallel afterwards"
-        )
 
 
 def refuse_unusable(eligible: list[EligibleLayer], dense_layers: Mapping[str, str]) -> None:

@@ -11,6 +11,7 @@ from oialr.conversion import replace_modules
 from oialr.layers import (
     Convolution,
     LowRankConv,
+    LowRankConv1D,
     LowRankLayer,
     LowRankLinear,
     LowRankMultiheadAttention,
@@ -21,7 +22,9 @@ from oialr.layers import (
 Layer = TypeVar("Layer", bound=nn.Module)
 Form = Literal["dense", "smallest"]
 CONVOLUTIONS: dict[int, type[Convolution]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-LOW_RANK_PARTS = ("basis", "sigma", "cobasis", "bias", "blocks", "in_proj", "_built")
+LOW_RANK_PARTS = (
+    "basis", "sigma", "cobasis", "bias", "blocks", "in_proj", "_built", "dense_type"
+)  # fmt: skip
 
 
 @torch.no_grad()
@@ -63,6 +66,12 @@ def plain_layer(layer: LowRankLayer, form: Form) -> nn.Module:
             return nn.Sequential(
                 linear(layer.cobasis, None), linear(layer.basis @ layer.sigma, layer.bias)
             )
+        case LowRankConv1D() if two_factors:
+            return nn.Sequential(
+                linear(layer.basis.mT, None), linear((layer.sigma @ layer.cobasis).mT, layer.bias)
+            )
+        case LowRankConv1D():
+            return conv1d(layer)
         case _:
             return linear(layer.weight, layer.bias)
 
@@ -116,6 +125,13 @@ def pointwise(matrix: Tensor, bias: Tensor | None, num_dims: int) -> nn.Module:
         device=matrix.device,
     )
     return fill(dense, matrix.reshape(dense.weight.shape), bias)
+
+
+def conv1d(layer: LowRankConv1D) -> nn.Module:
+    """`transformers.Conv1D` with its weight: (in, out) built."""
+    dense = layer.dense_type.__new__(layer.dense_type)
+    nn.Module.__init__(dense)
+    return fill(dense, layer.weight, layer.bias)
 
 
 def attention(layer: LowRankMultiheadAttention) -> nn.MultiheadAttention:

@@ -5,9 +5,10 @@ What all tasks share comes first, then data sets and models.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, JsonValue, field_validator, model_validator
 from typing_extensions import Self
 
 from oialr_training.validation import Config, Fraction, Pair
@@ -141,6 +142,120 @@ class CIFAR10Data(HeldOutData):
     num_loader_processes: Annotated[int, Field(ge=0)] | None = None
     """Processes that decode and augment; null: one per CPU thread of the evaluation, none on a CPU
     device. The images do not depend on it: every sample has a random seed of its own."""
+
+
+# What the arguments of a network would say that stands elsewhere.
+_ELSEWHERE = {
+    **dict.fromkeys(("pretrained", "weights", "weights_backbone"), "model.pretrained"),
+    **dict.fromkeys(("checkpoint_path", "pretrained_cfg"), "model.pretrained"),
+    **dict.fromkeys(("pretrained_cfg_overlay", "cache_dir"), "model.pretrained"),
+    "num_classes": "data.num_classes",
+    "in_chans": "data.in_chans",
+    **dict.fromkeys(("img_size", "image_size", "input_size"), "data.img_size"),
+}
+
+
+def _height_and_width(value: Any) -> Any:
+    sides = list(value) if isinstance(value, list | tuple) else [value, value]
+    whole = all(isinstance(side, int) and not isinstance(side, bool) for side in sides)
+    if len(sides) != 2 or not whole or min(sides) < 1:
+        raise ValueError(f"a number of pixels is expected, or [height, width], got {value!r:.60}")
+    return tuple(sides)
+
+
+Size = Annotated[tuple[int, int], BeforeValidator(_height_and_width)]
+Channels = Annotated[tuple[float, ...], Field(strict=False, min_length=1, max_length=3)]
+
+
+class NetworkModel(Config):
+    """Any classifier of timm or torchvision, by its name."""
+
+    name: Annotated[str, Field(pattern=r"^(timm|torchvision)/[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
+    """`timm/vit_small_patch16_224`, `torchvision/resnet50`."""
+    args: dict[str, JsonValue] = Field(default_factory=dict)
+    """Arguments of its constructor, e.g. `drop_path_rate`; they can be searched."""
+    pretrained: str | None = None
+    """Checkpoint to begin with: safetensors, or what `torch.save` wrote of weights; its last layer
+    is left out where the classes are others. A path from where the command runs; null: none."""
+
+    @field_validator("args")
+    @classmethod
+    def _said_elsewhere(cls, value: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        for name in value.keys() & _ELSEWHERE.keys():
+            raise ValueError(f"`model.args.{name}` is `{_ELSEWHERE[name]}`")
+        if value.get("features_only"):
+            raise ValueError("`model.args.features_only` leaves no classifier")
+        return value
+
+
+class PicturesData(HeldOutData):
+    """Pictures of classes; the augmentation is timm's, its keys those of timm's train script."""
+
+    dataset: Literal["images", "cifar10", "cifar100"] = "images"
+    """images: `train/CLASS/`, `val/CLASS/`, `test/CLASS/` or `train.tar` and so on. Without `val`
+    a part of the training pictures is held out; without `test` the validation pictures are it."""
+    folder: str = "."
+    """Where these are, below the folder of all data."""
+    img_size: Size | None = None
+    """Pixels: of squares, or [height, width]; null: as the network's own weights have it."""
+    val_img_size: Size | None = None
+    """Of pictures that are measured, not trained with; null: `img_size`."""
+    in_chans: Literal[1, 3] | None = None
+    """Channels: 1 makes the pictures grey; null: as the network's own weights have it."""
+    num_classes: Annotated[int, Field(ge=2)] | None = None
+    """Outputs of the network; null: as many as there are classes."""
+    mean: Channels | None = None
+    """Of a channel where 1 is the brightest; null: the network's own, as what follows."""
+    std: Channels | None = None
+    interpolation: Literal["bilinear", "bicubic", "nearest", "lanczos"] | None = None
+    """Of pictures that are measured."""
+    crop_pct: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """Which part of a picture's shorter side is measured."""
+    crop_mode: Literal["center", "squash", "border"] | None = None
+
+    no_aug: bool = False
+    """Only resize and crop when training, too."""
+    train_crop_mode: Literal["rrc", "rkrc", "rkrr"] = "rrc"
+    scale: Pair | None = None
+    """Area of the random crop relative to the picture: (smallest, largest); null: timm's."""
+    ratio: Pair | None = None
+    """Its width to its height; null: timm's."""
+    train_interpolation: Literal["random", "bilinear", "bicubic"] = "random"
+    hflip: Fraction = 0.5
+    vflip: Fraction = 0.0
+    color_jitter: Annotated[float, Field(ge=0.0)] = 0.4
+    """Has no effect with `aa`, as in timm."""
+    color_jitter_prob: Fraction | None = None
+    grayscale_prob: Fraction = 0.0
+    gaussian_blur_prob: Fraction = 0.0
+    aa: str | None = None
+    """Policy of AutoAugment, RandAugment or AugMix: `original`, `rand-m9-mstd0.5-inc1`."""
+    reprob: Fraction = 0.0
+    """Of erasing a part of the picture."""
+    remode: Literal["const", "rand", "pixel"] = "pixel"
+    recount: Annotated[int, Field(ge=1)] = 1
+    mixup: Annotated[float, Field(ge=0.0)] = 0.0
+    """α of mixup (Zhang et al. 2018); 0: none."""
+    cutmix: Annotated[float, Field(ge=0.0)] = 0.0
+    """α of CutMix (Yun et al. 2019); 0: none."""
+    cutmix_minmax: Pair | None = None
+    """Sides of CutMix's patch relative to the picture, in place of α."""
+    mixup_prob: Fraction = 1.0
+    """Of either of them, for a batch (or what `mixup_mode` says)."""
+    mixup_switch_prob: Fraction = 0.5
+    """Of CutMix where both are on."""
+    mixup_mode: Literal["batch", "pair", "elem"] = "batch"
+    mixup_off_epoch: Annotated[int, Field(ge=0)] = 0
+    """No mixup or CutMix after so many epochs; 0: they stay."""
+    num_loader_processes: Annotated[int, Field(ge=0)] | None = None
+    """As CIFAR10Data's."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _smoothing_is_the_criterion_s(cls, content: Any) -> Any:
+        if isinstance(content, Mapping) and "smoothing" in content:
+            raise ValueError("label smoothing is `criterion.label_smoothing`: no `smoothing`")
+        return content
 
 
 class SplitData(HeldOutData):

@@ -26,8 +26,9 @@ class CMAES(Engine):
         """A sample of the distribution as it stands; failures count as the worst known."""
         known, number = knowledge.individuals, len(self.hyperparameters)
         ended = np.flatnonzero(~np.isnan(known.fitness))[-NEWEST:]
-        finite = known.fitness[ended][np.isfinite(known.fitness[ended])]
-        fitness = np.minimum(known.fitness[ended], finite.max() if len(finite) else 0.0)
+        standing = known.standing[ended]
+        finite = standing[np.isfinite(standing)]
+        standing = np.minimum(standing, finite.max() if len(finite) else 0.0)
         strategy = CMA(
             mean=np.full(number, 0.5),
             sigma=SIGMA,
@@ -38,7 +39,7 @@ class CMAES(Engine):
         for first in range(0, len(ended) - size + 1, size):
             rows = slice(first, first + size)
             genes = known.genes[ended[rows]]
-            strategy.tell(list(zip(genes, fitness[rows].tolist(), strict=True)))
+            strategy.tell(list(zip(genes, standing[rows].tolist(), strict=True)))
         names = (h.name for h in self.hyperparameters)
         return Offspring(
             genes=dict(zip(names, strategy.ask().tolist(), strict=True)), origin="sampled"

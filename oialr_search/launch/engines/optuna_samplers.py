@@ -16,14 +16,13 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from optuna.samplers import BaseSampler, TPESampler
+from optuna.samplers import BaseSampler, GPSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
 from oialr_search.launch.engines import Engine, Knowledge, Offspring
 from oialr_search.space.hyperparameters import Hyperparameter
 from oialr_search.surrogate.individuals import Individuals
 
-BEST, NEWEST = 250, 250  # what a proposal is built on, of all individuals
 SOME_TIME = datetime(2000, 1, 1)  # a study wants one, no sampler asks
 
 
@@ -38,6 +37,8 @@ class OptunaEngine(Engine):
     """A study in memory for each proposal: only the database remembers."""
 
     needs_all_individuals = True
+    best, newest = 250, 250
+    """How many of all individuals a proposal is built on."""
 
     @abstractmethod
     def sampler(self, seed: int) -> BaseSampler:
@@ -61,10 +62,10 @@ class OptunaEngine(Engine):
     ) -> list[FrozenTrial]:
         """The best and the newest individuals, in the order of their ids."""
         rows = np.arange(len(known))
-        if len(rows) > BEST + NEWEST:
-            older = rows[:-NEWEST]
-            best = older[np.argsort(known.standing[older], kind="stable")[:BEST]]
-            rows = np.sort(np.concatenate([best, rows[-NEWEST:]]))
+        if len(rows) > self.best + self.newest:
+            older = rows[: -self.newest]
+            best = older[np.argsort(known.standing[older], kind="stable")[: self.best]]
+            rows = np.sort(np.concatenate([best, rows[-self.newest :]]))
         trials: list[FrozenTrial] = []
         several = self.settings.objectives is not None
         measured = known.objectives if several else known.fitness[:, None]
@@ -102,6 +103,16 @@ class TPE(OptunaEngine):
     def sampler(self, seed: int) -> BaseSampler:
         """As Optuna sets it, and for asynchronous searches."""
         return TPESampler(seed=seed, constant_liar=True)
+
+
+class GP(OptunaEngine):
+    """A Gaussian process and expected improvement; the controllers import torch for it."""
+
+    best, newest = 75, 75  # its cost grows with the third power
+
+    def sampler(self, seed: int) -> BaseSampler:
+        """As Optuna sets it."""
+        return GPSampler(seed=seed)
 
 
 def distribution(hyperparameter: Hyperparameter) -> BaseDistribution:

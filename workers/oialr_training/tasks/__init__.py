@@ -7,7 +7,7 @@ these methods. Those here are marked `@register` and have a `name`; another is n
 entry point of the group `oialr_search.tasks`, or as `package.module:Class`.
 """
 
-from oialr_training.tasks import autoformer, command, minivit
+from oialr_training.tasks import autoformer, classification, command, minivit
 from oialr_training.tasks.registry import (
     TASKS,
     add_task_path,
@@ -24,6 +24,7 @@ __all__ = [
     "TASKS",
     "add_task_path",
     "autoformer",
+    "classification",
     "command",
     "find_task",
     "known_metrics",

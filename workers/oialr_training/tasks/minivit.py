@@ -4,50 +4,30 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from oialr_training.config import CLASSIFICATION, TrainingConfig
-from oialr_training.sections import (
-    CIFAR10Data,
-    CrossEntropyConfig,
-    DigitsData,
-    HeldOutData,
-    MiniViTModel,
-)
+from oialr_training.sections import CIFAR10Data, DigitsData, HeldOutData, MiniViTModel
+from oialr_training.tasks.classification import Classification
 from oialr_training.tasks.registry import register
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from torch import Tensor, nn
+    from torch import nn
 
-    from oialr_training.data import Batches, Cut, Splits
+    from oialr_training.data import Cut, Splits
 
 
-class MiniViTTraining(TrainingConfig):
+class MiniViTTraining(Classification):
     """A mini-ViT that classifies images."""
 
-    metrics = CLASSIFICATION
     num_classes: ClassVar[int] = 10
     model: MiniViTModel
     data: HeldOutData
-    criterion: CrossEntropyConfig = CrossEntropyConfig()
 
     def network(self, splits: Splits) -> nn.Module:
         """See `TrainingConfig.network`."""
         from oialr_training.models import minivit
 
         return minivit.build(self.model, num_classes=self.num_classes)
-
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy of logits (B, classes) and classes (B,)."""
-        from torch.nn.functional import cross_entropy
-
-        return cross_entropy(outputs, targets, label_smoothing=self.criterion.label_smoothing)
-
-    def measure(self, model: nn.Module, batches: Batches) -> dict[str, float]:
-        """See `measure_classification`."""
-        from oialr_training.tasks.measures import measure_classification
-
-        return measure_classification(model, batches)
 
 
 @register

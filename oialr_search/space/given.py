@@ -20,7 +20,7 @@ from oialr_search.space.hyperparameters import (
     Value,
     with_hyperparameters,
 )
-from oialr_training.config import TrainingConfig
+from oialr_training.config import TaskConfig
 from oialr_training.errors import ConfigError, mistakes
 from oialr_training.validation import Config
 from oialr_training.yaml_files import in_one_line, read_yaml
@@ -78,7 +78,7 @@ class Naming:
     """How what is named becomes a point of a search's space."""
 
     space: SearchSpace
-    training: TrainingConfig
+    training: TaskConfig
     """The search file's, for what is not named."""
     constraints: Constraints
 

@@ -18,9 +18,9 @@ from oialr_search.space.parsing import RANGE_KEYS, parse_space
 from oialr_search.space.prior import Prior, check_priors
 from oialr_search.space.repeats import ConfirmSettings, RepeatSettings
 from oialr_search.space.stopping import StoppingSettings, rule_class
-from oialr_training.config import Metrics, TrainingConfig
+from oialr_training.config import Metrics, TaskConfig
 from oialr_training.errors import ConfigError, nearest
-from oialr_training.tasks import known_metrics, validate_training
+from oialr_training.tasks import known_metrics, refuse_lacking, validate_training
 from oialr_training.validation import Config, Fraction, validate
 from oialr_training.yaml_files import apply_override, in_one_line, parse_assignment, read_yaml
 
@@ -159,7 +159,7 @@ class SearchFile:
 
     search: SearchSettings
     space: SearchSpace
-    training: TrainingConfig
+    training: TaskConfig
     pinned: tuple[str, ...]
     """Hyperparameters that an override took out of the space."""
     source: str
@@ -193,7 +193,7 @@ class SearchFile:
         }
 
 
-def stored_training(settings: Mapping[str, Any], source: str) -> TrainingConfig:
+def stored_training(settings: Mapping[str, Any], source: str) -> TaskConfig:
     """The training configuration of stored settings; fields newer than these have their defaults.
 
     Raises:
@@ -301,12 +301,19 @@ def load_search(
     search = search.model_copy(update={"start_with": start})
     task = type(training)
     _refuse_missing_metric(search, training.reported.names, source)
+<<<<<<< HEAD
     space = parse_space(content["space"], task, training_content, search.constraints, source)
+=======
+    space = parse_space(content["space"], task, training_content, source)
+    names = [h.name for h in space.hyperparameters]
+    refuse_lacking(training, names, source)
+>>>>>>> main
     _refuse_window(search, training, space, source)
     aims = aims_of(search, training.reported, space, source)
     _refuse_aims(search, source)
     if search.stopping is not None:
         _check_stopping(search.stopping, training.reported, source)
+        _refuse_no_clock(search.stopping, training, names, source)
     priors = {name: prior for name, prior in search.prior.items() if name not in pinned}
     check_priors(priors, space, source)
     return SearchFile(
@@ -329,17 +336,18 @@ def _refuse_missing_metric(search: SearchSettings, metrics: Sequence[str], sourc
 
 
 def _refuse_window(
-    search: SearchSettings, training: TrainingConfig, space: SearchSpace, source: str
+    search: SearchSettings, training: TaskConfig, space: SearchSpace, source: str
 ) -> None:
     """The last epochs are those of the result only where the result is the last one's."""
     window = search.fitness_window
-    if window > 1 and training.result_epoch != "last":
+    result_epoch = getattr(training, "result_epoch", "last")
+    if window > 1 and result_epoch != "last":
         raise ConfigError(
             f"`search.fitness_window` = {window} needs `result_epoch: last`, "
-            f"got {training.result_epoch!r} ({source})"
+            f"got {result_epoch!r} ({source})"
         )
     searched = any(h.name == "epochs" for h in space.hyperparameters)
-    if window > training.epochs and not searched:
+    if training.epochs is not None and window > training.epochs and not searched:
         raise ConfigError(
             f"`search.fitness_window` is at most `epochs` = {training.epochs}, "
             f"got {window} ({source})"
@@ -366,6 +374,22 @@ def _refuse_aims(search: SearchSettings, source: str) -> None:
                 f"the engine `{engine}` knows no `search.objectives`: "
                 f"`screened`, `propulate`, `tpe` and `gp` do ({source})"
             )
+
+
+def _refuse_no_clock(
+    settings: StoppingSettings, training: TaskConfig, searched: Sequence[str], source: str
+) -> None:
+    """What is no network of ours says its epochs, and cuts no inner rank."""
+    if training.epochs is None and "epochs" not in searched:
+        raise ConfigError(
+            "`search.stopping` compares trainings by their epochs: say in `epochs` how many the "
+            f"command reports ({source})"
+        )
+    if training.any_name and settings.clock.unit == "epochs after the first truncation":
+        raise ConfigError(
+            f"`search.stopping.after` = {settings.after!r} is of OIALR's own trainings: "
+            f"give a number, such as `3 epochs` ({source})"
+        )
 
 
 def _check_stopping(settings: StoppingSettings, metrics: Metrics, source: str) -> None:

@@ -43,6 +43,7 @@ from ..conftest import (
     mpiexec,
     settings,
 )
+from ..oialr_training.test_data import make_images
 
 
 def query(database: Path, sql: str) -> list[dict[str, Any]]:
@@ -302,6 +303,44 @@ def test_autoformer_on_two_islands(tmp_path: Path) -> None:
     load_settings = LoadSettings(batch_size=32, seed=0, device=torch.device("cpu"), num_threads=1)
     test = config.load_data(SHARED / "data")(load_settings).test
     assert config.measure(network, test)["mse"] == pytest.approx(result["metrics"]["test_mse"])
+
+
+@pytest.mark.slow
+def test_any_network_on_a_folder_of_pictures(tmp_path: Path) -> None:
+    make_images(tmp_path / "pictures", per_class=8, classes=4)
+    shutil.copy(EXAMPLES / "pictures.yaml", tmp_path)
+    command = make_command(tmp_path)
+    small = {
+        "model.name": "timm/vit_tiny_patch16_224",
+        "model.args.depth": "2",
+        "data.img_size": "32",
+        "epochs": "3",
+        "batch_size": "8",
+        "scheduler.warmup_epochs": "1",
+        "space.model.args.depth": "{low: 1, high: 3}",
+        "space.oialr.delay_steps": "{low: 2, high: 4}",
+        "space.oialr.update_frequency": "{low: 2, high: 3}",
+    }
+    options = [*settings(small), "--data-dir", tmp_path / "pictures", "--evaluations", "4"]
+    command("run", "pictures.yaml", *options, ranks=2)
+    rows = query(
+        command.folder / "searches" / "search.db",
+        "select i.status, count(u.step) updates from individuals i "
+        "join evaluations e on e.individual_id = i.id "
+        "left join rank_updates u on u.evaluation_id = e.id group by i.id",
+    )
+    assert [row["status"] for row in rows if row["updates"]] == ["completed"] * 4
+    command("export", "-o", "best.yaml")
+    assert yaml.safe_load((tmp_path / "best.yaml").read_text())["model"]["args"]["depth"] in (
+        1,
+        2,
+        3,
+    )
+    command("train", "best.yaml", "--data-dir", tmp_path / "pictures", "--output", "again")
+    result = json.loads((tmp_path / "again" / "seed-42" / "result.json").read_text())
+    provenance = yaml.safe_load((tmp_path / "best.yaml").read_text())["provenance"]
+    assert 100 - result["metrics"]["validation_top1"] == provenance["fitness"]
+    assert result["metrics"]["validation_loss"] == provenance["metrics"]["validation_loss"]
 
 
 @pytest.mark.slow

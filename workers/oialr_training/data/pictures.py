@@ -167,17 +167,19 @@ def in_folder(root: Path) -> FilePictures:
         DataError: when there is none.
     """
     try:
-        folders = [entry for entry in root.iterdir() if entry.is_dir() and not _hidden(entry.name)]
+        folders = [entry.name for entry in os.scandir(root) if entry.is_dir()]
     except OSError as error:
         raise DataError(f"cannot read the images in {root}: {error.strerror}") from None
-    found = [(str(p.relative_to(root)), folder.name) for folder in folders for p in _below(folder)]
-    return _listed(root, [f.name for f in folders], found)
+    classes = [name for name in folders if not _hidden(name)]
+    return _listed(root, classes, [(path, name) for name in classes for path in _below(root, name)])
 
 
-def _below(folder: Path) -> Iterator[Path]:
-    for place, inside, files in os.walk(folder, followlinks=True):
+def _below(root: Path, folder: str) -> Iterator[str]:
+    """Paths, relative to the root, of the pictures in one of its folders."""
+    for place, inside, files in os.walk(root / folder, followlinks=True):
         inside[:] = [name for name in inside if not _hidden(name)]
-        yield from (Path(place) / name for name in files if _is_picture(name))
+        below = os.path.relpath(place, root)
+        yield from (f"{below}/{name}" for name in files if _is_picture(name))
 
 
 def in_tar(path: Path) -> FilePictures:

@@ -24,7 +24,7 @@ from oialr_training.errors import ConfigError, mistakes, nearest
 from oialr_training.validation import Config, validate
 
 if TYPE_CHECKING:
-    from oialr_training.config import TrainingConfig
+    from oialr_training.config import TaskConfig
 
 
 def _number(value: object) -> float | int:
@@ -70,7 +70,7 @@ RANGE_KEYS = frozenset(Range.model_fields)
 
 def parse_space(
     content: Any,
-    task: type[TrainingConfig],
+    task: type[TaskConfig],
     training: Mapping[str, Any],
     constraints: Sequence[str],
     source: str,
@@ -96,7 +96,7 @@ def parse_space(
     parsed, lines = dict[str, Hyperparameter](), list[str]()
     for name, entry in content.items():
         try:
-            parsed[name] = _parse_hyperparameter(name, entry, task, source)
+            parsed[name] = _parse_hyperparameter(name, entry, task, training, source)
         except ConfigError as error:
             lines += str(error).splitlines()
     space = SearchSpace(tuple(parsed.values()))
@@ -150,9 +150,15 @@ def _met(
 
 
 def _parse_hyperparameter(
-    name: str, entry: Any, task: type[TrainingConfig], source: str
+    name: str,
+    entry: Any,
+    task: type[TaskConfig],
+    training: Mapping[str, Any],
+    source: str,
 ) -> Hyperparameter:
     kind = _kind_of(name, task, source)
+    if kind == "any" and not task.any_name:
+        _require_value(name, training, source)
     if kind == "bool" and entry is None:
         entry = {"choices": [False, True]}
     given = validate(Range, entry, source, prefix=f"space.{name}.")
@@ -214,10 +220,12 @@ def _refuse_step(
         raise ConfigError(f"{key} is less than twice `low` on a log scale, {shown}")
 
 
-def _kind_of(name: str, task: type[TrainingConfig], source: str) -> Kind | Literal["any"]:
+def _kind_of(name: str, task: type[TaskConfig], source: str) -> Kind | Literal["any"]:
     """The kind of the training configuration's field at a dotted path; any: its bounds say it."""
     model: type[BaseModel] = task
     keys = name.split(".")
+    if task.any_name and keys[0] not in model.model_fields:
+        return "any"
     for position, key in enumerate(keys):
         field = model.model_fields.get(key)
         if field is None or (position == 0 and key not in task.searched):
@@ -244,6 +252,23 @@ def _kind_of(name: str, task: type[TrainingConfig], source: str) -> Kind | Liter
     # bool before int: Python's bool is an int.
     kinds: tuple[tuple[type, Kind], ...] = ((bool, "bool"), (float, "float"), (int, "int"))
     return next((kind for type_, kind in kinds if type_ in options), "choice")
+
+
+def _require_value(name: str, training: Mapping[str, Any], source: str) -> None:
+    """See that the training itself has a value there, which is tried before the search starts.
+
+    Raises:
+        ConfigError: when it has none.
+    """
+    place, _, key = name.rpartition(".")
+    found: Any = training
+    for part in place.split("."):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    if not isinstance(found, Mapping) or key not in found:
+        raise ConfigError(
+            f"`space.{name}` needs a value of `{name}` in the file, too: "
+            f"with it `{key}` is tried before the search starts ({source})"
+        )
 
 
 def _options(annotation: Any) -> list[Any]:

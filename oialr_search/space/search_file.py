@@ -301,13 +301,9 @@ def load_search(
     search = search.model_copy(update={"start_with": start})
     task = type(training)
     _refuse_missing_metric(search, training.reported.names, source)
-<<<<<<< HEAD
     space = parse_space(content["space"], task, training_content, search.constraints, source)
-=======
-    space = parse_space(content["space"], task, training_content, source)
     names = [h.name for h in space.hyperparameters]
     refuse_lacking(training, names, source)
->>>>>>> main
     _refuse_window(search, training, space, source)
     aims = aims_of(search, training.reported, space, source)
     _refuse_aims(search, source)

@@ -14,7 +14,7 @@ from oialr_search.storage.database import Storage
 from oialr_search.storage.leaderboard import all_columns
 from oialr_search.storage.records import IndividualRecord, SearchRecord, StorageError
 from oialr_search.storage.selection import Selection
-from oialr_training.config import TrainingConfig
+from oialr_training.config import TaskConfig
 from oialr_training.tasks import validate_training
 from oialr_training.yaml_files import dump_yaml, parse_yaml
 
@@ -63,9 +63,11 @@ def export(storage: Storage, search: SearchRecord, individual: IndividualRecord)
     content["num_threads"] = evaluation.num_threads
     if individual.seed is not None:  # it repeats another
         content["seed"] = individual.seed
+    line = validate_training(content, "export").command_line
     seeds = {"deviation": individual.fitness_deviation, "seeds": individual.num_seeds}
     del content["provenance"]  # so that it comes last
     content["provenance"] = {
+        **({"command_line": line} if line is not None else {}),
         "search": search.name,
         "individual": individual.id,
         "fitness": individual.fitness,
@@ -84,7 +86,7 @@ def export(storage: Storage, search: SearchRecord, individual: IndividualRecord)
         "git_revision": launch.git_revision,
     }
     text = dump_yaml(content)
-    again: TrainingConfig = validate_training(parse_yaml(text, "export"), "export")
+    again: TaskConfig = validate_training(parse_yaml(text, "export"), "export")
     assert again.model_dump(mode="json") == content, "the exported YAML reads back differently"
     return text
 

@@ -189,7 +189,8 @@ def validate(
         )
     else:
         training = load_training(file, assignments or ())
-        print(f"{in_one_line(file)}: training of {training.task}, {training.epochs} epochs")
+        epochs = "" if training.epochs is None else f", {training.epochs} epochs"
+        print(f"{in_one_line(file)}: training of {training.task}{epochs}")
 
 
 def upgrade(db: DatabaseOption = None, search_dir: SearchDirOption = SEARCH_DIR) -> None:

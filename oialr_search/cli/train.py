@@ -138,18 +138,19 @@ def train(
             print_rows(repeated_seeds.summary(results), output_format, title=title)
 
 
-def _epoch_printer(name: str, epochs: int) -> Callable[[Event], None]:
+def _epoch_printer(name: str, epochs: int | None) -> Callable[[Event], None]:
     """Prints a line an epoch, to standard error: standard output is for the result."""
     from oialr_training.protocol import Epoch, Started
 
     def report(event: Event) -> None:
         match event:
             case Started():
-                print(f"layers: {event.layers}", file=sys.stderr)
+                if event.layers:
+                    print(f"layers: {event.layers}", file=sys.stderr)
                 for warning in event.warnings:
                     print(f"warning: {warning}", file=sys.stderr)
             case Epoch():
-                head = f"{name} epoch {event.epoch}/{epochs}"
+                head = f"{name} epoch {event.epoch}" + (f"/{epochs}" if epochs else "")
                 metrics = [f"{metric} {shown(value)}" for metric, value in event.metrics.items()]
                 print(head, *metrics, sep="  ", file=sys.stderr, flush=True)
 

@@ -26,6 +26,7 @@ from oialr_search.evaluation.files import (
     epoch_records,
     epochs_told,
     read_result,
+    remove_state,
     write_claim,
     write_record,
 )
@@ -441,8 +442,7 @@ class Evaluator:
         stopping = self._search.stopping
         goes_on = stopping is not None and stopping.go_on and outcome.status is Status.PRUNED
         if not repeat and not goes_on:
-            with contextlib.suppress(OSError):
-                (folder.parent / STATE_FILE).unlink(missing_ok=True)
+            remove_state(folder.parent)
         evaluation_id = claim.evaluation.id
         self._outbox.put(lambda s: s.finish_evaluation(evaluation_id, outcome, repeat=repeat))
         self._count(end, outcome)

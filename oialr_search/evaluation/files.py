@@ -1,8 +1,9 @@
 """The folder of a search: what the database holds of its evaluations is here as files, too.
 
     NAME/search.json, launch-000001.json, ..., migrations-0.jsonl, ... (by target island)
-    NAME/individual-000001/individual.json, state.pt (until it has ended; of one that was stopped
-                           early, where it may be gone on with, until the search is complete)
+    NAME/individual-000001/individual.json, state.pt or state/ (until it has ended; of one that was
+                           stopped early, where it may be gone on with, until the search is
+                           complete)
     NAME/individual-000001/attempt-1/evaluation.json, request.json, log.txt, events.jsonl,
                                      result.json (the worker's), outcome.json (the controller's)
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from datetime import UTC, datetime
@@ -67,6 +69,8 @@ EVALUATION_FILE = "evaluation.json"
 OUTCOME_FILE = "outcome.json"
 REQUEST_FILE = "request.json"
 STATE_FILE = "state.pt"
+STATE_FOLDER = "state"
+"""The same of a program of a user's own; beside the file, of its name."""
 
 R = TypeVar("R")
 
@@ -206,9 +210,16 @@ def epoch_records(event: Epoch) -> tuple[EpochRecord, list[RankUpdate], list[Obs
 
 def remove_states(folder: Path) -> None:
     """Remove the states of trainings that nobody will go on with, as the search is complete."""
-    for path in folder.glob(f"individual-*/{STATE_FILE}"):
-        with contextlib.suppress(OSError):
-            path.unlink()
+    for path in folder.glob("individual-*"):
+        remove_state(path)
+
+
+def remove_state(individual: Path) -> None:
+    """Remove the state of a training that nobody will go on with."""
+    with contextlib.suppress(OSError):
+        (individual / STATE_FILE).unlink(missing_ok=True)
+    if (individual / STATE_FOLDER).is_dir():
+        shutil.rmtree(individual / STATE_FOLDER, ignore_errors=True)
 
 
 def holds_individuals(folder: Path) -> bool:

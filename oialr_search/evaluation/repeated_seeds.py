@@ -14,7 +14,7 @@ from pathlib import Path
 
 from oialr_search.evaluation.devices import WorkerSettings, with_num_threads
 from oialr_search.evaluation.worker_process import WorkerDied, WorkerProcess
-from oialr_training.config import TrainingConfig
+from oialr_training.config import TaskConfig
 from oialr_training.errors import ConfigError, KnownError, ProtocolError
 from oialr_training.protocol import (
     EVENTS_FILE,
@@ -39,7 +39,7 @@ class TrainingFailed(KnownError):  # noqa: N818  (an outcome)
 
 
 def train(
-    config: TrainingConfig,
+    config: TaskConfig,
     *,
     folder: Path,
     data_dir: str | None,

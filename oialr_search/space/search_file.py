@@ -10,15 +10,17 @@ from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
+from oialr_search.space.constraints import Constraints, constraints_of
 from oialr_search.space.fitness import Aims, aims_of
 from oialr_search.space.given import OfFile, Start
-from oialr_search.space.hyperparameters import RANGE_KEYS, SearchSpace, parse_space
+from oialr_search.space.hyperparameters import SearchSpace
+from oialr_search.space.parsing import RANGE_KEYS, parse_space
 from oialr_search.space.prior import Prior, check_priors
 from oialr_search.space.repeats import ConfirmSettings, RepeatSettings
 from oialr_search.space.stopping import StoppingSettings, rule_class
-from oialr_training.config import Metrics, TrainingConfig
+from oialr_training.config import Metrics, TaskConfig
 from oialr_training.errors import ConfigError, nearest
-from oialr_training.tasks import known_metrics, validate_training
+from oialr_training.tasks import known_metrics, refuse_lacking, validate_training
 from oialr_training.validation import Config, Fraction, validate
 from oialr_training.yaml_files import apply_override, in_one_line, parse_assignment, read_yaml
 
@@ -82,6 +84,10 @@ class SearchSettings(Config):
     subject_to: Annotated[list[str], Field(default_factory=list)]
     """Conditions on such expressions (`trainable_percent <= 15`); who breaks one comes after who
     meets all."""
+    constraints: Annotated[list[str], Field(default_factory=list)]
+    """Conditions between numbers of the training configuration, searched or not
+    (`scheduler.warmup_epochs < epochs`); an individual that breaks one is bred again, never
+    trained."""
     fitness_window: Annotated[int, Field(ge=1)] = 1
     """In all of these a validation metric counts as its mean over so many last epochs."""
     cost_aware: bool = False
@@ -141,7 +147,7 @@ class SearchSettings(Config):
     stopping: StoppingSettings | None = None
     """Which trainings end early; null: none. `{}`: the worst quarter, once OIALR has begun."""
 
-    @field_validator("subject_to", mode="before")
+    @field_validator("subject_to", "constraints", mode="before")
     @classmethod
     def _one_or_several(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
@@ -153,7 +159,7 @@ class SearchFile:
 
     search: SearchSettings
     space: SearchSpace
-    training: TrainingConfig
+    training: TaskConfig
     pinned: tuple[str, ...]
     """Hyperparameters that an override took out of the space."""
     source: str
@@ -162,6 +168,12 @@ class SearchFile:
     def aims(self) -> Aims:
         """What the search is after."""
         return aims_of(self.search, self.training.reported, self.space, self.source)
+
+    @property
+    def constraints(self) -> Constraints:
+        """What holds between hyperparameters."""
+        training = self.training.model_dump(mode="json")
+        return constraints_of(self.search.constraints, training, self.space, self.source)
 
     @property
     def without_effect(self) -> dict[str, str]:
@@ -181,7 +193,7 @@ class SearchFile:
         }
 
 
-def stored_training(settings: Mapping[str, Any], source: str) -> TrainingConfig:
+def stored_training(settings: Mapping[str, Any], source: str) -> TaskConfig:
     """The training configuration of stored settings; fields newer than these have their defaults.
 
     Raises:
@@ -289,12 +301,15 @@ def load_search(
     search = search.model_copy(update={"start_with": start})
     task = type(training)
     _refuse_missing_metric(search, training.reported.names, source)
-    space = parse_space(content["space"], task, training_content, source)
+    space = parse_space(content["space"], task, training_content, search.constraints, source)
+    names = [h.name for h in space.hyperparameters]
+    refuse_lacking(training, names, source)
     _refuse_window(search, training, space, source)
     aims = aims_of(search, training.reported, space, source)
     _refuse_aims(search, source)
     if search.stopping is not None:
         _check_stopping(search.stopping, training.reported, source)
+        _refuse_no_clock(search.stopping, training, names, source)
     priors = {name: prior for name, prior in search.prior.items() if name not in pinned}
     check_priors(priors, space, source)
     return SearchFile(
@@ -317,17 +332,18 @@ def _refuse_missing_metric(search: SearchSettings, metrics: Sequence[str], sourc
 
 
 def _refuse_window(
-    search: SearchSettings, training: TrainingConfig, space: SearchSpace, source: str
+    search: SearchSettings, training: TaskConfig, space: SearchSpace, source: str
 ) -> None:
     """The last epochs are those of the result only where the result is the last one's."""
     window = search.fitness_window
-    if window > 1 and training.result_epoch != "last":
+    result_epoch = getattr(training, "result_epoch", "last")
+    if window > 1 and result_epoch != "last":
         raise ConfigError(
             f"`search.fitness_window` = {window} needs `result_epoch: last`, "
-            f"got {training.result_epoch!r} ({source})"
+            f"got {result_epoch!r} ({source})"
         )
     searched = any(h.name == "epochs" for h in space.hyperparameters)
-    if window > training.epochs and not searched:
+    if training.epochs is not None and window > training.epochs and not searched:
         raise ConfigError(
             f"`search.fitness_window` is at most `epochs` = {training.epochs}, "
             f"got {window} ({source})"
@@ -354,6 +370,22 @@ def _refuse_aims(search: SearchSettings, source: str) -> None:
                 f"the engine `{engine}` knows no `search.objectives`: "
                 f"`screened`, `propulate`, `tpe` and `gp` do ({source})"
             )
+
+
+def _refuse_no_clock(
+    settings: StoppingSettings, training: TaskConfig, searched: Sequence[str], source: str
+) -> None:
+    """What is no network of ours says its epochs, and cuts no inner rank."""
+    if training.epochs is None and "epochs" not in searched:
+        raise ConfigError(
+            "`search.stopping` compares trainings by their epochs: say in `epochs` how many the "
+            f"command reports ({source})"
+        )
+    if training.any_name and settings.clock.unit == "epochs after the first truncation":
+        raise ConfigError(
+            f"`search.stopping.after` = {settings.after!r} is of OIALR's own trainings: "
+            f"give a number, such as `3 epochs` ({source})"
+        )
 
 
 def _check_stopping(settings: StoppingSettings, metrics: Metrics, source: str) -> None:

@@ -19,7 +19,7 @@ from oialr_training.protocol import Observation, RankUpdate, Resources
 if TYPE_CHECKING:
     from oialr_search.space.fitness import Aims
     from oialr_search.space.search_file import SearchSettings
-    from oialr_training.config import Metrics, TrainingConfig
+    from oialr_training.config import Metrics, TaskConfig
 
 
 CONFIRM = "confirm"
@@ -66,7 +66,7 @@ class SearchRecord(NewSearch):
     created_at: datetime
     last_launch_at: datetime | None  # None before the first launch
 
-    def training(self) -> TrainingConfig:
+    def training(self) -> TaskConfig:
         """Return the training configuration of the search file, complete for this version.
 
         Raises:

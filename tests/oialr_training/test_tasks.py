@@ -88,7 +88,8 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_task_is_tried_below() -> None:
-    assert SMALL.keys() == TASKS.keys()
+    networks = {name for name, task in TASKS.items() if issubclass(task, TrainingConfig)}
+    assert SMALL.keys() == networks
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -14,15 +14,16 @@ import queue
 import signal
 import sys
 import threading
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from oialr_training.errors import DataError, ProtocolError
+from oialr_training.config import TaskConfig
+from oialr_training.errors import ConfigError, ProtocolError
+from oialr_training.failures import failed, is_told
 from oialr_training.parent_death import die_with
 from oialr_training.protocol import (
     EVENTS_FILE,
@@ -34,6 +35,7 @@ from oialr_training.protocol import (
     Prepare,
     Progressed,
     Ready,
+    Resources,
     Started,
     Stop,
     Stopped,
@@ -42,19 +44,12 @@ from oialr_training.protocol import (
     write_result,
 )
 from oialr_training.tasks import validate_training
-from oialr_training.whole_files import written_whole
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from oialr_training.config import TrainingConfig
-    from oialr_training.data import Cut
-    from oialr_training.training import Training
+from oialr_training.tasks.command import CommandTraining
+from oialr_training.trainer import Interrupted, Trainer
 
 log = logging.getLogger("oialr_training")
 READ_BYTES = 1 << 16
 WITHOUT_TORCH = f"{sys.executable} has no torch: run pip install 'oialr-search[train]'"
-CHECKPOINT_FILE = "checkpoint.safetensors"
 
 
 class Worker:
@@ -64,8 +59,7 @@ class Worker:
         self._events_fd = events_fd
         self._folder: Path | None = None
         self._data_dir: Path | None = None
-        self._data_settings: object = None
-        self._cut: Cut | None = None
+        self._trainer: Trainer[Any] | None = None
 
     def report(self, event: Event) -> None:
         """Write one event to the folder and the pipe, and what people want of it to the log."""
@@ -89,13 +83,13 @@ class Worker:
 
         Reports `Ready`, or `Failed` when the configuration or the data are wrong.
         """
-        from oialr_training.failures import TOLD, failed
-
         self._data_dir = Path(message.data_dir) if message.data_dir else None
         try:
-            self._warm_up(self._set_up(validate_training(message.config, "request")))
+            config = validate_training(message.config, "request")
+            self._trainer = self._trainer_of(config)
+            self._trainer.prepare(config)
         except Exception as error:
-            if not isinstance(error, TOLD):
+            if not is_told(error):
                 log.exception("what the preparation raised:")
             self.report(replace(failed(error), cause="configuration"))
             sys.exit(1)
@@ -103,76 +97,46 @@ class Worker:
 
     def evaluate(self, message: Evaluate, stops: Sequence[Stop]) -> None:
         """Train; the result is written to the evaluation's folder, then reported."""
-        from oialr_training.failures import TOLD, failed
-        from oialr_training.resources import Meter
-        from oialr_training.state import StateFile
-        from oialr_training.training import Interrupted, train
-
         self._folder = Path(message.folder)
-        state_file = StateFile(Path(message.state_file)) if message.state_file else None
         result: Completed | Failed
-        meter = Meter()
+        trainer = self._trainer
         try:
-            training = self._set_up(validate_training(message.config, "request"))
-            trained = train(
-                training,
-                self.report,
-                evaluate_test=message.evaluate_test,
-                state_file=state_file,
-                stop=lambda: stops[0].reason if stops else None,
-                meter=meter,
-            )
-            result = trained.completed
-            if message.save_checkpoint:
-                _save_checkpoint(trained.model, self._folder / CHECKPOINT_FILE)
+            config = validate_training(message.config, "request")
+            trainer = trainer or self._trainer_of(config)
+            result = trainer.evaluate(config, message, self.report, stops)
         except Interrupted as end:
-            self.report(Stopped(epoch=end.epoch, reason=end.reason, resources=meter.read()))
+            used = trainer.resources() if trainer else Resources()
+            self.report(Stopped(epoch=end.epoch, reason=end.reason, resources=used))
             return
-        except TOLD as error:
-            result = replace(failed(error), resources=meter.read())
         except Exception as error:  # whatever a training raises is that evaluation's result
-            log.exception("what the training raised:")
-            result = replace(failed(error), resources=meter.read())
+            if not is_told(error):
+                log.exception("what the training raised:")
+            used = trainer.resources() if trainer else Resources()
+            result = replace(failed(error), resources=used)
         try:
             write_result(self._folder, result)
         except OSError as error:
             log.warning("cannot write the result to %s: %s", self._folder, error.strerror)
         else:
-            if state_file and not (isinstance(result, Failed) and result.cause == "machine"):
-                state_file.delete()
+            if trainer and not (isinstance(result, Failed) and result.cause == "machine"):
+                trainer.forget(message)
         self.report(result)
 
-    def _set_up(self, config: TrainingConfig) -> Training:
-        import torch
+    def _trainer_of(self, config: TaskConfig) -> Trainer[Any]:
+        """What evaluates such a configuration; its imports are a good part of a worker's start.
 
-        from oialr_training.training import set_up
+        Raises:
+            ConfigError: when torch is needed and missing.
+        """
+        if isinstance(config, CommandTraining):
+            from oialr_training.command_trainer import CommandTrainer
 
-        if config.num_threads is not None:
-            torch.set_num_threads(config.num_threads)
-        if self._cut is None or config.data_settings != self._data_settings:
-            try:
-                self._cut = config.load_data(self._data_dir)
-            except OSError as error:
-                raise DataError(f"cannot read {self._data_dir}: {error.strerror}") from None
-            self._data_settings = config.data_settings
-        return set_up(config, self._cut)
+            return CommandTrainer(self._data_dir)
+        if find_spec("torch") is None:
+            raise ConfigError(WITHOUT_TORCH)
+        from oialr_training.network_trainer import NetworkTrainer
 
-    @staticmethod
-    def _warm_up(training: Training) -> None:
-        """One tiny step and one SVD: the first of each loads libraries and starts threads."""
-        import torch
-
-        from oialr_training.resources import Meter
-        from oialr_training.training import require_metrics
-
-        inputs, targets = next(iter(training.splits.train.epoch(0)))
-        two = tuple(part[:2] for part in inputs)
-        loss = training.config.training_step(training.model, two, targets[:2])
-        loss.backward()  # type: ignore[no-untyped-call]
-        training.optimizer.step()
-        require_metrics(training)
-        torch.linalg.svd(torch.rand(4, 4, device=training.device))
-        Meter().start(training.device)  # opens NVML
+        return NetworkTrainer(self._data_dir)
 
 
 def log_event(event: Event) -> None:
@@ -182,7 +146,8 @@ def log_event(event: Event) -> None:
             log.info("training starts on %s: %d steps", event.device, event.total_steps)
             if event.resumed_epoch:
                 log.info("going on after epoch %d", event.resumed_epoch)
-            log.info("layers: %s", event.layers)
+            if event.layers:
+                log.info("layers: %s", event.layers)
             for warning in event.warnings:
                 log.warning("%s", warning)
         case Epoch():
@@ -199,20 +164,6 @@ def log_event(event: Event) -> None:
             log.info("completed after %.1f s", event.duration_s)
         case Failed():
             log.error("failed: %s", event.reason)
-
-
-def _save_checkpoint(model: nn.Module, path: Path) -> None:
-    """Dense weights, which the network loads as it is built, without OIALR."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    from oialr import export
-
-    try:
-        with written_whole(path) as aside:
-            save_file({k: v.contiguous() for k, v in export(model).state_dict().items()}, aside)
-    except (SafetensorError, OSError) as error:
-        raise OSError(f"cannot write {path}: {error}") from None
 
 
 def _append(line: bytes, path: Path) -> None:
@@ -259,9 +210,6 @@ def main() -> None:
     stops: list[Stop] = []
     threading.Thread(target=_read_messages, args=(messages, stops), daemon=True).start()
     worker = Worker(arguments.events)
-    if find_spec("torch") is None:
-        worker.report(Failed(reason=WITHOUT_TORCH, at=time.time(), cause="configuration"))
-        sys.exit(1)
     while True:
         match decode(messages.get()):
             case Prepare() as message:

@@ -8,6 +8,7 @@ A configuration is a YAML file whose keys are the fields below and those that it
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -99,15 +100,31 @@ class TaskConfig(Config):
     name: ClassVar[str]
     """The task's, by which a file names it, where it is not named by its module and class."""
 
+    any_name: ClassVar[bool] = False
+    """May a search vary whatever it names? Else what has a field in the configuration."""
+    searched: ClassVar[frozenset[str]] = frozenset({"epochs"})
+    """Fields that a search may vary, or parts of them; the others would change what the metric
+    means, or where the training runs."""
+
     @property
     @abstractmethod
     def reported(self) -> Metrics:
         """What the search hears of an evaluation."""
 
+    def lacking(self, given: Collection[str] = ()) -> list[str]:
+        """Names of what an evaluation needs, that has no value here and is not `given` one."""
+        return []
+
+    @property
+    def command_line(self) -> str | None:
+        """What is run, for people and shells; None: no program of a user's own."""
+        return None
+
     task: str
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     """Seed of all that is random in a training: weights, order of the samples, augmentation."""
     epochs: Annotated[int, Field(ge=1)] | None = None
+    """How many it has at most; null: not known."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     num_threads: Annotated[int, Field(ge=1)] | None = None
     """CPU threads of one training; null: the node's cores shared among its trainings."""
@@ -125,8 +142,6 @@ class TrainingConfig(TaskConfig):
     searched: ClassVar[frozenset[str]] = frozenset(
         {"epochs", "batch_size", "model", "data", "optimizer", "scheduler", "criterion", "oialr"}
     )
-    """Fields that a search may vary, or parts of them; the others would change what the metric
-    means, or where the training runs."""
 
     # What follows imports torch, and is called in the worker only.
 

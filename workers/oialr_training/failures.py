@@ -1,17 +1,16 @@
-"""What is at fault when an evaluation fails: its configuration, the training, or the machine."""
+"""What is at fault when an evaluation fails: its configuration, the training, or the machine.
+
+Free of torch: where nobody has imported it, it has raised nothing.
+"""
 
 from __future__ import annotations
 
+import sys
 import time
+from typing import Any
 
-import torch
-
-from oialr import OIALRError
 from oialr_training.errors import Cause, KnownError, place_of
 from oialr_training.protocol import Failed
-
-TOLD = (KnownError, OIALRError)
-"""What we raise ourselves: the message says all, and is one of our own sentences."""
 
 # torch has no classes of exceptions for these.
 MACHINE_WORDS = (
@@ -19,6 +18,8 @@ MACHINE_WORDS = (
     "CUSOLVER_STATUS", "CUFFT_", "NCCL error", "DataLoader worker", "bus error",
 )  # fmt: skip
 OUT_OF_MEMORY_WORDS = ("can't allocate memory", "not enough memory")
+OUT_OF_MEMORY_NAMES = ("OutOfMemoryError", "CUDA out of memory", "MemoryError")
+"""What a program says of it that ends."""
 
 
 def failed(error: Exception) -> Failed:
@@ -26,20 +27,36 @@ def failed(error: Exception) -> Failed:
     return Failed(reason=_reason(error), at=time.time(), cause=_cause(error))
 
 
+def is_told(error: Exception) -> bool:
+    """Did we raise it ourselves? Then the message says all, and is one of our own sentences."""
+    return isinstance(error, KnownError) or _is_a("oialr", "OIALRError", error)
+
+
+def of_machine(line: str) -> bool:
+    """Does the last line of a program's log say that the machine failed it?"""
+    words = (*MACHINE_WORDS, *OUT_OF_MEMORY_WORDS, *OUT_OF_MEMORY_NAMES)
+    return any(word in line for word in words)
+
+
+def _is_a(module: str, name: str, error: Exception) -> bool:
+    """Is it of a class of this module? Not where nobody has imported that."""
+    found: Any = sys.modules.get(module)
+    return found is not None and isinstance(error, getattr(found, name))
+
+
 def _cause(error: Exception) -> Cause:
-    match error:
-        case KnownError():
-            return error.cause
-        case OIALRError():
-            return "configuration"
-        case OSError():
-            return "machine"
+    if isinstance(error, KnownError):
+        return error.cause
+    if is_told(error):
+        return "configuration"
+    if isinstance(error, OSError):
+        return "machine"
     return "machine" if _out_of_memory(error) or _broken(error) else "training"
 
 
 def _reason(error: Exception) -> str:
     """One line."""
-    if isinstance(error, TOLD):
+    if is_told(error):
         return str(error)
     first, *_ = str(error).splitlines() or [""]
     what = f"{_out_of_memory(error) or type(error).__name__}: {first}".removesuffix(": ")
@@ -49,7 +66,7 @@ def _reason(error: Exception) -> str:
 
 def _out_of_memory(error: Exception) -> str:
     """Of which memory there was too little; empty where it was something else."""
-    if isinstance(error, torch.OutOfMemoryError):
+    if _is_a("torch", "OutOfMemoryError", error):
         return "out of GPU memory"
     words = OUT_OF_MEMORY_WORDS if isinstance(error, RuntimeError) else ()
     if isinstance(error, MemoryError) or any(word in str(error) for word in words):

@@ -7,18 +7,21 @@ devices, so other processes there count too.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pynvml
-import torch
 
 from oialr_training.protocol import Resources
+
+if TYPE_CHECKING:
+    import torch
 
 POWERCAP = Path("/sys/class/powercap")
 MAX_PACKAGE_W = 1000.0
@@ -30,16 +33,18 @@ class Meter:
 
     def __init__(self, powercap: Path = POWERCAP) -> None:
         self._powercap = powercap
-        self._device = torch.device("cpu")
+        self._gpu: torch.device | None = None
         self._cpu: CpuEnergy | None = None
         self._gpu_energy_j: Callable[[], float | None] = _unknown
         self._samples, self._seconds = 0, 0.0
 
     def start(self, device: torch.device) -> None:
         """The training begins on this device."""
-        self._device = device
         self._cpu = CpuEnergy(self._powercap)
         if device.type == "cuda":
+            import torch
+
+            self._gpu = device
             torch.cuda.reset_peak_memory_stats(device)
             self._gpu_energy_j = gpu_energy(device)
 
@@ -55,12 +60,11 @@ class Meter:
 
     def read(self) -> Resources:
         """What is known by now."""
-        on_gpu = self._device.type == "cuda"
         return Resources(
             gpu_energy_j=self._gpu_energy_j(),
             cpu_energy_j=self._cpu.look() if self._cpu else None,
             peak_host_memory_bytes=peak_host_memory(),
-            peak_gpu_memory_bytes=torch.cuda.max_memory_allocated(self._device) if on_gpu else None,
+            peak_gpu_memory_bytes=_peak_gpu_memory(self._gpu),
             samples_per_s=self._samples / self._seconds if self._samples else None,
         )
 
@@ -116,8 +120,35 @@ class _Package:
         return (used_uj if used_uj >= 0 else used_uj + self._range_uj) * 1e-6
 
 
+def _peak_gpu_memory(device: torch.device | None) -> int | None:
+    if device is None:
+        return None
+    import torch
+
+    return torch.cuda.max_memory_allocated(device)
+
+
+def visible_gpu_energy() -> Callable[[], float | None]:
+    """The same as `gpu_energy` of the one visible GPU, for who does not import torch.
+
+    None where it is not certain which one that is: CUDA and NVML number them differently.
+    """
+    name = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    if not name.startswith("GPU-") and os.environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
+        return _unknown
+    try:
+        pynvml.nvmlInit()
+        if not name.startswith("GPU-"):
+            name = pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(int(name)))
+    except (pynvml.NVMLError, ValueError):
+        return _unknown
+    return _since_now(whole_gpu(name.removeprefix("GPU-")))
+
+
 def gpu_energy(device: torch.device) -> Callable[[], float | None]:
     """A function for the joules that a GPU has used by then, from now on."""
+    import torch
+
     # Asked by its own name: CUDA and NVML number the GPUs of a machine differently.
     return _since_now(whole_gpu(str(torch.cuda.get_device_properties(device).uuid)))
 

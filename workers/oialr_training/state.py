@@ -49,7 +49,7 @@ def identity(config: TrainingConfig, device: torch.device) -> str:
     machine: dict[str, Any] = {"torch": torch.__version__, "device": device.type}
     if device.type == "cpu":
         machine["num_threads"] = torch.get_num_threads()
-    return _as_text(config, machine)
+    return _as_text(config, machine) if isinstance(config, TrainingConfig) else None
 
 
 def _as_text(config: TrainingConfig, machine: Mapping[str, Any]) -> str:
@@ -66,7 +66,7 @@ def _as_of_today(identity: str) -> str | None:
         config = validate_training(stored, "state")
     except ConfigError:
         return None
-    return _as_text(config, machine)
+    return _as_text(config, machine) if isinstance(config, TrainingConfig) else None
 
 
 class StateFile:

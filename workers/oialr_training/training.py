@@ -35,6 +35,7 @@ from oialr_training.resources import Meter
 from oialr_training.schedules import CosineSchedule
 from oialr_training.sections import ObservationConfig, OIALRConfig
 from oialr_training.state import StateFile, identity, random_states, set_random_states
+from oialr_training.trainer import Interrupted
 
 PROGRESS_INTERVAL_S = 5.0
 
@@ -42,14 +43,6 @@ PROGRESS_INTERVAL_S = 5.0
 # writing stays a small share of the training.
 CHEAP_WRITE_S = 0.25
 MAX_WRITE_SHARE = 0.05
-
-
-class Interrupted(Exception):  # noqa: N818  (an outcome)
-    """The training ended before its last epoch, as asked."""
-
-    def __init__(self, epoch: int, reason: StopReason) -> None:
-        super().__init__(f"stopped after epoch {epoch}: {reason}")
-        self.epoch, self.reason = epoch, reason
 
 
 @dataclass(frozen=True, kw_only=True)

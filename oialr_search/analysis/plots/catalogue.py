@@ -34,6 +34,7 @@ from oialr_search.storage.records import (
     Status,
     StorageError,
 )
+from oialr_training.config import TrainingConfig
 from oialr_training.errors import ConfigError
 
 R = TypeVar("R")
@@ -266,6 +267,8 @@ def _planned(source: Source, epochs: Sequence[EpochRecord]) -> list[Training]:
     try:
         config = source.search.training()
     except ConfigError:  # of another version
+        return []
+    if not isinstance(config, TrainingConfig):
         return []
     rates = [
         EpochRecord(

@@ -7,13 +7,14 @@ these methods. Those here are marked `@register` and have a `name`; another is n
 entry point of the group `oialr_search.tasks`, or as `package.module:Class`.
 """
 
-from oialr_training.tasks import autoformer, classification, minivit
+from oialr_training.tasks import autoformer, classification, command, minivit
 from oialr_training.tasks.registry import (
     TASKS,
     add_task_path,
     find_task,
     known_metrics,
     load_training,
+    refuse_lacking,
     register,
     task_path,
     validate_training,
@@ -24,10 +25,12 @@ __all__ = [
     "add_task_path",
     "autoformer",
     "classification",
+    "command",
     "find_task",
     "known_metrics",
     "load_training",
     "minivit",
+    "refuse_lacking",
     "register",
     "task_path",
     "validate_training",

@@ -5,19 +5,19 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, TypeVar
 
-from oialr_training.config import OF_ALL_TASKS, Metric, Metrics, TrainingConfig
+from oialr_training.config import OF_ALL_TASKS, Metric, Metrics, TaskConfig, TrainingConfig
 from oialr_training.errors import ConfigError, nearest, place_of
 from oialr_training.validation import validate
 from oialr_training.yaml_files import apply_override, in_one_line, parse_assignment, read_yaml
 
-T = TypeVar("T", bound=type[TrainingConfig])
+T = TypeVar("T", bound=type[TaskConfig])
 
-TASKS: dict[str, type[TrainingConfig]] = {}
+TASKS: dict[str, type[TaskConfig]] = {}
 """Those that come along, and those that were found."""
 ENTRY_POINTS = "oialr_search.tasks"
 TASK_PATH_VARIABLE = "OIALR_TASK_PATH"
@@ -35,7 +35,7 @@ def register(task: T) -> T:
     return task
 
 
-def find_task(name: str) -> type[TrainingConfig]:
+def find_task(name: str) -> type[TaskConfig]:
     """The task of a name: one of `TASKS`, an entry point's, or the class `package.module:Class`.
 
     Raises:
@@ -58,7 +58,9 @@ def known_metrics(task: str) -> Metrics:
     Nothing is imported for it: who reads a database runs no code that it names.
     """
     known = TASKS.get(task)
-    return known.all_metrics() if known else Metrics(searched=(), each_epoch=OF_ALL_TASKS)
+    if known and issubclass(known, TrainingConfig):
+        return known.all_metrics()
+    return Metrics(searched=(), each_epoch=OF_ALL_TASKS)
 
 
 def add_task_path(folders: Iterable[str | Path]) -> None:
@@ -108,15 +110,15 @@ def _a_task(module: object, attribute: str, name: str) -> type[TrainingConfig]:
     return found
 
 
-def validate_training(content: Mapping[str, Any], source: str) -> TrainingConfig:
+def validate_training(content: Mapping[str, Any], source: str) -> TaskConfig:
     """Build the training configuration of the task that `content` names.
 
     Raises:
         ConfigError: see `validate`; also when the task is missing or unknown.
     """
-    task = content.get("task")
+    task = content.get("task", "command" if "command" in content else None)
     if task is None:
-        raise ConfigError(f"`task` is missing; one of {', '.join(TASKS)} ({source})")
+        raise ConfigError(f"`task` or `command` is missing; one of {', '.join(TASKS)} ({source})")
     if not isinstance(task, str):
         raise ConfigError(f"unknown task {task!r:.80} for `task`{nearest('', TASKS)} ({source})")
     try:
@@ -126,7 +128,7 @@ def validate_training(content: Mapping[str, Any], source: str) -> TrainingConfig
     return validate(found, content, source)
 
 
-def load_training(path: Path, assignments: Sequence[str] = ()) -> TrainingConfig:
+def load_training(path: Path, assignments: Sequence[str] = ()) -> TaskConfig:
     """Read a training configuration from a YAML file, with `path=value` overrides.
 
     Raises:
@@ -140,4 +142,19 @@ def load_training(path: Path, assignments: Sequence[str] = ()) -> TrainingConfig
             "this is a search file, not a training configuration: "
             f"start it with `oialr-search run`, then `oialr-search export` ({in_one_line(path)})"
         )
-    return validate_training(content, in_one_line(path))
+    config = validate_training(content, in_one_line(path))
+    refuse_lacking(config, (), in_one_line(path))
+    return config
+
+
+def refuse_lacking(task: TaskConfig, given: Collection[str], source: str) -> None:
+    """See that all that an evaluation needs has a value.
+
+    Raises:
+        ConfigError: when something has none.
+    """
+    for name in task.lacking(given):
+        raise ConfigError(
+            f"nothing fills `{{{name}}}` of `command`: neither `space` nor a value of that name "
+            f"({source})"
+        )

@@ -515,12 +515,16 @@ def _launches(launches: Sequence[LaunchRecord]) -> Table:
     )
 
 
-def _range(hyperparameter: Hyperparameter) -> str:
-    if hyperparameter.choices is not None:
-        return ", ".join(map(shown, hyperparameter.choices))
-    low, high = hyperparameter.bounds
-    scale = ", logarithmic" if hyperparameter.scale == "log" else ""
-    return f"{number(low)} to {number(high)}{scale}"
+def _range(h: Hyperparameter) -> str:
+    only = "".join(
+        f"; where {name} is {' or '.join(map(shown, wanted))}" for name, wanted in h.when
+    )
+    if h.choices is not None:
+        return ", ".join(map(shown, h.choices)) + only
+    low, high = h.bounds
+    scale = ", logarithmic" if h.scale == "log" else ""
+    step = f" by {number(h.step)}" if h.step is not None else ""
+    return f"{number(low)} to {number(high)}{step}{scale}{only}"
 
 
 def _printable(value: Any) -> Any:

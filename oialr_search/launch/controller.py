@@ -17,7 +17,13 @@ from oialr_search.evaluation.evaluator import Evaluated, Evaluator
 from oialr_search.evaluation.files import add_migration
 from oialr_search.evaluation.outbox import Outbox
 from oialr_search.launch.confirming import due
-from oialr_search.launch.engines import Engine, Knowledge, Member, random_numbers
+from oialr_search.launch.engines import (
+    Engine,
+    Knowledge,
+    Member,
+    feasible_offspring,
+    random_numbers,
+)
 from oialr_search.launch.islands import (
     POLL_S,
     STOP,
@@ -77,6 +83,7 @@ class Controller:
         self._place = place
         self._search = search_file.search
         self._space = search_file.space
+        self._constraints = search_file.constraints
         self._outbox = outbox
         self._search_id = search_id
         self._launch_id = launch_id
@@ -181,7 +188,12 @@ class Controller:
             number=self._generation * self._place.world_size + self._place.world_rank,
             num_ranks=self._place.world_size,
         )
-        offspring = self._engine.propose(knowledge, self._random_numbers("breeding"))
+        offspring = feasible_offspring(
+            self._engine,
+            knowledge,
+            self._random_numbers("breeding"),
+            lambda genes: self._constraints.met(self._space.decode(genes)),
+        )
         return Proposal(
             island=self._place.island,
             island_rank=self._place.island_rank,

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from oialr_search.space.constraints import constraints_of
 from oialr_search.space.given import BestOf, Given, Naming, OfFile, values_in
 from oialr_search.space.search_file import SearchFile
 from oialr_search.storage.records import SearchRecord, Status
@@ -25,7 +26,11 @@ def starting_points(
     Raises:
         ConfigError: when a file or a search cannot be read, or its values are none of the space.
     """
-    naming = Naming(space=search_file.space, training=search_file.training)
+    naming = Naming(
+        space=search_file.space,
+        training=search_file.training,
+        constraints=search_file.constraints,
+    )
     points, moved = list[Given](), list[str]()
     for entry in search_file.search.start_with:
         if isinstance(entry, BestOf):
@@ -65,7 +70,17 @@ def named_points(
     Raises:
         ConfigError: when nothing is named, or what is named is none of the space.
     """
-    naming = Naming(space=search.space, training=search.training())
+    training = search.training()
+    naming = Naming(
+        space=search.space,
+        training=training,
+        constraints=constraints_of(
+            search.search_settings().constraints,
+            training.model_dump(mode="json"),
+            search.space,
+            f"search {search.name!r} as it is stored",
+        ),
+    )
     changed = dict(map(parse_assignment, assignments))
     for path in changed.keys() - naming.names:
         raise ConfigError(f"`{path:.80}` is not searched{nearest(path, [*naming.names])} (--set)")

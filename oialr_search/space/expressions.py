@@ -1,6 +1,6 @@
 """Arithmetic over named columns, as people write it in a search file; nothing of it is ever run.
 
-Numbers, dotted names, + - * / ** ( ), and the functions of FUNCTIONS; for conditions <= and >=.
+Numbers, dotted names, + - * / % ** ( ), and the functions of FUNCTIONS; for conditions <= and >=.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ BINARY: Mapping[type[ast.operator], Callable[[float, float], float]] = {
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
     ast.Div: operator.truediv,
+    ast.Mod: operator.mod,
     ast.Pow: math.pow,
 }
 UNARY: Mapping[type[ast.unaryop], Callable[[float], float]] = {
@@ -62,11 +63,18 @@ class Bound:
 
     low: Expression
     high: Expression
+    strict: bool = False
+    """Is it not met where both sides are equal?"""
 
     @property
     def text(self) -> str:
         """As people write it."""
-        return f"{self.low.text} <= {self.high.text}"
+        return f"{self.low.text} {'<' if self.strict else '<='} {self.high.text}"
+
+    def met(self, columns: Mapping[str, float]) -> bool:
+        """Does it hold? It does not where a side has no value."""
+        low, high = self.low.value(columns), self.high.value(columns)
+        return low < high if self.strict else low <= high
 
     def excess(self, columns: Mapping[str, float]) -> float:
         """By how much it is not met, in the columns' unit; up to 0 where it is."""
@@ -88,8 +96,12 @@ def parse_expression(text: str, known: Collection[str], key: str) -> Expression:
     return _checked(_parsed(text, key), known, key)
 
 
-def parse_bounds(text: str, known: Collection[str], key: str) -> list[Bound]:
+def parse_bounds(
+    text: str, known: Collection[str], key: str, *, strict: bool = False
+) -> list[Bound]:
     """Read a condition: `a <= b`, `a >= b`, or several of them in a row, `1 <= a <= b`.
+
+    With `strict` they may be <, > and ==, too.
 
     Raises:
         ConfigError: see `parse_expression`.
@@ -100,12 +112,16 @@ def parse_bounds(text: str, known: Collection[str], key: str) -> list[Bound]:
     sides = [_checked(side, known, key) for side in (node.left, *node.comparators)]
     bounds = []
     for (left, right), compared in zip(pairwise(sides), node.ops, strict=True):
-        if not isinstance(compared, ast.LtE | ast.GtE):
-            _refuse(f"a condition is by <= or >=, got {text!r:.80}", key)
+        strictly, equal = isinstance(compared, ast.Lt | ast.Gt), isinstance(compared, ast.Eq)
+        if not isinstance(compared, ast.LtE | ast.GtE) and not (strict and (strictly or equal)):
+            ways = "<, <=, ==, >= or >" if strict else "<= or >="
+            _refuse(f"a condition is by {ways}, got {text!r:.80}", key)
         if not left.names and not right.names:
             _refuse(f"a condition is on a column, got {text!r:.80}", key)
-        low, high = (left, right) if isinstance(compared, ast.LtE) else (right, left)
-        bounds.append(Bound(low=low, high=high))
+        low, high = (left, right) if isinstance(compared, ast.LtE | ast.Lt) else (right, left)
+        bounds.append(Bound(low=low, high=high, strict=strictly))
+        if equal:
+            bounds.append(Bound(low=high, high=low))
     return bounds
 
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
+from oialr_search.space.constraints import Constraints
 from oialr_search.space.hyperparameters import (
     Hyperparameter,
     SearchSpace,
@@ -23,6 +24,8 @@ from oialr_training.config import TaskConfig
 from oialr_training.errors import ConfigError, mistakes
 from oialr_training.validation import Config
 from oialr_training.yaml_files import in_one_line, read_yaml
+
+MISSING = object()
 
 
 class BestOf(Config):
@@ -77,6 +80,7 @@ class Naming:
     space: SearchSpace
     training: TaskConfig
     """The search file's, for what is not named."""
+    constraints: Constraints
 
     @property
     def names(self) -> set[str]:
@@ -94,21 +98,31 @@ class Naming:
 
         own = self.training.model_dump(mode="json")
         named = values_in(own, self.space) | dict(values)
-        hyperparameters, moved, lines = dict[str, Value](), [], []
+        found, wrong = dict[str, Value](), dict[str, str]()
         for h in self.space.hyperparameters:
             try:
-                value = _fitting(h, named.get(h.name), source)
+                found[h.name] = _fitting(h, named.get(h.name), source)
             except ConfigError as error:
-                lines.append(str(error))
-                continue
-            if value != named[h.name]:
-                moved.append(f"`{h.name}` = {named[h.name]} moved to {value} ({source})")
-            hyperparameters[h.name] = value
+                wrong[h.name] = str(error)
+        hyperparameters = self.space.counting(found)
+        names = [h.name for h in self.space.hyperparameters]
+        counting = self.space.counting({name: found.get(name) for name in names})
+        lines = [line for name, line in wrong.items() if name in counting]
         if lines:
             raise mistakes(lines)
+        moved = [
+            f"`{name}` = {named[name]} moved to {value} ({source})"
+            for name, value in hyperparameters.items()
+            if value != named.get(name)
+        ]
         validate_training(with_hyperparameters(own, hyperparameters), source)
+        broken = self.constraints.broken(hyperparameters)
+        if broken is not None:
+            raise ConfigError(f"`search.constraints`: {broken} does not hold ({source})")
         genes = {
             h.name: min(max(h.encode(hyperparameters[h.name]), 0.0), 1.0)
+            if h.name in hyperparameters
+            else 0.5
             for h in self.space.hyperparameters
         }
         return Given(genes=genes, hyperparameters=hyperparameters), moved
@@ -131,8 +145,8 @@ def values_in(content: Mapping[str, Any], space: SearchSpace) -> dict[str, Any]:
     for h in space.hyperparameters:
         value: Any = content
         for key in h.name.split("."):
-            value = value.get(key) if isinstance(value, Mapping) else None
-        if value is not None:
+            value = value.get(key, MISSING) if isinstance(value, Mapping) else MISSING
+        if value is not MISSING and (value is not None or None in (h.choices or ())):
             found[h.name] = value
     return found
 
@@ -157,4 +171,6 @@ def _fitting(h: Hyperparameter, value: Any, source: str) -> Value:
         raise ConfigError(f"`{h.name}` is an integer, got {value!r:.60} ({source})")
     low, high = h.bounds
     within = min(max(value, low), high)
+    if h.step is not None:
+        return h.decode(h.encode(within))
     return int(within) if h.kind == "int" else float(within)

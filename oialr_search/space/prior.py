@@ -12,7 +12,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from oialr_search.space.hyperparameters import Choice, Hyperparameter, SearchSpace
+from oialr_search.space.hyperparameters import Hyperparameter, SearchSpace
+from oialr_search.space.parsing import Choice
 from oialr_training.errors import mistakes, nearest
 from oialr_training.validation import Config
 
@@ -70,7 +71,7 @@ def _mistake(h: Hyperparameter, prior: Prior) -> str | None:
             return f"is around one of {', '.join(map(str, h.choices))}, got {prior.around!r:.60}"
         return None
     low, high = h.bounds
-    if isinstance(prior.around, bool | str) or not low <= prior.around <= high:
+    if isinstance(prior.around, bool | str | None) or not low <= prior.around <= high:
         return f"is around a number from {low} to {high}, got {prior.around!r:.60}"
     if h.kind == "int" and not isinstance(prior.around, int):
         return f"is around an integer, got {prior.around!r:.60}"

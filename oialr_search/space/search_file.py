@@ -10,9 +10,11 @@ from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
+from oialr_search.space.constraints import Constraints, constraints_of
 from oialr_search.space.fitness import Aims, aims_of
 from oialr_search.space.given import OfFile, Start
-from oialr_search.space.hyperparameters import RANGE_KEYS, SearchSpace, parse_space
+from oialr_search.space.hyperparameters import SearchSpace
+from oialr_search.space.parsing import RANGE_KEYS, parse_space
 from oialr_search.space.prior import Prior, check_priors
 from oialr_search.space.repeats import ConfirmSettings, RepeatSettings
 from oialr_search.space.stopping import StoppingSettings, rule_class
@@ -86,6 +88,10 @@ class SearchSettings(Config):
     subject_to: Annotated[list[str], Field(default_factory=list)]
     """Conditions on such expressions (`trainable_percent <= 15`); who breaks one comes after who
     meets all."""
+    constraints: Annotated[list[str], Field(default_factory=list)]
+    """Conditions between numbers of the training configuration, searched or not
+    (`scheduler.warmup_epochs < epochs`); an individual that breaks one is bred again, never
+    trained."""
     fitness_window: Annotated[int, Field(ge=1)] = 1
     """In all of these a validation metric counts as its mean over so many last epochs."""
     cost_aware: bool = False
@@ -145,7 +151,7 @@ class SearchSettings(Config):
     stopping: StoppingSettings | None = None
     """Which trainings end early; null: none. `{}`: the worst quarter, once OIALR has begun."""
 
-    @field_validator("subject_to", mode="before")
+    @field_validator("subject_to", "constraints", mode="before")
     @classmethod
     def _one_or_several(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
@@ -167,6 +173,12 @@ class SearchFile:
     def aims(self) -> Aims:
         """What the search is after."""
         return aims_of(self.search, self.training.reported, self.space, self.source)
+
+    @property
+    def constraints(self) -> Constraints:
+        """What holds between hyperparameters."""
+        training = self.training.model_dump(mode="json")
+        return constraints_of(self.search.constraints, training, self.space, self.source)
 
     @property
     def without_effect(self) -> dict[str, str]:
@@ -300,7 +312,7 @@ def load_search(
     search = search.model_copy(update={"start_with": start})
     task = type(training)
     _refuse_missing_metric(search, training.reported.names, source)
-    space = parse_space(content["space"], task, training_content, source)
+    space = parse_space(content["space"], task, training_content, search.constraints, source)
     names = [h.name for h in space.hyperparameters]
     refuse_lacking(training, names, source)
     _refuse_window(search, training, space, source)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from oialr_search.space.hyperparameters import Hyperparameter
+from oialr_search.space.hyperparameters import Hyperparameter, is_among
 from oialr_search.storage.records import Known
 from oialr_search.storage.status import UNFINISHED, Status
 
@@ -25,6 +25,7 @@ Array = NDArray[np.float64]
 FIRST_ROWS = 256
 FIGURES = ("fitness", "modelled", "num_seeds", "deviation", "cost_s", "violation")
 LISTS = ("objectives", "constraints")
+NOWHERE = 0.5  # where a gene stands that does not count
 
 
 class Individuals:
@@ -161,7 +162,27 @@ class Individuals:
         moved = np.empty_like(genes)
         for column, hyperparameter in enumerate(self._hyperparameters):
             moved[:, column] = middle(hyperparameter, genes[:, column])
+        moved[~self.counting(genes)] = NOWHERE
         return moved
+
+    def counting(self, genes: Array) -> NDArray[np.bool_]:
+        """(m, d): which genes (m, d) count, by what `when` says of their hyperparameters."""
+        columns = {h.name: column for column, h in enumerate(self._hyperparameters)}
+        counts: dict[str, NDArray[np.bool_]] = {}
+
+        def of(h: Hyperparameter) -> NDArray[np.bool_]:
+            if h.name not in counts:
+                found = np.ones(len(genes), dtype=bool)
+                for name, wanted in h.when:
+                    other = self._hyperparameters[columns[name]]
+                    assert other.choices is not None
+                    numbers = [n for n, c in enumerate(other.choices) if is_among(c, wanted)]
+                    found &= of(other) & np.isin(chosen(other, genes[:, columns[name]]), numbers)
+                counts[h.name] = found
+            return counts[h.name]
+
+        table = [of(h) for h in self._hyperparameters]
+        return np.stack(table, axis=1) if table else np.ones(genes.shape, dtype=bool)
 
     def include(self, genes: Array) -> bool:
         """Has one of them the configuration of genes (d,), at the middles?"""
@@ -200,27 +221,36 @@ class Individuals:
 def middle(hyperparameter: Hyperparameter, genes: Array) -> Array:
     """(m,): the middle of the share of each gene's value, for genes (m,); a float's is its own."""
     if hyperparameter.choices is not None:
-        number = len(hyperparameter.choices)
-        choices: Array = np.minimum(np.floor(genes * number), number - 1)
-        return (choices + 0.5) / number
-    if hyperparameter.kind == "int":
+        return (chosen(hyperparameter, genes) + 0.5) / len(hyperparameter.choices)
+    if hyperparameter.unit is not None:
         below, above = share(hyperparameter, genes)
         return 0.5 * (below + above)
     return genes
 
 
+def chosen(hyperparameter: Hyperparameter, genes: Array) -> Array:
+    """(m,): the number of the choice that each gene (m,) stands for."""
+    assert hyperparameter.choices is not None
+    number = len(hyperparameter.choices)
+    choices: Array = np.minimum(np.floor(genes * number), number - 1)
+    return choices
+
+
 def share(hyperparameter: Hyperparameter, genes: Array) -> tuple[Array, Array]:
-    """(m,) and (m,): where the share of an integer's value begins and ends, for genes (m,)."""
-    assert hyperparameter.low is not None
-    assert hyperparameter.high is not None
-    low, high = hyperparameter.low - 0.5, hyperparameter.high + 0.5
+    """(m,) and (m,): where the share of a number apart begins and ends, for genes (m,)."""
+    unit, (least, most) = hyperparameter.unit, hyperparameter.bounds
+    assert unit is not None
+    half = unit / 2
+    low, high = least - half, most + half
     log = hyperparameter.scale == "log"
     start, width = (math.log(low), math.log(high / low)) if log else (low, high - low)
     values = start + genes * width
-    values = np.clip(
-        np.rint(np.exp(values) if log else values), hyperparameter.low, hyperparameter.high
-    )
-    below, above = values - 0.5, values + 0.5
+    values = np.exp(values) if log else values
+    if hyperparameter.step is None:
+        values = np.clip(np.rint(values), least, most)
+    else:
+        values = np.clip(np.rint((values - least) / unit) * unit + least, least, most)
+    below, above = values - half, values + half
     if log:
         below, above = np.log(below), np.log(above)
     return (below - start) / width, (above - start) / width

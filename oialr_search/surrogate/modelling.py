@@ -150,8 +150,8 @@ def without_far_ones(excesses: Array) -> Array:
 
 
 def _least_spread(hyperparameter: Hyperparameter) -> float:
-    """Of a gene: a step of an integer; all of a category, as nothing lies between two."""
+    """Of a gene: a step of numbers apart; all of a category, as nothing lies between two."""
     h = hyperparameter
     if h.choices is not None or h.low is None or h.high is None:
         return 1.0
-    return 1.0 / (h.high - h.low + 1.0) if h.kind == "int" else LEAST_SPREAD
+    return LEAST_SPREAD if h.unit is None else h.unit / (h.high - h.low + h.unit)

@@ -19,13 +19,14 @@ from oialr_search.evaluation.evaluator import Evaluator
 from oialr_search.evaluation.worker_process import WorkerDied
 from oialr_search.launch import launch
 from oialr_search.launch.engines import Engine, Knowledge, Offspring
-from oialr_search.space.search_file import SearchFile
+from oialr_search.space.search_file import SearchFile, load_search
 from oialr_search.storage import open_storage
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import Status, StorageUnavailable
 from oialr_training.errors import ConfigError
 from oialr_training.protocol import Evaluate, Failed, Prepare, Ready, Stop, Stopped
 
+from ..conftest import DIGITS
 from ..evaluation.scripted import Line, Silence, epoch, started
 from ..storage.storage_examples import new_launch
 from .conftest import TRAINS, Launches, all_train, search_file
@@ -70,6 +71,32 @@ def test_exactly_the_individuals_asked_for_on_all_islands(
     records = {".lock", "search.json", "launch-000001.json"}
     books = {f"migrations-{island}.jsonl" for island in (0, 1)}
     assert names == records | books | {f"individual-{n:06d}" for n in range(1, 31)}
+
+
+@pytest.mark.parametrize("engine", ["screened", "sobol", "propulate", "tpe"])
+def test_conditions_hold_in_all_that_is_trained(launches: Launches, engine: str) -> None:
+    """Between hyperparameters, and of those that count only where another has its value."""
+    space = {
+        "optimizer.lr": "{low: 1.0e-3, high: 1.0e-2, scale: log}",
+        "scheduler.warmup_epochs": "{low: 0, high: 5}",
+        "epochs": "{low: 2, high: 8, step: 2}",
+        "oialr.fused_projections": "{choices: [together, apart]}",
+        "model.depth": "{low: 1, high: 4, when: {oialr.fused_projections: apart}}",
+    }
+    given = [f"space.{name}={entry}" for name, entry in space.items()]
+    given += ["search.constraints=scheduler.warmup_epochs < epochs / 2"]
+    given += [f"search.{name}={value}" for name, value in
+              {"engine": engine, "evaluations": 30, "islands": 1}.items()]  # fmt: skip
+    file = load_search(DIGITS, given)
+    assert launches(2, load=lambda: file) == exit_codes.FINISHED
+    storage, search = launches.stored()
+    with storage:
+        trained = [i.hyperparameters for i in storage.individuals(search.id)]
+    assert len(trained) == 30
+    assert all(t["scheduler.warmup_epochs"] < t["epochs"] / 2 for t in trained)
+    assert all(("model.depth" in t) == (t["oialr.fused_projections"] == "apart") for t in trained)
+    assert {t["oialr.fused_projections"] for t in trained} == {"together", "apart"}
+    assert len({tuple(t.items()) for t in trained}) > 20
 
 
 def test_a_setting_without_effect_is_a_warning(

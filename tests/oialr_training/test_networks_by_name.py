@@ -86,6 +86,22 @@ def test_a_network_of_either_library_classifies(
     assert network.train()(torch.rand(2, channels, size, size)).shape == (2, 3)
 
 
+def test_a_network_whose_size_is_dynamic_keeps_the_positions_of_its_own_weights() -> None:
+    fixed, dynamic = (
+        built(TINY["name"], args={"depth": 1, **more}).state_dict()["pos_embed"].shape[1]
+        for more in ({}, {"dynamic_img_size": True})
+    )
+    assert (fixed, dynamic) == (2 * 2 + 1, 14 * 14 + 1)
+
+
+def test_the_data_are_read_anew_for_another_network() -> None:
+    first, same, other = (
+        validate_training(PICTURES | {"model": {"name": f"timm/{name}"}}, "test").data_settings
+        for name in ("resnet18", "resnet18", "resnet34")
+    )
+    assert first == same != other
+
+
 def test_pictures_are_as_the_network_s_own_weights_have_them() -> None:
     vit, tagged = (
         picture_format(f"timm/{name}")
@@ -184,8 +200,8 @@ def test_the_head_of_torchvision_s_is_the_last_layer_that_fits(tmp_path: Path) -
 
 
 class Evil:
-    def __reduce__(self) -> tuple[Any, tuple[str]]:
-        return os.system, ("touch owned",)
+    def __reduce__(self) -> tuple[Any, tuple[()]]:
+        return os.getpid, ()
 
 
 @pytest.mark.parametrize(

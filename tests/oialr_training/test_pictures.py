@@ -116,6 +116,8 @@ def test_what_is_no_picture_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "train" / "class0" / "._1.png").write_text("x")
     (tmp_path / "train" / ".cache" / "deep").mkdir(parents=True)
     (tmp_path / "train" / ".cache" / "deep" / "a.png").write_text("x")
+    (tmp_path / "train" / "class0" / ".ipynb_checkpoints").mkdir()
+    (tmp_path / "train" / "class0" / ".ipynb_checkpoints" / "a.png").write_text("x")
     add(tmp_path / "train" / "class0", "deeper", "class1")
     assert sum(sizes(load(tmp_path))[:2]) == 12
 

@@ -16,7 +16,7 @@ from ..conftest import DIGITS, SEARCH_SPACES
 
 def naming(*assignments: str) -> Naming:
     file = load_search(DIGITS, assignments)
-    return Naming(space=file.space, training=file.training)
+    return Naming(space=file.space, training=file.training, constraints=file.constraints)
 
 
 def test_what_is_not_named_is_the_search_file_s_own() -> None:

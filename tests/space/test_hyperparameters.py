@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from typing import Any
 
 import pytest
 
-from oialr_search.space.hyperparameters import Hyperparameter, parse_space, with_hyperparameters
+from oialr_search.space.hyperparameters import Hyperparameter, SearchSpace, with_hyperparameters
+from oialr_search.space.parsing import parse_space
 from oialr_training.errors import ConfigError
 from oialr_training.tasks import TASKS
 from oialr_training.yaml_files import read_yaml
 
-from ..conftest import DIGITS
+from ..conftest import CIFAR10, DIGITS
 
 TASK = TASKS["minivit_digits"]
 
@@ -23,7 +25,7 @@ def training() -> dict[str, Any]:
 
 
 def parse(space: Any) -> Any:
-    return parse_space(space, TASK, training(), "file.yaml")
+    return parse_space(space, TASK, training(), (), "file.yaml")
 
 
 def test_a_log_scale_gives_each_decade_the_same_share() -> None:
@@ -64,13 +66,13 @@ def test_what_goes_to_a_constructor_is_of_the_kind_that_its_bounds_are() -> None
         "model.args.depth": {"low": 2, "high": 12},
         "model.args.act_layer": {"choices": ["relu", "gelu"]},
     }
-    parsed = parse_space(space, task, content, "file.yaml")
+    parsed = parse_space(space, task, content, (), "file.yaml")
     assert [h.kind for h in parsed.hyperparameters] == ["float", "int", "choice"]
     found = with_hyperparameters(content, parsed.decode(dict.fromkeys(space, 0.0)))
     assert found["model"]["args"] == {"drop_path_rate": 0, "depth": 2, "act_layer": "relu"}
     for name in ("model.args.drop", "model.args.depth.more", "model.args"):
         with pytest.raises(ConfigError, match=rf"`space.{name}`"):
-            parse_space({name: {"low": 1, "high": 2}}, task, content, "file.yaml")
+            parse_space({name: {"low": 1, "high": 2}}, task, content, (), "file.yaml")
 
 
 def test_a_bool_needs_no_range() -> None:
@@ -98,7 +100,39 @@ def test_values_land_at_their_paths_and_the_original_stays() -> None:
         ({"optimizer.lrr": {"low": 0.1, "high": 1.0}}, ["`space.optimizer.lrr`", "`lr`"]),
         ({"optimizer": {"low": 0.1, "high": 1.0}}, ["is a section", "weight_decay"]),
         ({"optimizer.lr": {"low": 0.1}}, ["needs `low` and `high`"]),
-        ({"optimizer.lr": {"low": 0.1, "high": 1.0, "step": 2}}, ["unknown key", "step"]),
+        ({"optimizer.lr": {"low": 0.1, "high": 1.0, "stop": 2}}, ["unknown key", "stop"]),
+        ({"optimizer.lr": {"low": 0.1, "high": 1.0, "step": 0.4}}, ["lr`.step", "whole steps"]),
+        ({"optimizer.lr": {"low": 0.1, "high": 1.0, "step": -0.1}}, ["above 0", "got -0.1"]),
+        (
+            {"optimizer.lr": {"low": 0.1, "high": 0.7, "step": 0.3, "scale": "log"}},
+            ["less than twice `low`", "got 0.3"],
+        ),
+        ({"epochs": {"low": 1, "high": 4, "step": 1.5}}, ["whole number", "1.5"]),
+        ({"batch_size": {"choices": [16, 32], "step": 1}}, ["either `choices`"]),
+        (
+            {"epochs": {"low": 1, "high": 4, "when": {"batch_size": 3}}},
+            ["`space.epochs.when`", "'batch_size'"],
+        ),
+        (
+            {
+                "epochs": {"low": 1, "high": 4, "when": {"oialr.last_layer": "x"}},
+                "oialr.last_layer": {"choices": ["classifier", "last_converted"]},
+            },
+            ["is one of", "'x'"],
+        ),
+        (
+            {
+                "batch_size": {"choices": [32, 64], "when": {"batch_size": 32}},
+            },
+            ["counts only where it counts itself"],
+        ),
+        (
+            {
+                "epochs": {"choices": [1, 4]},
+                "batch_size": {"choices": [8, 9], "when": {"epochs": []}},
+            },
+            ["needs a value"],
+        ),
         ({"optimizer.lr": [0.1, 1.0]}, ["`space.optimizer.lr"]),
         ({"oialr.cutoff_fraction": {"low": 0.1, "high": 1.5}}, ["cutoff_fraction", "1.5"]),
         ({"scheduler.warmup_epochs": {"low": 0.5, "high": 2}}, ["integer", "low=0.5"]),
@@ -133,3 +167,72 @@ def test_interpolation_is_monotonic() -> None:
     values = [lr.decode(k / 100) for k in range(101)]
     assert values == sorted(values)
     assert math.isclose(values[0], 5e-5)
+
+
+def test_steps_are_exact_and_have_equal_shares() -> None:
+    space = parse({"data.validation_fraction": {"low": 0.1, "high": 0.5, "step": 0.1}})
+    (part,) = space.hyperparameters
+    count = Counter(part.decode(k / 4999) for k in range(5000))
+    assert sorted(count) == [0.1, 0.2, 0.3, 0.4, 0.5]
+    assert all(abs(n - 1000) <= 2 for n in count.values())
+    assert [part.decode(part.encode(v)) for v in count] == list(count)
+
+
+def test_whole_numbers_have_steps_too_and_on_a_log_scale() -> None:
+    space = {"batch_size": {"low": 16, "high": 128, "step": 16, "scale": "log"}}
+    (size,) = parse(space).hyperparameters
+    found = [size.decode(k / 999) for k in range(1000)]
+    assert set(found) == set(range(16, 129, 16))
+    assert all(type(value) is int for value in found)
+    assert found.count(16) > 2 * found.count(64) > 2 * found.count(128) > 0
+    assert [size.decode(size.encode(v)) for v in range(16, 129, 16)] == list(range(16, 129, 16))
+
+
+CONDITIONAL = {
+    "batch_size": {"choices": [16, 32]},
+    "oialr.full_rank_last_layer": {"when": {"batch_size": 32}},
+    "optimizer.lr": {
+        "low": 0.1,
+        "high": 0.5,
+        "step": 0.1,
+        "when": {"oialr.full_rank_last_layer": [False]},
+    },
+    "epochs": {"low": 1, "high": 8, "step": 7},
+}
+
+
+def test_a_hyperparameter_counts_only_where_others_have_their_values() -> None:
+    content = CONDITIONAL | {
+        "oialr.full_rank_last_layer": {"choices": [False, True], "when": {"batch_size": 32}}
+    }
+    space = parse(content)
+    genes = dict.fromkeys(content, 0.0)
+    assert space.decode(genes) == {"batch_size": 16, "epochs": 1}
+    genes["batch_size"] = 0.9
+    assert space.decode(genes) == {
+        "batch_size": 32, "oialr.full_rank_last_layer": False, "optimizer.lr": 0.1, "epochs": 1,
+    }  # fmt: skip
+    genes["oialr.full_rank_last_layer"] = 0.9
+    assert space.decode(genes) == {
+        "batch_size": 32, "oialr.full_rank_last_layer": True, "epochs": 1,
+    }  # fmt: skip
+
+
+def test_null_is_a_choice() -> None:
+    task = TASKS["minivit_cifar10"]
+    content = {k: v for k, v in read_yaml(CIFAR10).items() if k not in ("search", "space")}
+    entry = {"data.auto_augment": {"choices": [None, "rand-m9-mstd0.5-inc1"]}}
+    (augmented,) = parse_space(entry, task, content, (), "file.yaml").hyperparameters
+    assert augmented.decode(0.1) is None
+    assert augmented.encode(None) == 0.25
+
+
+def test_what_is_stored_of_a_space_reads_back() -> None:
+    content = CONDITIONAL | {
+        "oialr.full_rank_last_layer": {"choices": [False, True], "when": {"batch_size": 32}},
+    }
+    space = parse(content)
+    stored = json.loads(json.dumps(space.as_json()))
+    assert SearchSpace.from_json(stored, "here") == space
+    earlier = [{k: v for k, v in h.items() if k not in ("step", "when")} for h in stored[:1]]
+    assert SearchSpace.from_json(earlier, "here").hyperparameters == space.hyperparameters[:1]

@@ -11,13 +11,15 @@ from __future__ import annotations
 import importlib
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from oialr_search.space.hyperparameters import Hyperparameter
 from oialr_search.space.search_file import ENGINES, SearchSettings
 from oialr_search.surrogate.individuals import Individuals
+
+ATTEMPTS = 20  # of an engine to propose what meets the constraints
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +106,23 @@ def engine_for(
     module, _, name = ENGINES[chosen].partition(":")
     engine: type[Engine] = getattr(importlib.import_module(module), name)
     return engine(hyperparameters, settings)
+
+
+def feasible_offspring(
+    engine: Engine,
+    knowledge: Knowledge,
+    random_numbers: random.Random,
+    feasible: Callable[[Mapping[str, float]], bool],
+) -> Offspring:
+    """What the engine proposes, again and again until it is feasible; at last, drawn uniformly."""
+    for _ in range(ATTEMPTS):
+        offspring = engine.propose(knowledge, random_numbers)
+        if feasible(offspring.genes):
+            return offspring
+    while True:
+        genes = {h.name: random_numbers.random() for h in engine.hyperparameters}
+        if feasible(genes):
+            return Offspring(genes=genes)
 
 
 def random_numbers(

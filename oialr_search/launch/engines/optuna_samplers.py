@@ -20,7 +20,7 @@ from optuna.samplers import BaseSampler, GPSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
 from oialr_search.launch.engines import Engine, Knowledge, Offspring
-from oialr_search.space.hyperparameters import Hyperparameter
+from oialr_search.space.hyperparameters import Hyperparameter, SearchSpace
 from oialr_search.surrogate.individuals import Individuals
 
 SOME_TIME = datetime(2000, 1, 1)  # a study wants one, no sampler asks
@@ -61,6 +61,7 @@ class OptunaEngine(Engine):
         self, known: Individuals, distributions: dict[str, BaseDistribution]
     ) -> list[FrozenTrial]:
         """The best and the newest individuals, in the order of their ids."""
+        space = SearchSpace(self.hyperparameters)
         rows = np.arange(len(known))
         if len(rows) > self.best + self.newest:
             older = rows[: -self.newest]
@@ -73,6 +74,8 @@ class OptunaEngine(Engine):
             running, completed = np.isnan(known.fitness[row]), np.isfinite(known.fitness[row])
             ended = TrialState.COMPLETE if completed else TrialState.FAIL
             excesses = known.constraints[row].tolist() if completed else []
+            genes = dict(zip(distributions, known.genes[row].tolist(), strict=True))
+            params = space.decode(genes)
             trials.append(
                 KnownTrial(
                     number=-1,  # the study gives number and id
@@ -82,13 +85,8 @@ class OptunaEngine(Engine):
                     values=measured[row].tolist() if completed else None,
                     datetime_start=SOME_TIME,
                     datetime_complete=None if running else SOME_TIME,
-                    params={
-                        h.name: h.decode(gene)
-                        for h, gene in zip(
-                            self.hyperparameters, known.genes[row].tolist(), strict=True
-                        )
-                    },
-                    distributions=distributions,
+                    params=params,
+                    distributions={name: distributions[name] for name in params},
                     user_attrs={},
                     system_attrs={"constraints": excesses} if excesses else {},
                     intermediate_values={},
@@ -122,6 +120,8 @@ def distribution(hyperparameter: Hyperparameter) -> BaseDistribution:
         return CategoricalDistribution(h.choices)
     assert h.low is not None
     assert h.high is not None
+    log = h.scale == "log"
     if h.kind == "int":
-        return IntDistribution(int(h.low), int(h.high), log=h.scale == "log")
-    return FloatDistribution(h.low, h.high, log=h.scale == "log")
+        step = 1 if log or h.step is None else int(h.step)
+        return IntDistribution(int(h.low), int(h.high), log=log, step=step)
+    return FloatDistribution(h.low, h.high, log=log, step=None if log else h.step)

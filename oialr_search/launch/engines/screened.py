@@ -78,9 +78,7 @@ class ScreenedEngine(Engine):
             for h in self.hyperparameters
         }
         self._steps: dict[str, Step] = {
-            h.name: partial(_step, h)
-            for h in self.hyperparameters
-            if h.kind == "int" and h.choices is None
+            h.name: partial(_step, h) for h in self.hyperparameters if h.unit is not None
         }
 
     def population_size(self, num_ranks: int) -> int:
@@ -128,9 +126,13 @@ class ScreenedEngine(Engine):
         """The first whose configuration nobody has, else a drawn one; any, if all are known."""
         drawn = (self._uniform(rng) for _ in range(ATTEMPTS))
         for candidate in chain(candidates, drawn):
-            (genes,) = known.at_middles(np.array([candidate.genes]))
+            rows = np.array([candidate.genes])
+            (genes,) = known.at_middles(rows)
             if not known.include(genes):
                 break
+        # What does not count is drawn, for a child with which it does.
+        for column in np.flatnonzero(~known.counting(rows)[0]):
+            genes[column] = rng.random()
         names = (h.name for h in self.hyperparameters)
         return Offspring(
             genes=dict(zip(names, genes.tolist(), strict=True)),
@@ -257,6 +259,6 @@ def by_promise(
 
 
 def _step(hyperparameter: Hyperparameter, gene: float) -> float:
-    """How much of the gene's range belongs to its integer."""
+    """How much of the gene's range belongs to its number."""
     below, above = share(hyperparameter, np.array([gene]))
     return float(above[0] - below[0])

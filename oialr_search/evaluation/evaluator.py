@@ -180,7 +180,7 @@ class Evaluator:
         spare, limit_s = self._spare, self._search.preparation_limit_s
         try:
             events = spare.worker.receive(PREPARE_POLL_S)
-            if events or spare.worker.hello:
+            if events:
                 self._refuse_other_protocol(spare.worker)
             for event in events:
                 if isinstance(event, Failed):

@@ -128,7 +128,7 @@ class WorkerProcess:
         for event in events:
             if isinstance(event, Hello):
                 self.hello = event
-        return [event for event in events if not isinstance(event, Hello)]
+        return events
 
     def _wait_or_kill(self) -> int:
         """The exit code of a process that has closed its pipe and so is about to end."""

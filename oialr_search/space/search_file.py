@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,6 +25,7 @@ from oialr_search.space.parsing import RANGE_KEYS, parse_space
 from oialr_search.space.prior import Prior, check_priors
 from oialr_search.space.repeats import ConfirmSettings, RepeatSettings
 from oialr_search.space.stopping import StoppingSettings, rule_class
+from oialr_search.space.workers import WorkerConfig
 from oialr_training.config import Metrics, TaskConfig
 from oialr_training.errors import ConfigError, nearest
 from oialr_training.tasks import known_metrics, refuse_lacking, validate_training
@@ -49,6 +50,9 @@ OF_PROPULATE = (
     "crossover_probability", "mutation_probability", "mutation_sigma", "random_init_probability",
 )  # fmt: skip
 
+
+NOT_OF_TRAINING = ("search", "space", "worker")
+"""The sections of a search file that are none of its training configuration."""
 
 STORED_FORMAT = 1
 """Of settings and space as they are stored; it goes up when older ones need to be translated.
@@ -171,6 +175,7 @@ class SearchFile:
     search: SearchSettings
     space: SearchSpace
     training: TaskConfig
+    worker: WorkerConfig = field(default_factory=WorkerConfig)
     pinned: tuple[str, ...]
     """Hyperparameters that an override took out of the space."""
     source: str
@@ -262,9 +267,12 @@ def _set_in_space(space: dict[str, Any], key: str, value: Any) -> None:
 
 
 def load_search(
-    path: Path, assignments: Sequence[str] = (), settings: dict[str, Any] | None = None
+    path: Path,
+    assignments: Sequence[str] = (),
+    settings: dict[str, Any] | None = None,
+    worker: dict[str, Any] | None = None,
 ) -> SearchFile:
-    """Read a search file, with `path=value` overrides and changed `search:` settings.
+    """Read a search file, with `path=value` overrides and changed `search:` and `worker:` settings.
 
     Setting a searched hyperparameter takes it out of the space.
 
@@ -287,12 +295,15 @@ def load_search(
         pinned += fixed
     for key, value in (settings or {}).items():
         apply_override(content, f"search.{key}", value)
+    for key, value in (worker or {}).items():
+        apply_override(content, f"worker.{key}", value)
     source = in_one_line(path)
     for section in ("search", "space"):
         if section not in content:
             raise ConfigError(f"`{section}` is missing: a search file has it ({source})")
-    training_content = {k: v for k, v in content.items() if k not in ("search", "space")}
+    training_content = {k: v for k, v in content.items() if k not in NOT_OF_TRAINING}
     search = validate(SearchSettings, content["search"], source, prefix="search.")
+    worker_config = validate(WorkerConfig, content.get("worker", {}), source, prefix="worker.")
     training = validate_training(training_content, source)
     for engine in {search.engine, *(search.engines or ())} - ENGINES.keys():
         key = "engine" if engine == search.engine else "engines"
@@ -327,6 +338,7 @@ def load_search(
         search=search.model_copy(update={"metric": aims.metric, "prior": priors}),
         space=space,
         training=training,
+        worker=worker_config,
         pinned=tuple(pinned),
         source=source,
     )

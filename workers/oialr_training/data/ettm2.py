@@ -169,7 +169,7 @@ def time_features(dates: pd.DatetimeIndex) -> NDArray[np.float64]:
             dates.hour / 23,
             dates.dayofweek / 6,
             (dates.day - 1) / 30,
-            (dates.dayofyear - 1) / 365,
+            (dates.day_of_year - 1) / 365,
         ],
         axis=1,
     )

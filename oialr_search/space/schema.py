@@ -14,7 +14,7 @@ from pydantic.json_schema import models_json_schema
 
 from oialr_search.space.parsing import Range
 from oialr_search.space.search_file import SearchSettings
-from oialr_training.config import TaskConfig, TrainingConfig
+from oialr_training.config import TrainingConfig
 from oialr_training.tasks import TASKS, find_task
 
 HEAD = """\
@@ -64,6 +64,12 @@ def file_schema(tasks: Sequence[str] = ()) -> dict[str, Any]:
                 "then": {"$ref": f"#/$defs/{task.__name__}"},
             }
             for name, task in found.items()
+        ]
+        + [
+            {
+                "if": {"required": ["command"], "not": {"required": ["task"]}},
+                "then": {"$ref": f"#/$defs/{found['command'].__name__}"},
+            }
         ],
         "$defs": definitions,
     }
@@ -71,10 +77,10 @@ def file_schema(tasks: Sequence[str] = ()) -> dict[str, Any]:
 
 def page() -> str:
     """The reference of all keys."""
-    definitions = _definitions([*TASKS.values(), TrainingConfig, TaskConfig, SearchSettings, Range])
+    ours = {name: task for name, task in TASKS.items() if ":" not in name}
+    definitions = _definitions([*ours.values(), TrainingConfig, SearchSettings, Range])
     common = definitions.pop("TrainingConfig")
-    definitions.pop("TaskConfig")
-    tasks = {task.__name__: name for name, task in TASKS.items()}
+    tasks = {task.__name__: name for name, task in ours.items()}
     sections = {name: d for name, d in definitions.items() if "properties" in d}
     first = {"SearchSettings": "`search`", "Range": "An entry of `space`"}
     lines = [HEAD]
@@ -135,7 +141,11 @@ def _kind(entry: Mapping[str, Any]) -> str:
         each = " and ".join(dict.fromkeys(_kind(part) for part in parts))
         number = f"{len(parts)}" if "prefixItems" in entry else ""
         return " ".join(filter(None, ["list of", number, each]))
-    limits = " and ".join(f"{sign} {entry[key]:g}" for key, sign in LIMITS.items() if key in entry)
+    if isinstance(inner := entry.get("additionalProperties"), Mapping) and inner:
+        return f"mapping to {_kind(inner)}"
+    limits = " and ".join(
+        f"{sign} {entry[key]:.10g}" for key, sign in LIMITS.items() if key in entry
+    )
     words = {"object": "mapping", "string": "text", "boolean": "true or false"}
     return " ".join(filter(None, [words.get(kind, kind), limits]))
 

@@ -199,6 +199,34 @@ def validate(
         print(f"{in_one_line(file)}: training of {training.task}{epochs}")
 
 
+def schema(
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option("--task", metavar="MODULE:CLASS", help="A task of your own, too; repeatable."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="In place of the terminal."),
+    ] = None,
+    task_path: TaskPathOption = None,
+) -> None:
+    """Print the JSON schema of search and training files, by which editors complete and check.
+
+    Example: `oialr-search schema -o schema.json`, and as a file's first line
+    `# yaml-language-server: $schema=schema.json`
+    """
+    import json
+
+    from oialr_search.space.schema import file_schema
+    from oialr_search.terminal.tables import write_file
+
+    text = json.dumps(file_schema(tasks or ()), indent=1, ensure_ascii=False) + "\n"
+    if output is None:
+        print(text, end="")
+    else:
+        write_file(output, text.encode())
+
+
 def upgrade(db: DatabaseOption = None, search_dir: SearchDirOption = SEARCH_DIR) -> None:
     """Bring a database written by an older version to this version's schema.
 

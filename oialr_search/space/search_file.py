@@ -8,7 +8,14 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    TypeAdapter,
+    ValidationError,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from oialr_search.space.constraints import Constraints, constraints_of
 from oialr_search.space.fitness import Aims, aims_of
@@ -52,6 +59,10 @@ STORED_FORMAT = 1
 Version 0.1.0 said none, and what it stored needs no translation."""
 
 
+_TEXT: Mapping[str, Any] = {"type": "string"}
+ONE_OR_SEVERAL = WithJsonSchema({"anyOf": [_TEXT, {"type": "array", "items": _TEXT}]})
+
+
 class Until(Config):
     """The search ends, complete, when one of these is met; what runs then ends as it will."""
 
@@ -85,10 +96,10 @@ class SearchSettings(Config):
     objectives: Annotated[list[str], Field(min_length=2)] | None = None
     """Several such expressions, each with `:min` or `:max`; a metric knows its own way. The search
     is for their Pareto front; the first is the fitness."""
-    subject_to: Annotated[list[str], Field(default_factory=list)]
+    subject_to: Annotated[list[str], Field(default_factory=list), ONE_OR_SEVERAL]
     """Conditions on such expressions (`trainable_percent <= 15`); who breaks one comes after who
     meets all."""
-    constraints: Annotated[list[str], Field(default_factory=list)]
+    constraints: Annotated[list[str], Field(default_factory=list), ONE_OR_SEVERAL]
     """Conditions between numbers of the training configuration, searched or not
     (`scheduler.warmup_epochs < epochs`); an individual that breaks one is bred again, never
     trained."""

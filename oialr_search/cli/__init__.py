@@ -22,7 +22,7 @@ app = typer.Typer(
     help="Search the hyperparameters of OIALR low-rank training, and train the best.",
 )
 COMMANDS: Mapping[str, Sequence[Callable[..., None]]] = {
-    "Search": (run.run, run.enqueue, run.import_, run.upgrade, run.validate),
+    "Search": (run.run, run.enqueue, run.import_, run.upgrade, run.validate, run.schema),
     "Look": (look.status, look.leaderboard, look.show, look.log),
     "Draw": (draw.dashboard, draw.plot, draw.report),
     "Train": (train.export, train.train),

@@ -28,6 +28,21 @@ SetOption = Annotated[
         "hyperparameter takes it out of the space; `space.oialr.delay_steps.low=5` moves a bound.",
     ),
 ]
+WorkerPythonOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATH",
+        help="The Python of the trainings' own environment, where `oialr-training` is installed.",
+    ),
+]
+WorkerCommandOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PREFIX",
+        help="What the trainings are started with: 'srun --overlap -n1', "
+        "'apptainer exec image.sif'.",
+    ),
+]
 SearchDirOption = Annotated[
     Path,
     typer.Option(help="Folder of the SQLite database `search.db` and of all evaluations."),

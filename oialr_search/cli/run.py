@@ -18,6 +18,8 @@ from oialr_search.cli.options import (
     SearchOption,
     SetOption,
     TaskPathOption,
+    WorkerCommandOption,
+    WorkerPythonOption,
     database_url,
 )
 from oialr_search.cli.time_limit import deadline, parse_duration
@@ -58,6 +60,8 @@ def run(
     assignments: SetOption = None,
     task_path: TaskPathOption = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of the search.")] = None,
+    worker_python: WorkerPythonOption = None,
+    worker_command: WorkerCommandOption = None,
 ) -> None:
     """Run a search, or go on with it: one rank, or under mpiexec as many as you like.
 
@@ -73,9 +77,11 @@ def run(
 
     given = {"evaluations": evaluations, "islands": islands, "seed": seed}
     changed = {key: value for key, value in given.items() if value is not None}
+    start = {"python": worker_python, "command": worker_command}
+    worker = {key: value for key, value in start.items() if value is not None}
     sys.stdout, sys.stderr = LastingStream(sys.stdout), LastingStream(sys.stderr)
     exit_code = run_rank(
-        lambda: load_search(file, assignments or (), changed),
+        lambda: load_search(file, assignments or (), changed, worker),
         LaunchSettings(
             database_url=database_url(db, search_dir),
             search_dir=search_dir,
@@ -191,6 +197,34 @@ def validate(
         training = load_training(file, assignments or ())
         epochs = "" if training.epochs is None else f", {training.epochs} epochs"
         print(f"{in_one_line(file)}: training of {training.task}{epochs}")
+
+
+def schema(
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option("--task", metavar="MODULE:CLASS", help="A task of your own, too; repeatable."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="In place of the terminal."),
+    ] = None,
+    task_path: TaskPathOption = None,
+) -> None:
+    """Print the JSON schema of search and training files, by which editors complete and check.
+
+    Example: `oialr-search schema -o schema.json`, and as a file's first line
+    `# yaml-language-server: $schema=schema.json`
+    """
+    import json
+
+    from oialr_search.space.schema import file_schema
+    from oialr_search.terminal.tables import write_file
+
+    text = json.dumps(file_schema(tasks or ()), indent=1, ensure_ascii=False) + "\n"
+    if output is None:
+        print(text, end="")
+    else:
+        write_file(output, text.encode())
 
 
 def upgrade(db: DatabaseOption = None, search_dir: SearchDirOption = SEARCH_DIR) -> None:

@@ -19,6 +19,8 @@ from oialr_search.cli.options import (
     SearchOption,
     SetOption,
     TaskPathOption,
+    WorkerCommandOption,
+    WorkerPythonOption,
     open_database,
 )
 from oialr_search.terminal.tables import Format, print_rows, write_file
@@ -67,6 +69,7 @@ def export(
     from oialr_search.analysis.choosing import choose
     from oialr_search.analysis.export import chosen_of
     from oialr_search.analysis.export import export as yaml_of
+    from oialr_training.yaml_files import parse_yaml
 
     if individual is not None and (knee or at):
         raise typer.BadParameter("--individual names one: without --knee and --at")
@@ -84,6 +87,9 @@ def export(
         return
     write_file(output, text.encode())
     print(f"individual {record.id} ({how}) written to {output}")
+    line = parse_yaml(text, "export")["provenance"].get("command_line")
+    if line is not None:
+        print(line)
 
 
 def train(
@@ -99,6 +105,8 @@ def train(
     data_dir: DataDirOption = None,
     assignments: SetOption = None,
     task_path: TaskPathOption = None,
+    worker_python: WorkerPythonOption = None,
+    worker_command: WorkerCommandOption = None,
     output_format: FormatOption = Format.TABLE,
 ) -> None:
     """Train a configuration; print mean and standard deviation over the seeds.
@@ -106,7 +114,9 @@ def train(
     Example: `oialr-search train best.yaml --seeds 3`
     """
     from oialr_search.evaluation import devices, repeated_seeds
+    from oialr_search.space.workers import WorkerConfig
     from oialr_training.tasks import load_training
+    from oialr_training.validation import validate
 
     overrides = [*(assignments or ()), *([f"device={device}"] if device is not None else ())]
     config = load_training(file, overrides)
@@ -114,7 +124,9 @@ def train(
         gpu = devices.choose_gpu(config.device, devices.visible_gpus(os.environ), 0)
     except LookupError as error:
         raise ConfigError(f"{error} ({file})") from None
-    settings = devices.WorkerSettings(gpu=gpu, num_threads=len(devices.affinity()))
+    given = {"python": worker_python, "command": worker_command or ""}
+    start = validate(WorkerConfig, given, "--worker-python, --worker-command", prefix="worker.")
+    settings = devices.WorkerSettings(gpu=gpu, num_threads=len(devices.affinity()), start=start)
     folder = output or Path("trainings") / file.stem
     folders = {seed: folder / f"seed-{seed}" for seed in range(config.seed, config.seed + seeds)}
     for seed_folder in folders.values():

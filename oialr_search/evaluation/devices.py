@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pynvml
+
+from oialr_search.space.workers import WorkerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +20,8 @@ class WorkerSettings:
     gpu: str | None
     """Index, UUID or MIG name of the one visible GPU; None: train on the CPU."""
     num_threads: int
+    start: WorkerConfig = field(default_factory=WorkerConfig)
+    """How they are started."""
 
 
 def visible_gpus(environment: Mapping[str, str]) -> list[str]:

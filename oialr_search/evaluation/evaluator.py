@@ -44,6 +44,7 @@ from oialr_search.space.search_file import SearchFile
 from oialr_search.storage.records import CONFIRM, Claim, Outcome, Runner, Status
 from oialr_training.errors import ConfigError
 from oialr_training.protocol import (
+    PROTOCOL,
     Completed,
     Epoch,
     Evaluate,
@@ -166,16 +167,32 @@ class Evaluator:
             WorkerDied: when the worker cannot start.
             OSError: likewise.
         """
+        start = self._worker_settings.start
         if self._spare is None:
-            self._spare = self._start_worker()
+            try:
+                self._spare = self._start_worker()
+            except (FileNotFoundError, PermissionError) as error:
+                if start.is_own:
+                    raise
+                raise ConfigError(
+                    f"cannot start {start.shown!r} of `worker`: {error.strerror} {error.filename!r}"
+                ) from None
         spare, limit_s = self._spare, self._search.preparation_limit_s
         try:
-            for event in spare.worker.receive(PREPARE_POLL_S):
+            events = spare.worker.receive(PREPARE_POLL_S)
+            if events:
+                self._refuse_other_protocol(spare.worker)
+            for event in events:
                 if isinstance(event, Failed):
                     raise ConfigError(event.reason)
                 spare.ready |= isinstance(event, Ready)
         except WorkerDied as death:
             self._preparations_left -= 1
+            if not start.is_own and spare.worker.hello is None:
+                raise ConfigError(
+                    f"{start.shown!r} of `worker` starts no worker ({death}): it needs "
+                    "`pip install oialr-training`"
+                ) from None
             if death.exit_signal is None or not self._preparations_left:
                 raise
             self.stop_spare()
@@ -186,6 +203,23 @@ class Evaluator:
                 f"ready after `search.preparation_limit_s`, {limit_s:g} s"
             )
         return spare.ready
+
+    def _refuse_other_protocol(self, worker: WorkerProcess) -> None:
+        start, hello = self._worker_settings.start, worker.hello
+        spoken = hello.protocol if hello else 0
+        if not start.is_own and spoken != PROTOCOL:
+            raise ConfigError(
+                f"{start.shown!r} of `worker` has another version of oialr-training: its protocol "
+                f"is {spoken}, here {PROTOCOL}"
+            )
+
+    @property
+    def worker_versions(self) -> Mapping[str, str]:
+        """What the workers say of an environment of their own; nothing where it is the same."""
+        hello = self._spare.worker.hello if self._spare else None
+        if hello is None or self._worker_settings.start.is_own:
+            return {}
+        return {f"worker {package}": version for package, version in hello.versions.items()}
 
     def open(self, outbox: Outbox) -> None:
         """From now on outcomes are stored there."""

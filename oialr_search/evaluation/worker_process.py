@@ -10,11 +10,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from itertools import dropwhile
 from pathlib import Path
 
 from oialr_search.evaluation.devices import WorkerSettings
+from oialr_search.space.workers import WorkerConfig
 from oialr_training.errors import KnownError, ProtocolError
-from oialr_training.protocol import Event, EventReader, Message, encode
+from oialr_training.protocol import Event, EventReader, Hello, Message, encode
 
 # A worker that inherits these believes to be an MPI rank, or a part of the launch.
 LAUNCHER_VARIABLES = (
@@ -22,6 +24,7 @@ LAUNCHER_VARIABLES = (
 )  # fmt: skip
 # What opens the database is no business of a training's.
 SECRETS = ("OIALR_SEARCH_DB", "PGPASSWORD")
+HELLO = b'{"type": "hello"'
 READ_BYTES = 1 << 16
 MAX_LINE_BYTES = 1 << 24
 LOG_READ_BYTES = 1 << 14
@@ -45,6 +48,9 @@ class WorkerDied(KnownError):  # noqa: N818  (an event of the worker's life, not
 class WorkerProcess:
     """One worker process, from its start to its death; it trains one evaluation."""
 
+    hello: Hello | None = None
+    """Who it is, when it has said so."""
+
     def __init__(self, settings: WorkerSettings, log_path: Path) -> None:
         self.log_path = log_path
         self._released_at = 0.0
@@ -53,18 +59,26 @@ class WorkerProcess:
         with log_path.open("ab") as log:
             self._events, events_for_worker = os.pipe()
             os.set_blocking(self._events, False)
-            command = [sys.executable, "-P", "-m", "oialr_training"]
-            command += ["--events", str(events_for_worker), "--parent", str(os.getpid())]
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=worker_environment(os.environ, settings),
-                pass_fds=(events_for_worker,),
-                start_new_session=True,
-            )
-        os.close(events_for_worker)
+            # A batch system or container hands on its standard output, and no other descriptor.
+            self._prefixed = bool(settings.start.command)
+            events = "1" if self._prefixed else str(events_for_worker)
+            command = [*python_of(settings.start), "-m", "oialr_training", "--events", events]
+            command += [] if self._prefixed else ["--parent", str(os.getpid())]
+            try:
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=events_for_worker if self._prefixed else log,
+                    stderr=log,
+                    env=worker_environment(os.environ, settings),
+                    pass_fds=() if self._prefixed else (events_for_worker,),
+                    start_new_session=True,
+                )
+            except OSError:
+                os.close(self._events)
+                raise
+            finally:
+                os.close(events_for_worker)
 
     @property
     def pid(self) -> int:
@@ -101,14 +115,20 @@ class WorkerProcess:
             lines[0] = bytes(self._buffer) + lines[0]
             self._buffer.clear()
         self._buffer += rest
+        if self._prefixed and self.hello is None:  # what stands before it may print a greeting
+            lines = [*dropwhile(lambda line: not line.startswith(HELLO), lines)]
         if len(self._buffer) > MAX_LINE_BYTES:
             self.kill()
             raise WorkerDied("garbage on the worker's pipe: a line without end")
         try:
-            return list(self._reader.read(lines))
+            events = list(self._reader.read(lines))
         except ProtocolError as error:
             self.kill()
             raise WorkerDied(f"garbage on the worker's pipe: {error}") from None
+        for event in events:
+            if isinstance(event, Hello):
+                self.hello = event
+        return events
 
     def _wait_or_kill(self) -> int:
         """The exit code of a process that has closed its pipe and so is about to end."""
@@ -206,6 +226,13 @@ def kill_ending_workers(grace_s: float = END_GRACE_S) -> None:
     _ending.clear()
 
 
+def python_of(start: WorkerConfig) -> list[str]:
+    """What starts the Python of the workers."""
+    # Before 3.11 there is no `-P`, and another Python may be older.
+    python = [start.python] if start.python else [sys.executable, "-P"]
+    return [*start.command, *python]
+
+
 def oom_kills() -> int | None:
     """How often the kernel has killed for want of memory in this control group (version 2)."""
     try:
@@ -218,10 +245,13 @@ def oom_kills() -> int | None:
 
 def worker_environment(environment: Mapping[str, str], settings: WorkerSettings) -> dict[str, str]:
     """The environment of a worker: no MPI, no batch system, no secret, one visible GPU or none."""
+    # `srun` finds its job by these, and gives the worker its own.
+    for_srun = ("SLURM_",) if settings.start.command else ()
+    removed = tuple(name for name in LAUNCHER_VARIABLES if name not in for_srun)
     kept = {
         name: value
         for name, value in environment.items()
-        if name not in SECRETS and not name.startswith(LAUNCHER_VARIABLES)
+        if name not in SECRETS and not name.startswith(removed)
     }
     threads = str(settings.num_threads)
     return kept | {

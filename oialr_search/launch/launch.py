@@ -137,7 +137,9 @@ def _run(
         )
         try:
             prepare(comm, evaluator, settings.stop)
-            storage, search_id, launch_id = _open(comm, search_file, settings, folder)
+            storage, search_id, launch_id = _open(
+                comm, search_file, settings, folder, evaluator.worker_versions
+            )
         except LaunchError:
             evaluator.stop_spare()
             raise
@@ -294,18 +296,23 @@ def _worker_settings(
     except LookupError as error:
         mistake = f"{error} ({search_file.source})"
     agree(comm, mistake, exit_codes.CONFIG)
-    return WorkerSettings(gpu=gpu, num_threads=threads_per_rank(affinity(), on_node))
+    threads = threads_per_rank(affinity(), on_node)
+    return WorkerSettings(gpu=gpu, num_threads=threads, start=search_file.worker)
 
 
 def _open(
-    comm: MPI.Comm, search_file: SearchFile, settings: LaunchSettings, folder: Path
+    comm: MPI.Comm,
+    search_file: SearchFile,
+    settings: LaunchSettings,
+    folder: Path,
+    worker_versions: Mapping[str, str],
 ) -> tuple[Storage, int, int]:
     """Open the database on every rank; rank 0 creates it and the search when they are new."""
     mistake, exit_code, storage, ids = None, exit_codes.CONFIG, None, (0, 0)
     if comm.rank == 0:
         try:
             storage = open_storage(settings.database_url, create=True)
-            ids = start_search(storage, search_file, comm.size, folder)
+            ids = start_search(storage, search_file, comm.size, folder, worker_versions)
         except (StorageError, ConfigError) as error:
             mistake, exit_code = str(error), code_of(error)
         except OSError as error:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 REPORTED_PACKAGES = ("oialr-search", "torch", "timm", "propulate", "mpi4py", "numpy", "sqlalchemy")
 
 
 def versions() -> dict[str, str]:
-    """The versions of Python and of the packages that results depend on."""
-    packages = {name: importlib.metadata.version(name) for name in REPORTED_PACKAGES}
-    return {"python": platform.python_version(), **packages}
+    """The versions of Python and of the packages that results depend on, where they are here."""
+    found = {"python": platform.python_version()}
+    for name in REPORTED_PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def git_revision(file: Path = Path(__file__)) -> str | None:

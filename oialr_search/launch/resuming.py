@@ -8,7 +8,7 @@ import json
 import shlex
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -115,9 +115,15 @@ def is_complete(storage: Storage, search_id: int, search: SearchSettings) -> boo
 
 
 def start_search(
-    storage: Storage, search_file: SearchFile, world_size: int, folder: Path
+    storage: Storage,
+    search_file: SearchFile,
+    world_size: int,
+    folder: Path,
+    worker_versions: Mapping[str, str] | None = None,
 ) -> tuple[int, int]:
     """Create the search, or take up the stored one of the same name; returns its and launch's id.
+
+    The versions are those of an environment of the workers' own.
 
     Raises:
         ConfigError: see `find_stored`.
@@ -141,7 +147,7 @@ def start_search(
         num_islands=search.islands,
         hostname=socket.gethostname(),
         command_line=shlex.join(sys.argv),
-        versions=versions(),
+        versions={**versions(), **(worker_versions or {})},
         git_revision=git_revision(),
     )
     if stored is None:

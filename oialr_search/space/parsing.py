@@ -8,7 +8,7 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, PlainValidator
+from pydantic import BaseModel, PlainValidator, WithJsonSchema
 
 from oialr_search.space.constraints import constraints_of
 from oialr_search.space.hyperparameters import (
@@ -40,8 +40,9 @@ def _choice(value: object) -> Value:
 
 
 # An integer stays one, which a pydantic union would not tell in one line.
-Number = Annotated[float | int, PlainValidator(_number)]
-Choice = Annotated[Value, PlainValidator(_choice)]
+Number = Annotated[float | int, PlainValidator(_number), WithJsonSchema({"type": "number"})]
+_CHOICE_TYPES = ["number", "string", "boolean", "null"]
+Choice = Annotated[Value, PlainValidator(_choice), WithJsonSchema({"type": _CHOICE_TYPES})]
 
 
 class Range(Config):

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    TypeAdapter,
+    ValidationError,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from oialr_search.space.constraints import Constraints, constraints_of
 from oialr_search.space.fitness import Aims, aims_of
@@ -18,6 +25,7 @@ from oialr_search.space.parsing import RANGE_KEYS, parse_space
 from oialr_search.space.prior import Prior, check_priors
 from oialr_search.space.repeats import ConfirmSettings, RepeatSettings
 from oialr_search.space.stopping import StoppingSettings, rule_class
+from oialr_search.space.workers import WorkerConfig
 from oialr_training.config import Metrics, TaskConfig
 from oialr_training.errors import ConfigError, nearest
 from oialr_training.tasks import known_metrics, refuse_lacking, validate_training
@@ -43,9 +51,16 @@ OF_PROPULATE = (
 )  # fmt: skip
 
 
+NOT_OF_TRAINING = ("search", "space", "worker")
+"""The sections of a search file that are none of its training configuration."""
+
 STORED_FORMAT = 1
 """Of settings and space as they are stored; it goes up when older ones need to be translated.
 Version 0.1.0 said none, and what it stored needs no translation."""
+
+
+_TEXT: Mapping[str, Any] = {"type": "string"}
+ONE_OR_SEVERAL = WithJsonSchema({"anyOf": [_TEXT, {"type": "array", "items": _TEXT}]})
 
 
 class Until(Config):
@@ -81,10 +96,10 @@ class SearchSettings(Config):
     objectives: Annotated[list[str], Field(min_length=2)] | None = None
     """Several such expressions, each with `:min` or `:max`; a metric knows its own way. The search
     is for their Pareto front; the first is the fitness."""
-    subject_to: Annotated[list[str], Field(default_factory=list)]
+    subject_to: Annotated[list[str], Field(default_factory=list), ONE_OR_SEVERAL]
     """Conditions on such expressions (`trainable_percent <= 15`); who breaks one comes after who
     meets all."""
-    constraints: Annotated[list[str], Field(default_factory=list)]
+    constraints: Annotated[list[str], Field(default_factory=list), ONE_OR_SEVERAL]
     """Conditions between numbers of the training configuration, searched or not
     (`scheduler.warmup_epochs < epochs`); an individual that breaks one is bred again, never
     trained."""
@@ -160,6 +175,7 @@ class SearchFile:
     search: SearchSettings
     space: SearchSpace
     training: TaskConfig
+    worker: WorkerConfig = field(default_factory=WorkerConfig)
     pinned: tuple[str, ...]
     """Hyperparameters that an override took out of the space."""
     source: str
@@ -251,9 +267,12 @@ def _set_in_space(space: dict[str, Any], key: str, value: Any) -> None:
 
 
 def load_search(
-    path: Path, assignments: Sequence[str] = (), settings: dict[str, Any] | None = None
+    path: Path,
+    assignments: Sequence[str] = (),
+    settings: dict[str, Any] | None = None,
+    worker: dict[str, Any] | None = None,
 ) -> SearchFile:
-    """Read a search file, with `path=value` overrides and changed `search:` settings.
+    """Read a search file, with `path=value` overrides and changed `search:` and `worker:` settings.
 
     Setting a searched hyperparameter takes it out of the space.
 
@@ -276,12 +295,15 @@ def load_search(
         pinned += fixed
     for key, value in (settings or {}).items():
         apply_override(content, f"search.{key}", value)
+    for key, value in (worker or {}).items():
+        apply_override(content, f"worker.{key}", value)
     source = in_one_line(path)
     for section in ("search", "space"):
         if section not in content:
             raise ConfigError(f"`{section}` is missing: a search file has it ({source})")
-    training_content = {k: v for k, v in content.items() if k not in ("search", "space")}
+    training_content = {k: v for k, v in content.items() if k not in NOT_OF_TRAINING}
     search = validate(SearchSettings, content["search"], source, prefix="search.")
+    worker_config = validate(WorkerConfig, content.get("worker", {}), source, prefix="worker.")
     training = validate_training(training_content, source)
     for engine in {search.engine, *(search.engines or ())} - ENGINES.keys():
         key = "engine" if engine == search.engine else "engines"
@@ -316,6 +338,7 @@ def load_search(
         search=search.model_copy(update={"metric": aims.metric, "prior": priors}),
         space=space,
         training=training,
+        worker=worker_config,
         pinned=tuple(pinned),
         source=source,
     )

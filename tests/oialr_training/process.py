@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from oialr_training.protocol import Event, Message, Progressed, decode, encode
+from oialr_training.protocol import Event, Hello, Message, Progressed, decode, encode
 from oialr_training.tasks import validate_training
 from oialr_training.yaml_files import read_yaml
 
@@ -76,7 +76,7 @@ class Process:
         """What it says, but for its being alive; until it ends."""
         for line in self._events:
             event = decode(line)
-            if not isinstance(event, Progressed):
+            if not isinstance(event, Progressed | Hello):
                 yield event
 
     def wait(self) -> int:

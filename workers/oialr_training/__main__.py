@@ -10,6 +10,7 @@ import argparse
 import faulthandler
 import logging
 import os
+import platform
 import queue
 import signal
 import sys
@@ -17,6 +18,7 @@ import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,11 +29,13 @@ from oialr_training.failures import failed, is_told
 from oialr_training.parent_death import die_with
 from oialr_training.protocol import (
     EVENTS_FILE,
+    PROTOCOL,
     Completed,
     Epoch,
     Evaluate,
     Event,
     Failed,
+    Hello,
     Prepare,
     Progressed,
     Ready,
@@ -196,13 +200,30 @@ def _read_messages(messages: queue.SimpleQueue[bytes], stops: list[Stop]) -> Non
     os.killpg(0, signal.SIGKILL)
 
 
+def _versions() -> dict[str, str]:
+    """Nothing is imported for it."""
+    found = {"python": platform.python_version()}
+    for package in ("oialr-training", "torch", "numpy"):
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
 def main() -> None:
     """Serve one `Prepare` (optional) and one `Evaluate`, which a `Stop` ends early."""
     parser = argparse.ArgumentParser(prog="python -m oialr_training", description=__doc__)
-    parser.add_argument("--events", type=int, required=True, help="descriptor of the event pipe")
-    parser.add_argument("--parent", type=int, required=True, help="process id of the starter")
+    parser.add_argument(
+        "--events", type=int, required=True,
+        help="descriptor of the event pipe; 1: standard output, and what is printed goes to "
+        "standard error",
+    )  # fmt: skip
+    parser.add_argument("--parent", type=int, help="process id of the starter, if that is our own")
     arguments = parser.parse_args()
-    die_with(arguments.parent)
+    if arguments.parent is not None:
+        die_with(arguments.parent)
+    if arguments.events == 1:
+        arguments.events = os.dup(1)
+        os.dup2(2, 1)
     faulthandler.enable()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     os.set_inheritable(arguments.events, False)
@@ -210,6 +231,7 @@ def main() -> None:
     stops: list[Stop] = []
     threading.Thread(target=_read_messages, args=(messages, stops), daemon=True).start()
     worker = Worker(arguments.events)
+    worker.report(Hello(protocol=PROTOCOL, versions=_versions()))
     while True:
         match decode(messages.get()):
             case Prepare() as message:

@@ -7,6 +7,8 @@
     ├── DeviceError               machine
     ├── DivergedError             training
     ├── ProtocolError             machine
+    ├── ProgramError              training        command_trainer.py
+    ├── ProgramKilled             machine         command_trainer.py
     │   of the search, beside the code that raises them:
     ├── StorageError              configuration   storage/records.py
     │   └── StorageUnavailable    machine

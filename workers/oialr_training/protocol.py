@@ -19,6 +19,8 @@ from pydantic import TypeAdapter
 from oialr_training.errors import Cause, ProtocolError
 from oialr_training.whole_files import written_whole
 
+PROTOCOL = 1
+"""It goes up when one side of an earlier version would not understand the other."""
 EVENTS_FILE = "events.jsonl"
 RESULT_FILE = "result.json"
 MAX_RECORDS = 500
@@ -70,6 +72,15 @@ class Stop(Record):
     at once, with the state of the epochs before."""
 
     reason: StopReason = "launch_stops"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hello(Record):
+    """The first that a worker says, at once."""
+
+    protocol: int
+    versions: Mapping[str, str]
+    """Of Python and of what trains there, as far as it is installed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,7 +232,7 @@ class Failed(Record):
 
 
 Message = Prepare | Evaluate | Stop
-Event = Ready | Started | Progressed | EpochPart | Epoch | Stopped | Completed | Failed
+Event = Hello | Ready | Started | Progressed | EpochPart | Epoch | Stopped | Completed | Failed
 _TYPES: dict[str, Any] = {
     kind.__name__.lower(): kind for kind in (*get_args(Message), *get_args(Event))
 }

@@ -8,7 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, JsonValue, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    JsonValue,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 from typing_extensions import Self
 
 from oialr_training.validation import Config, Fraction, Pair
@@ -163,7 +170,13 @@ def _height_and_width(value: Any) -> Any:
     return tuple(sides)
 
 
-Size = Annotated[tuple[int, int], BeforeValidator(_height_and_width)]
+_PIXELS: Mapping[str, Any] = {"type": "integer", "minimum": 1}
+_SIDES = {"type": "array", "prefixItems": [_PIXELS, _PIXELS], "minItems": 2, "maxItems": 2}
+Size = Annotated[
+    tuple[int, int],
+    BeforeValidator(_height_and_width),
+    WithJsonSchema({"anyOf": [_PIXELS, _SIDES]}),
+]
 Channels = Annotated[tuple[float, ...], Field(strict=False, min_length=1, max_length=3)]
 
 

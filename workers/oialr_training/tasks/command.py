@@ -37,7 +37,9 @@ NO_METRICS = {"epoch", "step", "stops", "duration_s", *(field.name for field in 
 
 
 class MetricConfig(Config):
-    """How a metric is read."""
+    """How a metric is read; a text is its `better`."""
+
+    model_config = ConfigDict(json_schema_extra={"type": ["object", "string"]})
 
     better: Literal["lower", "higher"] = "lower"
     percent: bool = False

@@ -12,12 +12,17 @@ import pytest
 import torch
 import torch.distributed
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_state_dict,
+)
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from oialr import OIALR, OIALRError, OIALRSettings
+from oialr import OIALR, OIALRError, OIALRSettings, export
 
 NUM_PROCESSES = 2
 NUM_STEPS = 20
@@ -135,10 +140,47 @@ def main(folder: Path, process: int, how: str) -> None:
 
 
 def sharded(process: int) -> dict[str, Any]:
-    return {
+    results: dict[str, Any] = {
         scenario: train(scenario, process, NUM_PROCESSES, do_not_wrap, rewrap=False, shard=shard)
         for scenario in SHARDED
     }
+    return results | {"resumed": resume_sharded(process)}
+
+
+def resume_sharded(process: int) -> list[dict[str, Tensor]]:
+    """The weights of a training, and of another that went on from its middle."""
+    trainings = []
+    for _ in range(2):
+        model = make_model()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+        settings = OIALRSettings(**(SETTINGS | {"delay_steps": 6}))
+        trainings.append((model, optimizer, OIALR(model, optimizer, settings, shard=shard)))
+
+    def go(model: nn.Module, optimizer: torch.optim.Optimizer, oialr: OIALR, begin: int) -> None:
+        for step in range(begin, begin + 11):
+            generator = torch.Generator().manual_seed(step)
+            x = torch.randn(BATCH_SIZE, 3, 6, generator=generator, dtype=torch.float64)
+            optimizer.zero_grad()
+            model(x.chunk(NUM_PROCESSES)[process]).sin().square().mean().backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            oialr.step()
+
+    (model, optimizer, oialr), other = trainings
+    go(model, optimizer, oialr, 0)
+    options = StateDictOptions(full_state_dict=True)
+    stored = copy.deepcopy(get_state_dict(model, optimizer, options=options))
+    other[2].load_state_dict(oialr.state_dict())
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    set_state_dict(
+        *other[:2], model_state_dict=stored[0], optim_state_dict=stored[1], options=options
+    )
+    weights = []
+    for training in trainings:
+        go(*training, 11)
+        with training[2].unsharded():
+            weights.append(export(training[0]).state_dict())
+    return weights
 
 
 def copies(process: int) -> dict[str, Any]:
@@ -286,6 +328,16 @@ def test_sharded_halves_do_as_the_whole(
     total = sum(tensor.numel() for tensor in expected["model"].values())
     assert sum(pieces) == total
     assert max(pieces) < 0.55 * total
+
+
+@pytest.mark.slow
+def test_a_sharded_training_goes_on_from_its_state(
+    sharded_processes: list[dict[str, Any]],
+) -> None:
+    for results in sharded_processes:
+        first, second = results["resumed"]
+        assert_same(first, second)
+        assert_same(first, sharded_processes[0]["resumed"][0])
 
 
 @pytest.fixture

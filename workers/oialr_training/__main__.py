@@ -147,7 +147,8 @@ def log_event(event: Event) -> None:
     """One line for each event in the evaluation's log."""
     match event:
         case Started():
-            log.info("training starts on %s: %d steps", event.device, event.total_steps)
+            if event.device:  # else it is a program's, which has said its command line
+                log.info("training starts on %s: %d steps", event.device, event.total_steps)
             if event.resumed_epoch:
                 log.info("going on after epoch %d", event.resumed_epoch)
             if event.layers:

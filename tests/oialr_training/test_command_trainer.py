@@ -182,10 +182,22 @@ def test_an_attempt_with_nothing_left_to_do_has_the_earlier_result(programs: Pro
 def test_damaged_reports_are_left_out(programs: Programs) -> None:
     with pytest.raises(KnownError):
         programs.run(TWO_EPOCHS + "kill -9 $$")
-    kept = programs.state / "report.jsonl"
+    kept = programs.state / "epochs.jsonl"
     kept.write_text(kept.read_text().replace('{"epoch": 1', '{"epo'))
     programs.run("""report '{"epoch": 3, "loss": 7}'""")
     assert list(programs.epochs) == [2, 3]
+
+
+def test_what_was_reported_when_nobody_listened_is_told_by_the_next_attempt(
+    programs: Programs,
+) -> None:
+    with pytest.raises(KnownError):
+        programs.run(TWO_EPOCHS + "kill -9 $$")
+    with (programs.state / "report.jsonl").open("a") as report:
+        report.write('{"epoch": 3, "loss": 0.125}\n{"epoch": 4, "lo')
+    programs.run("""report '{"epoch": 5, "loss": 7}'""")
+    assert list(programs.epochs) == [1, 2, 3, 5]
+    assert programs.resumed_epoch == 3
 
 
 def asked(programs: Programs, **stop: Any) -> Any:

@@ -58,7 +58,8 @@ from oialr_training.trainer import Interrupted, Trainer
 
 log = logging.getLogger("oialr_training")
 
-REPORT_FILE = "report.jsonl"
+REPORT_FILE, EPOCHS_FILE = "report.jsonl", "epochs.jsonl"
+"""Beside the state: what the program says, and what was told of it."""
 STOP_FILE = "stop"
 REPORT_MODULE = Path(__file__).parent / "report"
 """Folder of `oialr_search_report.py`, and of nothing else."""
@@ -124,6 +125,18 @@ def _number(name: str, value: object) -> float:
     if not isinstance(value, int | float):
         raise ValueError(f"`{name}` is a number, got {value!r:.60}")
     return float(value)
+
+
+def _epoch_of(number: int, said: Report) -> Epoch:
+    step = number if said.step is None else said.step
+    return Epoch(epoch=number, step=step, metrics=said.metrics)
+
+
+def _lines_of(path: Path) -> list[bytes]:
+    try:
+        return path.read_bytes().splitlines()
+    except OSError:
+        return []
 
 
 class _Lines:
@@ -195,7 +208,8 @@ class CommandTrainer(Trainer[CommandTraining]):
         program.mkdir(parents=True, exist_ok=True)
         folder = Path(request.folder)
         (folder / STOP_FILE).unlink(missing_ok=True)
-        (folder / REPORT_FILE).write_bytes(b"")
+        kept = _Kept(state)
+        (state / REPORT_FILE).write_bytes(b"")
         arguments = config.filled(
             {"python": sys.executable, "folder": str(folder), "state_dir": str(program)}
         )
@@ -203,9 +217,9 @@ class CommandTrainer(Trainer[CommandTraining]):
         log.info("starts: %s", config.command_line)
         self._own_memory = peak_host_memory() or 0
         self._cpu, self._gpu_energy_j = CpuEnergy(), visible_gpu_energy()
-        run = _Run(config=config, report=report, kept=_Kept(state / REPORT_FILE))
+        run = _Run(config=config, report=report, kept=kept)
         with _killed_with_this_process(), _started(arguments, environment) as child:
-            lines = _Lines(folder / REPORT_FILE)
+            lines = _Lines(state / REPORT_FILE)
             try:
                 self._follow(child, lines, run, stops, folder / STOP_FILE)
             finally:
@@ -296,7 +310,7 @@ class CommandTrainer(Trainer[CommandTraining]):
         paths = [str(REPORT_MODULE), *filter(None, [os.environ.get("PYTHONPATH")])]
         return {
             **os.environ,
-            "OIALR_REPORT": str(folder / REPORT_FILE),
+            "OIALR_REPORT": str(program.parent / REPORT_FILE),
             "OIALR_STATE_DIR": str(program),
             "OIALR_FOLDER": str(folder),
             "OIALR_STOP": str(folder / STOP_FILE),
@@ -319,16 +333,22 @@ def _state_of(request: Evaluate) -> Path:
 class _Kept:
     """The epochs that were reported, kept beside the program's state for the next attempt."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, state: Path) -> None:
+        self._path = state / EPOCHS_FILE
         self.epochs: list[Epoch] = []
         self.trained_s = 0.0
-        with suppress(OSError):
-            for line in path.read_bytes().splitlines():
-                with suppress(ValueError, KeyError, TypeError):
-                    content = json.loads(line)
-                    self.trained_s = float(content.pop("trained_s"))
-                    self.epochs.append(Epoch(**content))
+        for line in _lines_of(self._path):
+            with suppress(ValueError, KeyError, TypeError):
+                content = json.loads(line)
+                self.trained_s = float(content.pop("trained_s"))
+                self.epochs.append(Epoch(**content))
+        for line in _lines_of(state / REPORT_FILE):  # reported while nobody listened any more
+            with suppress(ProgramError):
+                self._add_unheard(read_report(line))
+
+    def _add_unheard(self, said: Report) -> None:
+        if said.epoch is not None and said.epoch > max((e.epoch for e in self.epochs), default=0):
+            self.epochs.append(_epoch_of(said.epoch, said))
 
     def go_on_after(self, epochs: Sequence[Epoch], trained_s: float) -> None:
         """Keep these alone."""
@@ -399,8 +419,7 @@ class _Run:
                 f"the program reported epoch {said.epoch} after epoch {self.epoch}: "
                 "one report an epoch, and they grow"
             )
-        step = said.epoch if said.step is None else said.step
-        epoch = Epoch(epoch=said.epoch, step=step, metrics=said.metrics)
+        epoch = _epoch_of(said.epoch, said)
         self._report(epoch)
         self._last = epoch
         self._refuse_infinite(said.metrics)

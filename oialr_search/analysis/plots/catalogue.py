@@ -46,6 +46,8 @@ MANY_CANDIDATES = 200
 NO_OBSERVATIONS = (
     "no observations; a search records them with `--set observation.interval_steps=100`"
 )
+NO_LEARNING_RATES = "no `lr` of the epochs to draw: nothing has reported it"
+NO_SHARE = "no `trainable_percent` to draw the fitness against: nothing has reported it"
 NO_RANK_UPDATES = "no inner ranks; they are there after the conversion, and never at full rank"
 
 
@@ -191,6 +193,9 @@ def _slice(source: Source) -> go.Figure:
 
 def _pareto(source: Source) -> go.Figure:
     if not source.search.objectives:
+        measured = (i.evaluation for i in source.completed if i.evaluation)
+        if all(evaluation.trainable_percent is None for evaluation in measured):
+            raise StorageError(NO_SHARE)
         return pareto(
             source.completed, source.baseline, source.fitness_label, source.chosen, source.subtitle
         )
@@ -213,6 +218,8 @@ def _lineage(source: Source) -> go.Figure:
 
 def _learning_rates(source: Source) -> go.Figure:
     best = _best_trainings(source)
+    if not any("lr" in epoch.metrics for training in best for epoch in training.epochs):
+        raise StorageError(NO_LEARNING_RATES)
     references = [*_planned(source, best[0].epochs), *_baseline_training(source)]
     return learning_rates(best, references, source.subtitle)
 

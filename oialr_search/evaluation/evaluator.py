@@ -191,7 +191,7 @@ class Evaluator:
             if not start.is_own and spare.worker.hello is None:
                 raise ConfigError(
                     f"{start.shown!r} of `worker` starts no worker ({death}): it needs "
-                    "`pip install oialr-training`"
+                    "oialr-training: run `pip install ./workers` in a clone of oialr-search"
                 ) from None
             if death.exit_signal is None or not self._preparations_left:
                 raise

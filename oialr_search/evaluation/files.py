@@ -227,6 +227,12 @@ def holds_individuals(folder: Path) -> bool:
     return next(folder.glob("individual-*"), None) is not None
 
 
+def highest_number(folder: Path, kind: str) -> int:
+    """Of the folders `KIND-NUMBER` in this one; 0: there are none."""
+    numbers = (path.name.rpartition("-")[2] for path in folder.glob(f"{kind}-*"))
+    return max((int(number) for number in numbers if number.isdecimal()), default=0)
+
+
 def read_search(folder: Path) -> SearchRecord:
     """The search of a folder.
 

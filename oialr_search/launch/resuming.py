@@ -17,6 +17,7 @@ from oialr_search.evaluation.files import (
     OUTCOME_FILE,
     SEARCH_FILE,
     epoch_records,
+    highest_number,
     holds_individuals,
     read_ending,
     read_events,
@@ -33,6 +34,7 @@ from oialr_search.storage.records import (
     NewLaunch,
     NewSearch,
     SearchRecord,
+    Status,
     individual_folder,
     num_failures,
 )
@@ -89,6 +91,29 @@ def refuse_unknown(folder: Path) -> None:
             f"{folder} holds evaluations of a search that the database does not know: "
             f"`oialr-search import {folder}`, with the same --db or --search-dir, stores them, "
             "`--new` begins another search"
+        )
+
+
+def refuse_newer(storage: Storage, search_id: int, folder: Path) -> None:
+    """See that the database knows all evaluations of the folder: their numbers are given out once.
+
+    Raises:
+        ConfigError: when it does not: it is older than the folder, as a backup is.
+    """
+    last = storage.last_individual_id(search_id)
+    newest = highest_number(folder, "individual")
+    what = f"individual {newest}" if newest > last else ""
+    for status in (Status.RUNNING, Status.LOST, Status.PRUNED):  # they may be attempted again
+        for individual in storage.individuals(search_id, status=status):
+            own = Path(individual_folder(str(folder), individual.id))
+            attempt = highest_number(own, "attempt")
+            if individual.evaluation is None or attempt > individual.evaluation.attempt:
+                what = what or f"attempt {attempt} at individual {individual.id}"
+    if what:
+        raise ConfigError(
+            f"the database is older than {folder}, which has {what}: "
+            f"`oialr-search import {folder} --db sqlite:///NEW.db` makes a new one of the folder, "
+            "with which the search goes on"
         )
 
 
@@ -158,6 +183,7 @@ def start_search(
             storage.queue(search_id, points)
     else:
         search_id = stored.id
+        refuse_newer(storage, search_id, folder)
         storage.change_search(search_id, given)
         take_in_results(storage, search_id, search_file, folder)
         launch_id = storage.start_launch(launch)

@@ -338,6 +338,14 @@ class StorageReader(AbstractContextManager["StorageReader"]):
                 for row in connection.execute(query.where(*conditions).order_by(c.id))
             ]
 
+    def last_individual_id(self, search_id: int) -> int:
+        """Return the highest id of a search's individuals; 0: it has none."""
+        highest = sa.select(sa.func.max(individuals.c.id)).where(
+            individuals.c.search_id == search_id
+        )
+        with self._reading() as connection:
+            return connection.scalar(highest) or 0
+
     def num_confirmations(self, search_id: int) -> int:
         """Count the individuals that confirm a search's best, now or earlier."""
         with self._reading() as connection:

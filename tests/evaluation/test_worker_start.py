@@ -106,7 +106,7 @@ def says(line: bytes) -> str:
 
 NOT_THERE = r"cannot start '.*/python' of `worker`: No such file or directory"
 WRONG = {
-    "fails": ("exit 3", r"starts no worker \(the worker ended with exit code 3\): it needs `pip"),
+    "fails": ("exit 3", r"starts no worker \(the worker ended with exit code 3\): it needs oialr"),
     "package": (
         f'exec {sys.executable} -S -I "$@"',
         r"starts no worker \(.*No module named .*oialr_training'?\): it needs",

@@ -19,10 +19,30 @@ from oialr_search.launch.provenance import git_revision
 from oialr_search.launch.resuming import free_name
 from oialr_search.storage.database import Storage
 from oialr_search.storage.records import Outcome, Status
+from oialr_training.errors import ConfigError
 from oialr_training.yaml_files import parse_yaml
 
 from ..evaluation.scripted import completed, epoch
 from .left_behind import OBSERVED, TRAINED, UPDATE, LeftBehind, failed
+
+
+class TestAnOlderDatabase:
+    """A backup, a copy without what was written last: nothing that ended is written over."""
+
+    def test_an_individual_that_it_does_not_know(self, left: LeftBehind) -> None:
+        left.leave(*TRAINED, result=completed(90.0))
+        later = left.folder / "individual-000002" / "attempt-1"
+        later.mkdir(parents=True)
+        with pytest.raises(ConfigError, match=r"older than .* which has individual 2: .*import"):
+            left.launch()
+        assert len(left.storage.launches(left.search_id)) == 1
+
+    def test_an_attempt_that_it_does_not_know(self, left: LeftBehind) -> None:
+        evaluation = left.leave(*TRAINED)
+        left.launch()  # the attempt is lost
+        Path(evaluation.folder).with_name("attempt-2").mkdir()
+        with pytest.raises(ConfigError, match="has attempt 2 at individual 1"):
+            left.launch()
 
 
 class TestResults:

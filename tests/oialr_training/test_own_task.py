@@ -77,6 +77,12 @@ def test_it_is_found_by_an_entry_point(tmp_path: Path) -> None:
         ("T = 3\n", r"own:T is no task: it is no subclass of .*own.py\)"),
         ("U = 3\n", r"own.py has no 'T', got 'own:T'"),
         (GOOD + WHOLE.replace("def network", "def other"), r"its method `network` is missing"),
+        (
+            GOOD + WHOLE.replace("loss(self, outputs, targets)", "loss(self, outputs)"),
+            r"its method `loss` takes \(self, outputs, targets\), got \(self, outputs\) "
+            r"\(.*own.py:\d+\)",
+        ),
+        ("import sys\nsys.exit('no licence')\n", r"own.py:2: SystemExit: no licence"),
         (GOOD + WHOLE.replace("CLASSIFICATION", "()"), r"its `metrics` are no tuple of `Metric`"),
         (
             GOOD + WHOLE.replace("CLASSIFICATION", "CLASSIFICATION[1:]"),

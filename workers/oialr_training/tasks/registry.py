@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -20,6 +21,8 @@ T = TypeVar("T", bound=type[TaskConfig])
 TASKS: dict[str, type[TaskConfig]] = {}
 """Those that come along, and those that were found."""
 ENTRY_POINTS = "oialr_search.tasks"
+METHODS = ("load_data", "network", "loss", "measure", "training_step")
+"""What the loop calls of a task."""
 TASK_PATH_VARIABLE = "OIALR_TASK_PATH"
 """Folders with tasks of one's own; the workers inherit it."""
 
@@ -78,7 +81,7 @@ def _imported(module: str, task: str) -> object:
     sys.path[:0] = [folder for folder in task_path() if folder not in sys.path]
     try:
         return importlib.import_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if isinstance(error, ModuleNotFoundError) and module.startswith(error.name or "?"):
             raise ConfigError(
                 f"no module {error.name!r} for `task`, got {task!r:.80}: "
@@ -107,7 +110,25 @@ def _a_task(module: object, attribute: str, name: str) -> type[TrainingConfig]:
     if mistake:
         raise ConfigError(f"`task`: {name} is no task: {mistake} ({file})")
     found: type[TrainingConfig] = task
+    for method in METHODS:
+        _refuse_signature(found, method, name)
     return found
+
+
+def _refuse_signature(task: type[TrainingConfig], method: str, name: str) -> None:
+    """See that a task's method takes what `TrainingConfig`'s is given, by place."""
+    own = getattr(task, method)
+    asked = list(inspect.signature(getattr(TrainingConfig, method)).parameters)
+    if not inspect.isfunction(inspect.getattr_static(task, method)):  # e.g. a staticmethod
+        asked = asked[1:]
+    try:
+        inspect.signature(own).bind(*asked)
+    except TypeError:
+        code = inspect.unwrap(own).__code__
+        raise ConfigError(
+            f"`task`: {name} is no task: its method `{method}` takes ({', '.join(asked)}), "
+            f"got {inspect.signature(own)} ({code.co_filename}:{code.co_firstlineno})"
+        ) from None
 
 
 def validate_training(content: Mapping[str, Any], source: str) -> TaskConfig:

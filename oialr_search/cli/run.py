@@ -116,6 +116,7 @@ def enqueue(
     best: Annotated[int, typer.Option(min=1, help="So many of that search's best.")] = 1,
     db: DatabaseOption = None,
     search_dir: SearchDirOption = SEARCH_DIR,
+    task_path: TaskPathOption = None,
     search: SearchOption = None,
 ) -> None:
     """Have configurations evaluated next, by the launch that runs or by the next one.

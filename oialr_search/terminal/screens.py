@@ -237,22 +237,35 @@ def _values(individual: Row) -> Sequence[Row]:
     """A line for each hyperparameter: its value, the parents' where they differ, the file's."""
     rows = []
     for name, value in individual["hyperparameters"].items():
-        row: dict[str, Any] = {"hyperparameter": name, "value": shown(value)}
+        row: dict[str, Any] = {"hyperparameter": name, "value": shown(value, "null")}
         for parent in individual["parents"]:
             if "differences" in parent:
                 other = parent["differences"].get(name)
                 row[f"parent {parent['individual']}"] = (
                     shown(other) if name in parent["differences"] else "same"
                 )
-        row["search file"] = shown(individual["search_file"][name])
-        limits = individual["space"].get(name, {})
-        if "low" in limits:
-            scale = ", log" if limits.get("scale") == "log" else ""
-            row["searched"] = f"{number(limits['low'])} to {number(limits['high'])}{scale}"
-        elif "choices" in limits:
-            row["searched"] = " | ".join(map(shown, limits["choices"]))
+        row["search file"] = shown(individual["search_file"][name], "null")
+        row["searched"] = _searched(individual["space"].get(name, {}))
         rows.append(row)
     return rows
+
+
+def _searched(limits: Row) -> str:
+    """Between what a hyperparameter is searched, and where."""
+    text = ""
+    if "low" in limits:
+        scale = ", log" if limits.get("scale") == "log" else ""
+        step = f", step {number(limits['step'])}" if limits.get("step") else ""
+        text = f"{number(limits['low'])} to {number(limits['high'])}{scale}{step}"
+    elif "choices" in limits:
+        text = _either(limits["choices"])
+    for name, values in limits.get("when", ()):
+        text += f", when {name} is {_either(values)}"
+    return text
+
+
+def _either(values: Sequence[Any]) -> str:
+    return " | ".join(shown(value, "null") for value in values)
 
 
 def _evaluation(evaluation: Row, console: Console) -> list[RenderableType]:

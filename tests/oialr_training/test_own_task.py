@@ -133,6 +133,13 @@ def test_the_example_s_file_is_valid() -> None:
             ("measure_classification(model, batches)", "{}"),
             "measures nothing, its",
         ),
+        (
+            (
+                "return cross_entropy(outputs, targets)",
+                "return cross_entropy(outputs, targets) / 0",
+            ),
+            r"the loss of the task tabular:TabularMLP is a finite tensor .*, got inf before",
+        ),
         (("classes =", "rows ="), r"NameError: name 'classes' is not defined \(.*tabular.py:\d+\)"),
     ],
 )

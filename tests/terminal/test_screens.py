@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from oialr_search.terminal.screens import duration
+from oialr_search.terminal.screens import _searched, duration
 
 from ..conftest import Command
 
@@ -103,3 +103,11 @@ def test_a_narrow_terminal(seen_urls: dict[str, str], tmp_path: Path, command: C
         assert [line for line in lines if len(line) > 80] == []
     os.close(theirs)
     os.close(ours)
+
+
+def test_what_is_searched_is_shown_with_step_condition_and_null() -> None:
+    when = (("model.kind", ("cnn", None)),)
+    limits = {"low": 3, "high": 7, "scale": "linear", "step": 2, "when": when}
+    assert _searched(limits) == "3 to 7, step 2, when model.kind is cnn | null"
+    assert _searched({"choices": (None, 0.1), "when": ()}) == "null | 0.1"
+    assert _searched({}) == ""

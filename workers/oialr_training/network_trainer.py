@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from oialr_training.config import TrainingConfig
 from oialr_training.data import Cut
-from oialr_training.errors import DataError
+from oialr_training.errors import ConfigError, DataError
 from oialr_training.protocol import Completed, Evaluate, Event, Resources, Stop
 from oialr_training.resources import Meter
 from oialr_training.state import StateFile
@@ -37,6 +37,7 @@ class NetworkTrainer(Trainer[TrainingConfig]):
         inputs, targets = next(iter(training.splits.train.epoch(0)))
         two = tuple(part[:2] for part in inputs)
         loss = config.training_step(training.model, two, targets[:2])
+        _require_loss(config, loss)
         loss.backward()  # type: ignore[no-untyped-call]
         training.optimizer.step()
         require_metrics(training)
@@ -86,6 +87,28 @@ class NetworkTrainer(Trainer[TrainingConfig]):
 
 def _state_file(request: Evaluate) -> StateFile | None:
     return StateFile(Path(request.state_file)) if request.state_file else None
+
+
+def _require_loss(config: TrainingConfig, loss: object) -> None:
+    """See that what a task's loss gives before the first step can be differentiated.
+
+    Raises:
+        ConfigError: when it cannot.
+    """
+    if not isinstance(loss, Tensor):
+        got = type(loss).__name__
+    elif loss.shape != ():
+        got = f"shape {tuple(loss.shape)}"
+    elif not loss.requires_grad:
+        got = "one without a gradient"
+    elif not loss.isfinite():
+        got = f"{loss.item()} before the first step"
+    else:
+        return
+    raise ConfigError(
+        f"the loss of the task {config.task} is a finite tensor of shape () with a gradient, "
+        f"got {got}"
+    )
 
 
 def _save_checkpoint(model: nn.Module, path: Path) -> None:

@@ -83,6 +83,10 @@ def test_it_is_found_by_an_entry_point(tmp_path: Path) -> None:
             r"\(.*own.py:\d+\)",
         ),
         ("import sys\nsys.exit('no licence')\n", r"own.py:2: SystemExit: no licence"),
+        (
+            GOOD + WHOLE.replace("CLASSIFICATION", "(Metric(name='loss', label='', better=''),)"),
+            r"`better` of the metric 'loss' is lower or higher: ''",
+        ),
         (GOOD + WHOLE.replace("CLASSIFICATION", "()"), r"its `metrics` are no tuple of `Metric`"),
         (
             GOOD + WHOLE.replace("CLASSIFICATION", "CLASSIFICATION[1:]"),
@@ -140,6 +144,7 @@ def test_the_example_s_file_is_valid() -> None:
             ),
             r"the loss of the task tabular:TabularMLP is a finite tensor .*, got inf before",
         ),
+        (("return nn.Sequential(", "nn.Sequential("), "returns a torch.nn.Module, got None"),
         (("classes =", "rows ="), r"NameError: name 'classes' is not defined \(.*tabular.py:\d+\)"),
     ],
 )

@@ -90,7 +90,12 @@ def set_up(config: TrainingConfig, cut: Cut) -> Training:
     torch.manual_seed(config.seed)
     device = device_of(config)
     splits = cut(load_settings(config))
-    model = config.network(splits).to(device)
+    model = config.network(splits)
+    if not isinstance(model, nn.Module):
+        raise ConfigError(
+            f"`network` of the task {config.task} returns a torch.nn.Module, got {model!r:.60}"
+        )
+    model = model.to(device)
     num_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     optimizer = torch.optim.AdamW(
         model.parameters(),

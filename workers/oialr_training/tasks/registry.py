@@ -107,6 +107,8 @@ def _a_task(module: object, attribute: str, name: str) -> type[TrainingConfig]:
         mistake = "its `metrics` are no tuple of `Metric`"
     elif task.metrics[0].name != "loss":
         mistake = f"the first of its `metrics` is called `loss`, got {task.metrics[0].name!r}"
+    elif odd := [m for m in task.metrics if m.better not in ("lower", "higher")]:
+        mistake = f"`better` of the metric {odd[0].name!r} is lower or higher: {odd[0].better!r}"
     if mistake:
         raise ConfigError(f"`task`: {name} is no task: {mistake} ({file})")
     found: type[TrainingConfig] = task

@@ -127,7 +127,7 @@ def _new_values(individual: IndividualRecord, parents: Sequence[Row]) -> list[st
 
 def _limits(hyperparameter: Hyperparameter) -> Row:
     known = vars(hyperparameter).items()
-    return {key: value for key, value in known if key != "name" and value is not None}
+    return {key: value for key, value in known if key != "name" and value not in (None, ())}
 
 
 def _evaluation(storage: Storage, search: SearchRecord, evaluation: EvaluationRecord) -> Row:

@@ -274,7 +274,11 @@ def test_an_individual_can_be_asked_for(watched: Command) -> None:
 @needs_browser
 @pytest.mark.parametrize(
     ("file", "beginning"),
-    [("a.png", b"\x89PNG\r\n"), ("a.pdf", b"%PDF-"), ("A.SVG", b"<svg")],
+    [
+        ("a.png", b"\x89PNG\r\n"),
+        pytest.param("a.pdf", b"%PDF-", marks=pytest.mark.slow),
+        pytest.param("A.SVG", b"<svg", marks=pytest.mark.slow),
+    ],
 )
 def test_pictures(watched: Command, file: str, beginning: bytes) -> None:
     result = watched("plot", "stability", "-o", file)

@@ -9,6 +9,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import shutil
 import sqlite3
 import subprocess
@@ -44,6 +45,7 @@ from ..conftest import (
     settings,
 )
 from ..oialr_training.test_data import make_images
+from ..test_readme import COMMANDS
 
 
 def query(database: Path, sql: str) -> list[dict[str, Any]]:
@@ -359,3 +361,17 @@ def test_a_task_of_one_s_own_from_another_folder(tmp_path: Path) -> None:
     result = json.loads((tmp_path / "again" / "seed-42" / "result.json").read_text())
     provenance = yaml.safe_load((tmp_path / "best.yaml").read_text())["provenance"]
     assert result["metrics"]["validation_loss"] == provenance["fitness"]
+
+
+def test_the_readme_s_commands_run_in_their_order(digits_search: FinishedSearch) -> None:
+    for line in COMMANDS:
+        words = shlex.split(line)[1:]
+        if words[0] == "dashboard":  # it does not end by itself, and its port may be in use
+            process = digits_search.command.start(*words, "--port", "0")
+            assert process.stdout is not None
+            assert process.stdout.readline().startswith("http://127.0.0.1:")
+            process.terminate()
+            assert process.wait(timeout=60) == 0
+        else:
+            digits_search.command(*words)
+    assert (digits_search.command.folder / "trainings" / "best" / "seed-44").is_dir()

@@ -9,10 +9,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from oialr_training.config import TrainingConfig
 from oialr_training.errors import ConfigError
+from oialr_training.network_trainer import NetworkTrainer
 from oialr_training.protocol import Failed, Prepare
 from oialr_training.tasks import TASKS, add_task_path, find_task, validate_training
 from oialr_training.tasks.registry import TASK_PATH_VARIABLE
@@ -145,21 +148,34 @@ def test_the_example_s_file_is_valid() -> None:
             r"the loss of the task tabular:TabularMLP is a finite tensor .*, got inf before",
         ),
         (("return nn.Sequential(", "nn.Sequential("), "returns a torch.nn.Module, got None"),
-        (("classes =", "rows ="), r"NameError: name 'classes' is not defined \(.*tabular.py:\d+\)"),
     ],
 )
 def test_a_mistake_in_its_methods_is_one_line_before_the_search(
     tmp_path: Path, change: tuple[str, str], told: str
 ) -> None:
+    config = validate_training(spoilt_example(tmp_path, *change), "tabular.yaml")
+    assert isinstance(config, TrainingConfig)
+    with pytest.raises(ConfigError, match=told):
+        NetworkTrainer(tmp_path).prepare(config)
+
+
+def spoilt_example(folder: Path, part: str, other: str) -> dict[str, Any]:
+    """The example's configuration; its task, beside it, has other text in place of a part."""
     text = (EXAMPLES / "tabular.py").read_text()
-    assert change[0] in text
-    (tmp_path / "tabular.py").write_text(text.replace(*change))
-    (tmp_path / "table.csv").write_text("a,b,target\n" + "1,2,x\n3,4,y\n2,1,x\n0,3,y\n" * 30)
-    add_task_path([tmp_path])
+    assert part in text
+    (folder / "tabular.py").write_text(text.replace(part, other))
+    (folder / "table.csv").write_text("a,b,target\n" + "1,2,x\n3,4,y\n2,1,x\n0,3,y\n" * 30)
+    add_task_path([folder])
     config = read_yaml(EXAMPLES / "tabular.yaml")
     del config["search"], config["space"]
+    return config
+
+
+def test_what_its_methods_raise_has_its_place(tmp_path: Path) -> None:
+    config = spoilt_example(tmp_path, "classes =", "rows =")
     with started(tmp_path / "log.txt") as worker:
         worker.send(Prepare(config=config, data_dir=str(tmp_path)))
         (failed,) = (e for e in worker.events() if isinstance(e, Failed))
     assert failed.cause == "configuration"
+    told = r"NameError: name 'classes' is not defined \(.*tabular.py:\d+\)"
     assert re.search(told, failed.reason)

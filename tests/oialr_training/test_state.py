@@ -65,7 +65,7 @@ LATE = {"oialr.delay_steps": 70, "oialr.update_frequency": 10, "oialr.full_rank_
         pytest.param("untuned", EARLY_OIALR, 3, marks=pytest.mark.slow),
         pytest.param("untuned", EARLY_OIALR | {"result_epoch": "last"}, 2, marks=pytest.mark.slow),
         pytest.param("untuned", LATE, 2, marks=pytest.mark.slow),  # dense till step 70
-        ("tuned", EARLY_OIALR, 2),
+        pytest.param("tuned", EARLY_OIALR, 2, marks=pytest.mark.slow),
         pytest.param("baseline", {}, 2, marks=pytest.mark.slow),
     ],
 )

@@ -86,6 +86,7 @@ def test_a_gpu_that_is_not_there(command: Command) -> None:
     assert_one_line(without, "run", DIGITS, *options, code=78, words=["no GPU", "'cuda'"])
 
 
+@pytest.mark.slow
 def test_missing_data(command: Command) -> None:
     words = ["no CIFAR-10 train images", "cifar-10-batches-py", str(command.folder), "--data-dir"]
     folder = command.folder / "data"

@@ -182,6 +182,7 @@ def test_status_and_show(digits_search: FinishedSearch) -> None:
     assert all(ranks[0] >= ranks[-1] for ranks in story["evaluations"][0]["inner_ranks"].values())
 
 
+@pytest.mark.slow
 def test_the_best_trains_again_to_the_last_digit(digits_search: FinishedSearch) -> None:
     command = digits_search.command
     command("export", "-o", "best.yaml")

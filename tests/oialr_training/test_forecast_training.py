@@ -125,6 +125,7 @@ def test_the_last_epoch_is_the_result_if_so_configured() -> None:
     assert trained.completed.metrics.items() >= epochs[1].metrics.items()
 
 
+@pytest.mark.slow
 def test_a_validation_loss_that_is_no_number_is_never_the_best() -> None:
     trained, _ = run(scripted(prepare(config("baseline", epochs=3)), [math.nan, 2.0, math.nan]))
     assert trained.completed.metrics["epoch"] == 2

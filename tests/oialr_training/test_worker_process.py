@@ -73,6 +73,7 @@ OBSERVED = {"interval_steps": 5, "lags": [1, 3]}
             4,
             {"result_epoch": "best", "optimizer__lr": 0.02, "observation": OBSERVED},
             id="after truncation, best epoch",
+            marks=pytest.mark.slow,
         ),
     ],
 )

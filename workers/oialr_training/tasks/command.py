@@ -147,7 +147,7 @@ class CommandTraining(TaskConfig):
     @property
     def command_line(self) -> str:
         """The command line for people and shells, as far as it is filled here."""
-        return shlex.join(self.filled({}))
+        return shlex.join(self.filled({"python": "python"}))
 
 
 def _names_in(word: str) -> list[str]:
